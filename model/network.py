@@ -1,0 +1,241 @@
+"""Swin2SR: a SwinV2 transformer for super-resolution and restoration of compressed images.
+
+Paper: Conde, Choi, Burchi, Timofte, *Swin2SR: SwinV2 Transformer for Compressed Image Super-Resolution and
+Restoration*, ECCV 2022 Workshops, arXiv 2209.11345. Reference: ``models/network_swin2sr.py`` of
+github.com/mv-lab/swin2sr (Apache-2.0); the state dict has its keys.
+
+The network works on a canvas with one or many images of any sizes (``model.packing``). Padding to the window and
+cropping stand outside (``model.processor``). Shapes: S sheets, H W pixels of the canvas, C channels, T tokens,
+N tokens per window, nW windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.attention import WindowAttention
+from model.config import Swin2SRConfig
+from model.packing import LayoutCache, PackedLayout
+from model.reconstruction import Reconstruction, build_head, conv3x3, mean_of
+
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "gelu": nn.GELU,
+    "gelu_new": lambda: nn.GELU(approximate="tanh"),
+    "relu": nn.ReLU,
+    "selu": nn.SELU,
+}
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between them, per token."""
+
+    def __init__(self, config: Swin2SRConfig) -> None:
+        super().__init__()
+        hidden = int(config.embed_dim * config.mlp_ratio)
+        self.fc1 = nn.Linear(config.embed_dim, hidden)
+        self.act = ACTIVATIONS[config.hidden_act]()
+        self.fc2 = nn.Linear(hidden, config.embed_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.fc2(self.act(self.fc1(tokens)))
+
+
+class SwinTransformerBlock(nn.Module):
+    """Window attention and MLP, each normalised after itself and added (res-post-norm).
+
+    Args:
+        config: of the network.
+        heads: attention heads of the stage.
+        shift: 0, or the shift of the window grid.
+        drop_path: probability that a window's branch is dropped in training.
+    """
+
+    def __init__(self, config: Swin2SRConfig, heads: int, shift: int, drop_path: float) -> None:
+        super().__init__()
+        self.shift, self.drop_path, self.dropout = shift, drop_path, config.hidden_dropout_prob
+        self.attn = WindowAttention(
+            config.embed_dim,
+            heads,
+            config.window_size,
+            shift,
+            qkv_bias=config.qkv_bias,
+            dropout=config.attention_probs_dropout_prob,
+        )
+        self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.mlp = Mlp(config)
+        self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+
+    def forward(self, tokens: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """Tokens (nW, N, C), windows sorted by mask kind with ``counts`` of each, to the same shape."""
+        tokens = tokens + self._drop(self.norm1(self._dropout(self.attn(tokens, counts))))
+        return tokens + self._drop(self.norm2(self._dropout(self.mlp(tokens))))
+
+    def _dropout(self, tokens: Tensor) -> Tensor:
+        return F.dropout(tokens, self.dropout, self.training)
+
+    def _drop(self, tokens: Tensor) -> Tensor:
+        """Stochastic depth, window by window, scaled so that the expectation stays."""
+        if not self.training or not self.drop_path:
+            return tokens
+        kept = torch.rand(tokens.shape[0], 1, 1, device=tokens.device) >= self.drop_path
+        return tokens * kept.to(tokens.dtype) / (1 - self.drop_path)
+
+
+class PatchEmbedding(nn.Module):
+    """The 1x1 convolution before the body (with a norm) and at the end of every stage (without)."""
+
+    def __init__(self, config: Swin2SRConfig, *, norm: bool) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(config.embed_dim, config.embed_dim, 1)
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps) if norm else None
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (T, C) in any order."""
+        tokens = F.linear(tokens, self.proj.weight.flatten(1), self.proj.bias)
+        return tokens if self.norm is None else self.norm(tokens)
+
+
+def residual_connection(config: Swin2SRConfig) -> nn.Module:
+    """The convolutions that end a stage and the body: ``1conv`` or the bottleneck ``3conv``."""
+    dim = config.embed_dim
+    if config.resi_connection == "1conv":
+        return conv3x3(dim, dim)
+    return nn.Sequential(
+        conv3x3(dim, dim // 4), nn.LeakyReLU(0.2), nn.Conv2d(dim // 4, dim // 4, 1), nn.LeakyReLU(0.2),
+        conv3x3(dim // 4, dim),
+    )  # fmt: skip
+
+
+def convolve(connection: nn.Module, canvas: Tensor, layout: PackedLayout) -> Tensor:
+    """Apply a residual connection to a canvas (S, C, H, W) with clear gaps, clearing them before the last 3x3."""
+    if isinstance(connection, nn.Sequential):
+        return connection[-1](layout.clear_gaps(connection[:-1](canvas)))
+    return connection(canvas)
+
+
+class ResidualGroup(nn.Module):
+    """The blocks of a stage; the name is the official state dict's."""
+
+    def __init__(self, config: Swin2SRConfig, heads: int, drop_paths: Sequence[float]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            SwinTransformerBlock(config, heads, config.shift_size if index % 2 else 0, drop_path)
+            for index, drop_path in enumerate(drop_paths)
+        )
+
+    def forward(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
+        """Tokens (T, C) in window order to a canvas (S, C, H, W)."""
+        length, channels, shifted = layout.window**2, tokens.shape[1], False
+        for block in self.blocks:
+            if bool(block.shift) != shifted:
+                shifted = not shifted
+                table = layout.shifted_from_windows if shifted else layout.windows_from_shifted
+                tokens = tokens.index_select(0, table)
+            counts = layout.counts if shifted else (layout.windows_count,)
+            tokens = block(tokens.view(-1, length, channels), counts).view(-1, channels)
+        return layout.to_canvas(tokens, shifted=shifted)
+
+
+class ResidualSwinTransformerBlock(nn.Module):
+    """A stage: blocks, convolution, 1x1 convolution, added to what came in."""
+
+    def __init__(self, config: Swin2SRConfig, heads: int, drop_paths: Sequence[float]) -> None:
+        super().__init__()
+        self.residual_group = ResidualGroup(config, heads, drop_paths)
+        self.conv = residual_connection(config)
+        self.patch_embed = PatchEmbedding(config, norm=False)
+
+    def forward(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
+        """Tokens (T, C) in window order to the same."""
+        canvas = convolve(self.conv, self.residual_group(tokens, layout), layout)
+        return tokens + self.patch_embed(layout.to_windows(canvas))
+
+
+class Swin2SR(nn.Module):
+    """The whole network.
+
+    Args:
+        config: its dimensions and its head.
+    """
+
+    mean_in: Tensor
+    mean_out: Tensor
+
+    def __init__(self, config: Swin2SRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layouts = LayoutCache(config.window_size, config.shift_size)
+        drop_paths = torch.linspace(0, config.drop_path_rate, sum(config.depths)).split(list(config.depths))
+        self.conv_first = conv3x3(config.num_channels, config.embed_dim)
+        self.patch_embed = PatchEmbedding(config, norm=True)
+        self.layers = nn.ModuleList(
+            ResidualSwinTransformerBlock(config, heads, rates.tolist())
+            for heads, rates in zip(config.num_heads, drop_paths, strict=True)
+        )
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.conv_after_body = residual_connection(config)
+        head = build_head(config)
+        for name, module in head.named_children():  # the official layout has them at the top level
+            self.add_module(name, module)
+        self._reconstruct = head.forward
+        self.register_buffer("mean_in", mean_of(config.num_channels), persistent=False)
+        self.register_buffer("mean_out", mean_of(config.out_channels), persistent=False)
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, canvas: Tensor, layout: PackedLayout | None = None) -> Reconstruction:
+        """Reconstruct all images of a canvas.
+
+        Args:
+            canvas: (S, C, H, W), values in [0, 1]; gaps may hold anything.
+            layout: where the images lie; without one, the canvas is a batch of S images of one size.
+
+        Returns:
+            The image (S, C, s * H, s * W), not clamped, and for ``pixelshuffle_aux`` the auxiliary image.
+
+        Raises:
+            ValueError: if a size is not a multiple of the window, or the channels are not the network's.
+        """
+        if canvas.ndim != 4 or canvas.shape[1] != self.config.num_channels:
+            raise ValueError(f"Expected (S, {self.config.num_channels}, H, W), not {tuple(canvas.shape)}.")
+        if layout is None:
+            sheets, _, height, width = canvas.shape
+            layout = self.layouts([(height, width)] * sheets, canvas.device)
+        pixels = layout.clear_gaps((canvas - self.mean_in) * self.config.img_range)
+        features = self.conv_first(pixels.contiguous(memory_format=torch.channels_last))
+        features = convolve(self.conv_after_body, self.extract(features, layout), layout) + features
+        image, aux = self._reconstruct(layout.clear_gaps(features), pixels, layout)
+        image = image / self.config.img_range + self.mean_out
+        return Reconstruction(image, None if aux is None else aux / self.config.img_range + self.mean_out)
+
+    def extract(self, features: Tensor, layout: PackedLayout) -> Tensor:
+        """The transformer body: features (S, C, H, W) to deep features of the same shape, gaps clear."""
+        tokens = self.patch_embed(layout.to_windows(features))
+        for stage in self.layers:
+            tokens = stage(tokens, layout)
+        return layout.to_canvas(self.norm(tokens), shifted=False)
+
+    def reconstruct(self, images: Sequence[Tensor]) -> list[Reconstruction]:
+        """Reconstruct images of any sizes in one forward pass.
+
+        Args:
+            images: each (C, H, W) with values in [0, 1]; sides are multiples of the window.
+
+        Returns:
+            For each image its (C, s * H, s * W), not clamped, and its auxiliary image where the head makes one.
+        """
+        sizes = [(image.shape[1], image.shape[2]) for image in images]
+        layout = self.layouts(sizes, images[0].device)
+        image, aux = self(layout.pack(images), layout)
+        auxes: Sequence[Tensor | None] = [None] * len(images) if aux is None else layout.unpack(aux)
+        crops = layout.unpack(image, self.config.upscale)
+        return [Reconstruction(crop, small) for crop, small in zip(crops, auxes, strict=True)]
