@@ -1,0 +1,127 @@
+"""Everything that can be configured, read once when the service is built.
+
+Each setting is an environment variable with the prefix ``SWIN2SR_`` and an option of ``swin2sr serve``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+MEBIBYTE = 1024 * 1024
+WINDOWS = (7, 8)
+"""Sides of the attention windows of the known variants, pixels: tiles are whole windows."""
+
+
+class Settings(BaseSettings):
+    """The configuration of one service; frozen, and checked as a whole.
+
+    Raises:
+        pydantic.ValidationError: if a value is impossible, or two values are together; the text names them.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="SWIN2SR_", frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    variants: Annotated[tuple[str, ...], NoDecode] = Field(
+        ("x2", "x4", "jpeg-restore", "compressed"),
+        description="names and aliases loaded and warmed before ready; the first is the default of requests",
+    )
+    model_dir: Path | None = Field(None, description="folder of checkpoints, each served under its own name")
+    cache_dir: Path | None = Field(None, description="where fetched weights lie; unset: the Hugging Face cache")
+    offline: bool = Field(False, description="never download")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="bfloat16 is faster on a GPU and a little less exact; auto: bfloat16 there, else float32"
+    )
+    threads: int | Literal["auto"] = Field("auto", description="threads of the forward pass; auto: the CPU quota")
+    max_body_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest upload, bytes; bounds memory per request")
+    max_input_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels, checked before decoding")
+    max_output_pixels: int = Field(200_000_000, ge=1, description="largest upscaled image, pixels")
+    tile_size: int = Field(544, ge=16, description="largest side computed at once, pixels; more memory, fewer seams")
+    tile_overlap: int = Field(64, ge=0, description="pixels shared by neighbouring tiles; more work, fainter seams")
+    max_batch_pixels: int | Literal["auto"] = Field(
+        "auto", description="pixels of one forward pass; larger batches are faster up to a point and need more memory"
+    )
+    max_queue_delay_ms: int = Field(0, ge=0, le=10_000, description="how long a free worker waits for a fuller batch")
+    max_queue_pixels: int = Field(100_000_000, ge=1, description="pixels that may wait; more is refused with 429")
+    max_queue_requests: int = Field(256, ge=1, description="requests that may wait; more are refused with 429")
+    request_timeout_ms: int = Field(600_000, ge=1, description="longest that a request may take before its 504")
+    upload_timeout_ms: int = Field(30_000, ge=1, description="longest that a body may take to arrive before its 408")
+    drain_delay_ms: int = Field(5_000, ge=0, description="on SIGTERM: not ready, but still accepting, for so long")
+    drain_timeout_ms: int = Field(600_000, ge=0, description="on SIGTERM: longest wait for what was accepted")
+    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+        (), description="comma separated; with any set, /v1/* needs one of them as bearer token"
+    )
+    admin_token: SecretStr | None = Field(None, description="bearer token that allows load, unload and reload")
+    log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines")
+
+    @field_validator("variants", "api_keys", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("variants")
+    @classmethod
+    def _name_variants(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(dict.fromkeys(name.lower() for name in value))
+        if not names:
+            raise ValueError("at least one variant or alias is needed")
+        return names
+
+    @field_validator("device")
+    @classmethod
+    def _name_device(cls, value: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+            raise ValueError("must be auto, cpu, cuda or cuda:N")
+        return value
+
+    @field_validator("model_dir")
+    @classmethod
+    def _find_folder(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_dir():
+            raise ValueError(f"{value} is not a folder")
+        return value
+
+    @field_validator("threads", "max_batch_pixels")
+    @classmethod
+    def _positive(cls, value: int | str) -> int | str:
+        if isinstance(value, int) and value < 1:
+            raise ValueError("must be at least 1, or auto")
+        return value
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if any(self.tile_size // window <= -(-self.tile_overlap // window) for window in WINDOWS):
+            raise ValueError(
+                f"TILE_OVERLAP {self.tile_overlap} leaves a tile of TILE_SIZE {self.tile_size} nothing of its own"
+            )
+        if isinstance(self.max_batch_pixels, int) and self.max_batch_pixels < self.tile_size**2:
+            raise ValueError(
+                f"MAX_BATCH_PIXELS {self.max_batch_pixels} does not hold one tile of TILE_SIZE {self.tile_size}: "
+                f"{self.tile_size**2} pixels"
+            )
+        if self.largest_work > self.max_queue_pixels:
+            raise ValueError(
+                f"MAX_QUEUE_PIXELS {self.max_queue_pixels} does not hold the tiles of an image of MAX_INPUT_PIXELS "
+                f"{self.max_input_pixels}: {self.largest_work} pixels with their overlap"
+            )
+        if self.drain_delay_ms > self.drain_timeout_ms:
+            raise ValueError(
+                f"DRAIN_DELAY_MS {self.drain_delay_ms} is longer than DRAIN_TIMEOUT_MS {self.drain_timeout_ms}"
+            )
+        if self.admin_token is not None and self.admin_token in self.api_keys:
+            raise ValueError("ADMIN_TOKEN is also one of API_KEYS: every user would be an administrator")
+        return self
+
+    @property
+    def largest_work(self) -> int:
+        """Pixels that the network computes for a square image of ``max_input_pixels``, tiles' overlap included."""
+        if self.max_input_pixels <= self.tile_size**2:
+            return self.max_input_pixels
+        return int(self.max_input_pixels * (self.tile_size / (self.tile_size - self.tile_overlap)) ** 2)
