@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from model import windows
 
+# The official code clamps to the float32 logarithm, and so does a network in float64.
 MAX_LOGIT_SCALE = float(torch.log(torch.tensor(100.0)))
 
 
@@ -54,7 +55,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("masks", masks, persistent=False)
         self.logit_bias: Tensor | None = None
         self.scale: Tensor | None = None
-        self.register_load_state_dict_post_hook(lambda module, _: module.refresh())
+        self.register_load_state_dict_post_hook(_refresh)  # type: ignore[no-untyped-call]  # likewise
 
     def position_bias(self) -> Tensor:
         """The continuous relative position bias (nH, N, N), within (0, 16)."""
@@ -77,14 +78,14 @@ class WindowAttention(nn.Module):
                 bias, scale = self.tables()
                 self.logit_bias, self.scale = bias.contiguous(), scale
 
-    def train(self, mode: bool = True) -> WindowAttention:  # noqa: FBT001, FBT002 (nn.Module's signature)
+    def train(self, mode: bool = True) -> WindowAttention:
         """Switch between training and evaluation, which alone holds the tables."""
         super().train(mode)
         self.refresh()
         return self
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowAttention:  # noqa: FBT001, FBT002
-        super()._apply(fn, recurse)
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowAttention:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch has not annotated it
         self.refresh()
         return self
 
@@ -113,7 +114,9 @@ class WindowAttention(nn.Module):
         if sum(count > 0 for count in counts) == 1:
             kind = next(kind for kind, count in enumerate(counts) if count)
             return torch.softmax(logits + bias[kind], dim=-1)
-        kinds = torch.arange(len(counts), device=bias.device).repeat_interleave(torch.tensor(counts, device=bias.device))
+        kinds = torch.arange(len(counts), device=bias.device).repeat_interleave(
+            torch.tensor(counts, device=bias.device)
+        )
         return torch.softmax(logits + bias[kinds], dim=-1)
 
     def forward(self, tokens: Tensor, counts: tuple[int, ...]) -> Tensor:
@@ -129,6 +132,11 @@ class WindowAttention(nn.Module):
         query, key, value = self.project(tokens)
         attention = F.dropout(self.probabilities(query, key, counts), self.dropout, self.training)
         return self.proj((attention @ value).transpose(1, 2).reshape(tokens.shape))
+
+
+def _refresh(module: nn.Module, _: object) -> None:
+    assert isinstance(module, WindowAttention)
+    module.refresh()
 
 
 def relative_coords_table(window: int) -> Tensor:

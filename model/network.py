@@ -41,6 +41,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, config.embed_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., C) to the same shape."""
         return self.fc2(self.act(self.fc1(tokens)))
 
 
@@ -169,7 +170,7 @@ class Swin2SR(nn.Module):
         super().__init__()
         self.config = config
         self.layouts = LayoutCache(config.window_size, config.shift_size)
-        drop_paths = torch.linspace(0, config.drop_path_rate, sum(config.depths)).split(list(config.depths))
+        drop_paths = torch.split(torch.linspace(0, config.drop_path_rate, sum(config.depths)), list(config.depths))
         self.conv_first = conv3x3(config.num_channels, config.embed_dim)
         self.patch_embed = PatchEmbedding(config, norm=True)
         self.layers = nn.ModuleList(

@@ -68,7 +68,9 @@ class PackedLayout:
             raise ValueError("A pack needs at least one image.")
         for height, width in sizes:
             if height < 1 or width < 1 or height % window or width % window:
-                raise ValueError(f"Size {height}x{width} is not a multiple of the window {window}: pad the image first.")
+                raise ValueError(
+                    f"Size {height}x{width} is not a multiple of the window {window}: pad the image first."
+                )
         self.sizes, self.window, self.shift = tuple(sizes), window, shift
         self.places, (self.sheets, self.height, self.width) = _arrange(self.sizes)
         self.windows_count = sum(height * width for height, width in sizes) // window**2

@@ -31,6 +31,7 @@ class Head(nn.Module):
     """From features (S, embed_dim, H, W) and the normalised input (S, C, H, W) to a normalised reconstruction."""
 
     def forward(self, features: Tensor, pixels: Tensor, layout: PackedLayout) -> Reconstruction:
+        """Reconstruct a canvas whose features have clear gaps."""
         raise NotImplementedError
 
 
@@ -66,6 +67,7 @@ class PixelShuffleHead(Head):
         return layout.clear_gaps(features, scale)
 
     def forward(self, features: Tensor, pixels: Tensor, layout: PackedLayout) -> Reconstruction:  # noqa: ARG002
+        """As ``Head.forward``."""
         return Reconstruction(self.conv_last(self.climb(self.conv_before_upsample(features), layout)))
 
 
@@ -92,6 +94,7 @@ class AuxiliaryHead(PixelShuffleHead):
         return canvas
 
     def forward(self, features: Tensor, pixels: Tensor, layout: PackedLayout) -> Reconstruction:
+        """As ``Head.forward``."""
         features = layout.clear_gaps(self.conv_before_upsample(features))
         aux = self.conv_aux(features)
         features = self.climb(self.conv_after_aux(layout.clear_gaps(aux)), layout)
@@ -108,6 +111,7 @@ class DirectHead(Head):
         self.upsample = nn.Sequential(conv3x3(config.embed_dim, channels), nn.PixelShuffle(config.upscale))
 
     def forward(self, features: Tensor, pixels: Tensor, layout: PackedLayout) -> Reconstruction:  # noqa: ARG002
+        """As ``Head.forward``."""
         return Reconstruction(self.upsample(features))
 
 
@@ -123,6 +127,7 @@ class NearestHead(Head):
         self.conv_last = conv3x3(FEATURES, config.out_channels)
 
     def forward(self, features: Tensor, pixels: Tensor, layout: PackedLayout) -> Reconstruction:  # noqa: ARG002
+        """As ``Head.forward``."""
         features = layout.clear_gaps(self.conv_before_upsample(features))
         for scale, conv in ((2, self.conv_up1), (4, self.conv_up2)):
             features = F.interpolate(features, scale_factor=2, mode="nearest")
@@ -139,6 +144,7 @@ class RestorationHead(Head):
         self.conv_last = conv3x3(config.embed_dim, config.out_channels)
 
     def forward(self, features: Tensor, pixels: Tensor, layout: PackedLayout) -> Reconstruction:  # noqa: ARG002
+        """As ``Head.forward``."""
         return Reconstruction(pixels + self.conv_last(features))
 
 
