@@ -1,0 +1,87 @@
+"""What waits in the batcher: the jobs of a request, their futures, and the ticket that its caller holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass, field
+from typing import Generic, Literal, TypeVar
+
+from app.fairness import Line
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a request is: its place among those that wait (1 is next, 0 is running), and jobs done of all."""
+
+    state: Literal["queued", "running"]
+    position: int
+    done: int
+    total: int
+
+
+@dataclass(eq=False)
+class Job(Generic[T, R]):
+    """One item of a request, and the future that its caller waits for."""
+
+    item: T
+    cost: int
+    ticket: Ticket[T, R]
+    future: Future[R] = field(default_factory=Future)
+
+    def claim(self) -> bool:
+        """Whether the job is still wanted; from then on its future cannot be cancelled."""
+        if self.future.running():  # its batch failed and was split
+            if self.ticket.cancelled:
+                self.future.set_exception(CancelledError())
+            return not self.ticket.cancelled
+        if self.ticket.cancelled:
+            self.future.cancel()
+        return not self.future.done() and self.future.set_running_or_notify_cancel()
+
+    def fail(self, error: BaseException) -> None:
+        """Resolve with an error, unless the caller has left."""
+        if self.future.running() or (not self.future.done() and self.future.set_running_or_notify_cancel()):
+            self.future.set_exception(error)
+
+
+@dataclass(eq=False)
+class Ticket(Generic[T, R]):
+    """A request that was admitted, and its times in seconds of the batcher's clock."""
+
+    key: str
+    deadline: float | None
+    admitted_at: float
+    on_progress: Callable[[Progress], None] | None
+    leave: Callable[[Ticket[T, R]], None]
+    jobs: list[Job[T, R]] = field(default_factory=list)
+    line: Line[Job[T, R]] | None = None
+    cancelled: bool = False
+    position: int = 0
+    started_at: float | None = None
+    finished_at: float | None = None
+    forward_seconds: float = 0.0
+    """Time in batches that held a job of this request."""
+
+    @property
+    def futures(self) -> list[Future[R]]:
+        """One future per item, in the order of the items."""
+        return [job.future for job in self.jobs]
+
+    @property
+    def queue_seconds(self) -> float:
+        """Time between admission and the last result that was not spent in a batch."""
+        return max(0.0, (self.finished_at or self.admitted_at) - self.admitted_at - self.forward_seconds)
+
+    def cancel(self) -> None:
+        """Leave: what waits is dropped at once, what runs is not waited for. Safe at any time, from any thread."""
+        self.leave(self)
+
+    def tell(self, state: Literal["queued", "running"]) -> None:
+        """Report progress to the caller."""
+        if self.on_progress is not None:
+            done = sum(job.future.done() for job in self.jobs)
+            self.on_progress(Progress(state, self.position if state == "queued" else 0, done, len(self.jobs)))

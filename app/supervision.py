@@ -1,0 +1,97 @@
+"""A thread that is not allowed to die in silence."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+
+class SupervisedThread:
+    """Runs ``work`` in a thread until it returns; if it dies instead, cleans up after it and starts another.
+
+    Args:
+        work: returns when there is nothing left to do for good.
+        bury: called in the dying thread, before another is started; must leave nobody waiting.
+        on_fatal: called after ``deaths_borne`` deaths in a row.
+        restart_delay: seconds before the first restart; doubled at each further death in a row.
+        deaths_borne: how many deaths in a row are too many.
+    """
+
+    def __init__(
+        self,
+        work: Callable[[], None],
+        bury: Callable[[], None],
+        *,
+        on_fatal: Callable[[], None] = lambda: None,
+        restart_delay: float = 0.1,
+        deaths_borne: int = 5,
+    ) -> None:
+        self._work = work
+        self._bury = bury
+        self._on_fatal = on_fatal
+        self._restart_delay = restart_delay
+        self._deaths_borne = deaths_borne
+        self._deaths = 0
+        self._started = False
+        self._hurry = threading.Event()
+        self._ended = threading.Event()
+
+    @property
+    def alive(self) -> bool:
+        """Whether a thread is there, or will be again."""
+        return self._started and not self._ended.is_set()
+
+    @property
+    def started(self) -> bool:
+        """Whether it ever was started."""
+        return self._started
+
+    def start(self) -> None:
+        """Start the first thread."""
+        assert not self._started, "a supervised thread is started once"
+        self._started = True
+        self._start_thread()
+
+    def succeed(self) -> None:
+        """Forget earlier deaths: called by the work when it has got something done."""
+        self._deaths = 0
+
+    def hurry(self) -> None:
+        """Do not wait any more before a restart."""
+        self._hurry.set()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the end of the work; whether it came in time."""
+        return self._ended.wait(timeout)
+
+    def _start_thread(self) -> None:
+        # A daemon, because a forward pass that hangs must not keep the process from ending.
+        threading.Thread(target=self._live, name="swin2sr-worker", daemon=True).start()
+
+    def _live(self) -> None:
+        done = False
+        try:
+            self._work()
+            done = True
+        finally:
+            if done:
+                self._ended.set()
+            else:
+                self._die()
+
+    def _die(self) -> None:
+        self._deaths += 1
+        fatal = self._deaths >= self._deaths_borne
+        if fatal:
+            self._ended.set()
+        self._bury()
+        if fatal:
+            logger.critical("the worker died %d times in a row; giving up", self._deaths)
+            self._on_fatal()
+            return
+        logger.error("the worker died; starting it again")
+        self._hurry.wait(self._restart_delay * 2 ** (self._deaths - 1))
+        self._start_thread()
