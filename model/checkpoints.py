@@ -1,0 +1,279 @@
+"""Checkpoints: files of weights, read strictly and written in both layouts.
+
+Read are a Hugging Face folder (``config.json`` with ``model.safetensors``, else ``pytorch_model.bin``) and single files
+with official names: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``, flat or under ``params_ema`` or ``params``, with
+or without a ``module.`` prefix. Pickled files are opened with ``weights_only=True``, so that none can run code.
+"""
+
+import hashlib
+import json
+import math
+import pickle
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from model.config import Swin2SRConfig
+from model.keys import CheckpointError, infer_config, is_derived, is_huggingface, to_huggingface, to_official
+from model.network import Swin2SR
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "file_digest",
+    "infer_config",
+    "load_network",
+    "load_weights",
+    "read_checkpoint",
+    "write_official",
+    "write_pretrained",
+]
+
+_PICKLED = (".pth", ".pt", ".bin")
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_NESTED = ("params_ema", "params")
+_SHOWN = 8
+# Whatever torch.load raises for bytes that are not what it expects.
+_BROKEN = (
+    pickle.UnpicklingError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+    TypeError,
+    ValueError,
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights as a file holds them.
+
+    Attributes:
+        file: where they come from.
+        config: from ``config.json``, from the file's own metadata, or told from keys and shapes.
+        state: the weights under the file's names, official or Hugging Face's; derived buffers are left out.
+    """
+
+    file: Path
+    config: Swin2SRConfig
+    state: Mapping[str, Tensor]
+
+
+def load_network(
+    path: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+) -> Swin2SR:
+    """Build the network that a checkpoint describes and load its weights, strictly.
+
+    Args:
+        path: a Hugging Face folder, or a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file.
+        device, dtype: where and how the network computes.
+
+    Returns:
+        The network in evaluation mode.
+
+    Raises:
+        CheckpointError: if files are absent, broken or unsafe, or weights are missing, unexpected or misshaped.
+    """
+    checkpoint = read_checkpoint(path)
+    network = Swin2SR(checkpoint.config)
+    load_weights(network, checkpoint)
+    return network.to(device=device, dtype=dtype).eval()
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint's weights and configuration without building a network.
+
+    Raises:
+        CheckpointError: if files are absent, broken or unsafe, or the configuration is not supported.
+    """
+    path = Path(path)
+    file = _find_weights(path) if path.is_dir() else path
+    state, metadata = _read_file(file)
+    config = _find_config(file, state, metadata)
+    return Checkpoint(file, config, {key: tensor for key, tensor in state.items() if not is_derived(key)})
+
+
+def load_weights(network: Swin2SR, checkpoint: Checkpoint) -> None:
+    """Load a checkpoint's weights into a network of the same configuration.
+
+    Names and shapes are compared in the file's own layout first, so that the error speaks of what is in the file.
+
+    Raises:
+        CheckpointError: if weights are missing, unexpected or misshaped.
+    """
+    expected = network.state_dict()
+    foreign = is_huggingface(checkpoint.state)
+    if foreign:
+        expected = to_huggingface(expected, network.config)
+    check_shapes(checkpoint, expected)
+    network.load_state_dict(to_official(checkpoint.state) if foreign else checkpoint.state, strict=True)
+
+
+def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> None:
+    """Compare a checkpoint's names and shapes with those expected.
+
+    Raises:
+        CheckpointError: if they are not the same, with the file's and the weights' names.
+    """
+    missing = sorted(expected.keys() - checkpoint.state.keys())
+    unexpected = sorted(checkpoint.state.keys() - expected.keys())
+    misshaped = [key for key, found in checkpoint.state.items() if found.shape != expected.get(key, found).shape]
+    if not (missing or unexpected or misshaped):
+        return
+    shapes = [f"{key} {tuple(checkpoint.state[key].shape)} not {tuple(expected[key].shape)}" for key in misshaped]
+    complaints = [
+        f"{kind}: {', '.join(names[:_SHOWN])}" + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+        for kind, names in (("missing", missing), ("unexpected", unexpected), ("misshaped", shapes))
+        if names
+    ]
+    raise CheckpointError(
+        f"{checkpoint.file} does not fit its configuration: {'; '.join(complaints)}",
+        missing=missing,
+        unexpected=unexpected,
+        misshaped=misshaped,
+    )
+
+
+def write_official(network: Swin2SR, file: str | Path) -> None:
+    """Write weights under their official names.
+
+    A ``.safetensors`` file carries the configuration as JSON in its metadata. A ``.pth`` file has no place for it and
+    carries the official index buffers instead, from which the configuration can be told.
+
+    Raises:
+        ValueError: for another ending, and for a ``.pth`` file from which another configuration would be told.
+    """
+    file = Path(file)
+    state = _portable(network.state_dict())
+    if file.suffix == ".safetensors":
+        save_file(state, file, metadata={"format": "pt", "config": json.dumps(network.config.to_dict())})
+    elif file.suffix == ".pth":
+        state |= _index_buffers(network.config)
+        if _decisive(infer_config(state)) != _decisive(network.config):
+            raise ValueError(f"{file.name} cannot tell this configuration: write it as .safetensors, which carries it")
+        torch.save(state, file)
+    else:
+        raise ValueError(f"official weights are written to .safetensors or .pth, not to {file.name!r}")
+
+
+def write_pretrained(network: Swin2SR, folder: str | Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` as Transformers does, creating the folder.
+
+    Transformers itself cannot load weights with ``resi_connection="3conv"``; this project can.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    network.config.save_pretrained(folder)
+    state = to_huggingface(_portable(network.state_dict()), network.config)
+    save_file(state, folder / _WEIGHT_FILES[0], metadata={"format": "pt"})
+
+
+def file_digest(file: str | Path) -> str:
+    """Compute a file's SHA-256 in hexadecimal, without reading it into memory at once."""
+    with Path(file).open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _find_weights(folder: Path) -> Path:
+    for name in _WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder} holds neither {' nor '.join(_WEIGHT_FILES)}")
+
+
+def _read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if not file.is_file():
+        raise CheckpointError(f"{file} does not exist")
+    if file.suffix == ".safetensors":
+        try:
+            with safe_open(file, "pt") as opened:
+                state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
+                return _plain(state), opened.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
+    if file.suffix not in _PICKLED:
+        raise CheckpointError(f"{file} is no checkpoint: expected .safetensors, {', '.join(_PICKLED)}")
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except _BROKEN as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{file} cannot be read as a file of weights alone: {reason}") from error
+    return _plain(_unwrap(content, file)), {}
+
+
+def _unwrap(content: object, file: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict):
+        content = next((content[name] for name in _NESTED if isinstance(content.get(name), dict)), content)
+    if not isinstance(content, dict) or not content:
+        raise CheckpointError(f"{file} holds no dictionary of weights")
+    for key, tensor in content.items():
+        if not (isinstance(key, str) and isinstance(tensor, Tensor)):
+            raise CheckpointError(f"{file} holds something that is not a weight under {key!r}")
+    return cast("dict[str, Tensor]", content)
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Take away what DataParallel puts before names, and add what Transformers leaves out for a body alone."""
+    plain = {key.removeprefix("module."): tensor for key, tensor in state.items()}
+    if "first_convolution.weight" in plain:
+        plain = {f"swin2sr.{key}": tensor for key, tensor in plain.items()}
+    return plain
+
+
+def _find_config(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Swin2SRConfig:
+    beside = file.with_name("config.json") if file.name in _WEIGHT_FILES else file.with_suffix(".json")
+    try:
+        if "config" in metadata:
+            return Swin2SRConfig.from_dict(json.loads(metadata["config"]))
+        if beside.is_file():
+            return Swin2SRConfig.from_pretrained(beside)
+        if is_huggingface(state):
+            raise CheckpointError(f"weights under Hugging Face's names need {beside.name} beside them")
+        return infer_config(state)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def _portable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
+
+
+def _decisive(config: Swin2SRConfig) -> dict[str, object]:
+    """What the output depends on."""
+    training = {
+        "image_size",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+        "drop_path_rate",
+        "initializer_range",
+    }
+    return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in training}
+
+
+def _index_buffers(config: Swin2SRConfig) -> dict[str, Tensor]:
+    """The two index buffers that the official code keeps with every block, as it computes them."""
+    window = config.window_size
+    axis = torch.arange(-(window - 1), window, dtype=torch.float32) / max(window - 1, 1) * 8
+    axis = axis.sign() * torch.log2(axis.abs() + 1) / math.log2(8)
+    table = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).unsqueeze(0)
+    rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    offsets = [flat[:, None] - flat[None, :] + window - 1 for flat in (rows.flatten(), columns.flatten())]
+    index = offsets[0] * (2 * window - 1) + offsets[1]
+    return {
+        f"layers.{stage}.residual_group.blocks.{block}.attn.{name}": buffer
+        for stage, depth in enumerate(config.depths)
+        for block in range(depth)
+        for name, buffer in (("relative_coords_table", table), ("relative_position_index", index))
+    }
