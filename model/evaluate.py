@@ -96,7 +96,7 @@ def luma(pixels: Pixels) -> Plane:
     """Return Y in [16, 235], (H, W, 1): 65.481 R + 128.553 G + 24.966 B + 16; gray pixels are Y already."""
     if pixels.shape[2] == 1:
         return pixels.astype(np.float64)
-    return pixels @ np.array([[65.481], [128.553], [24.966]]) / 255 + 16
+    return np.asarray(pixels @ np.array([[65.481], [128.553], [24.966]]) / 255 + 16)
 
 
 def psnr(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:

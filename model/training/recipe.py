@@ -1,0 +1,85 @@
+"""What each variant is and how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from model.config import Swin2SRConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A network and the way to train it.
+
+    Attributes:
+        config: the network; weights given with ``--init`` must fit it.
+        crop: side of a low-resolution crop in pixels, a multiple of the window.
+        batch: crops a step.
+        learning_rate: peak, after warm-up.
+        warmup: steps of linear warm-up.
+        floor: learning rate at the end, as a share of the peak; a cosine leads there.
+        weight_decay: of AdamW, on matrices and convolutions only.
+        clip: largest norm of the gradient.
+        ema_decay: of the average of weights, which is what is kept.
+        quality: lowest and highest JPEG quality of the inputs, drawn uniformly; None leaves them uncompressed.
+        aux_weight: weight of the auxiliary loss, for ``pixelshuffle_aux``.
+    """
+
+    config: Swin2SRConfig
+    crop: int = 48
+    batch: int = 8
+    learning_rate: float = 2e-3
+    warmup: int = 200
+    floor: float = 0.005
+    weight_decay: float = 1e-4
+    clip: float = 1.0
+    ema_decay: float = 0.999
+    quality: tuple[int, int] | None = None
+    aux_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.crop < 1 or self.crop % self.config.window_size:
+            raise ValueError(f"crop must be a multiple of the window {self.config.window_size}, not {self.crop}")
+        if min(self.batch, self.warmup) < 1 or self.learning_rate <= 0 or not 0 <= self.ema_decay < 1:
+            raise ValueError("batch and warmup must be 1 or more, learning_rate positive, ema_decay in [0, 1)")
+        if self.quality is not None and not 1 <= self.quality[0] <= self.quality[1] <= 95:
+            raise ValueError(f"quality must rise within 1 to 95, not {self.quality}")
+
+
+def _small(upscale: int, upsampler: str | None) -> Swin2SRConfig:
+    return Swin2SRConfig(
+        image_size=48,
+        embed_dim=40,
+        depths=(2, 2, 2),
+        num_heads=(2, 2, 2),
+        upscale=upscale,
+        upsampler=upsampler,
+        drop_path_rate=0.0,
+    )
+
+
+def _classical(upscale: int, upsampler: str) -> Swin2SRConfig:
+    return Swin2SRConfig(image_size=48, upscale=upscale, upsampler=upsampler)
+
+
+_LIGHTWEIGHT_X2 = Swin2SRConfig(
+    embed_dim=60, depths=(6,) * 4, num_heads=(6,) * 4, upscale=2, upsampler="pixelshuffledirect"
+)
+_JPEG = Swin2SRConfig(image_size=126, num_channels=1, window_size=7, img_range=255.0, upscale=1, upsampler=None)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "small-x2": Recipe(config=_small(2, "pixelshuffledirect")),
+        "small-x4": Recipe(config=_small(4, "pixelshuffledirect"), learning_rate=1e-3),
+        "small-jpeg": Recipe(config=_small(1, None), learning_rate=1e-3, crop=64, batch=6, quality=(10, 95)),
+        "small-compressed-x4": Recipe(config=_small(4, "pixelshuffle_aux"), learning_rate=1e-3, quality=(10, 95)),
+        # Official networks, for fine-tuning with --init.
+        "lightweight-x2": Recipe(config=_LIGHTWEIGHT_X2, crop=64, batch=16, learning_rate=1e-4),
+        "classical-x2": Recipe(config=_classical(2, "pixelshuffle"), learning_rate=1e-4),
+        "classical-x4": Recipe(config=_classical(4, "pixelshuffle"), learning_rate=1e-4),
+        "compressed-x4": Recipe(config=_classical(4, "pixelshuffle_aux"), learning_rate=1e-4, quality=(10, 95)),
+        "jpeg": Recipe(config=_JPEG, crop=126, learning_rate=1e-4, quality=(10, 95)),
+    }
+)
