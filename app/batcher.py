@@ -16,13 +16,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Generic, Self, TypeVar
+from typing import Generic, TypeVar
 
 from app.errors import DeadlineExceeded, Draining, ImageTooLarge, InternalError, NotReady, QueueFull, ServiceError
 from app.fairness import FairQueue, Line
-from app.jobs import Job, Progress, Ticket
+from app.jobs import BatchReport, Job, Place, Progress, Status, Ticket
 from app.supervision import SupervisedThread
 
 T = TypeVar("T")
@@ -32,48 +30,6 @@ LONGEST_RETRY_SECONDS = 60
 BATCHES_REMEMBERED = 16
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """What one batch was: told to whoever counts, after its results were delivered."""
-
-    key: str
-    jobs: int
-    cost: int
-    seconds: float
-    waits: tuple[float, ...]
-    """For each request that began to run in this batch: the seconds that it waited."""
-
-
-@dataclass(frozen=True)
-class Status:
-    """A look at the batcher, consistent at one moment."""
-
-    waiting_requests: int
-    waiting_cost: int
-    running_jobs: int
-    running_seconds: float
-    """How long the batch that is running has been running; 0 when none is."""
-    alive: bool
-    draining: bool
-
-
-class Place(Generic[T, R]):
-    """A reservation in the queue, made before the work itself is at hand; left unused it is given back."""
-
-    def __init__(self, batcher: Batcher[T, R], cost: int) -> None:
-        self.cost = cost
-        self.held = True
-        self._batcher = batcher
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._batcher.give_back(self)
 
 
 class Batcher(Generic[T, R]):
@@ -117,7 +73,7 @@ class Batcher(Generic[T, R]):
         self._changed = threading.Condition()
         # All below is guarded by the condition's lock.
         self._queue: FairQueue[Job[T, R]] = FairQueue()
-        self._places: set[Place[T, R]] = set()
+        self._places: set[Place] = set()
         self._halves: list[list[Job[T, R]]] = []  # of batches that failed, run before anything else
         self._taken: list[Job[T, R]] = []
         self._running_since: float | None = None
@@ -126,7 +82,7 @@ class Batcher(Generic[T, R]):
 
     # The callers' side: any thread.
 
-    def reserve(self, cost: int) -> Place[T, R]:
+    def reserve(self, cost: int) -> Place:
         """Hold a place for a request that will cost ``cost`` at most, before its items are at hand.
 
         Raises:
@@ -135,11 +91,11 @@ class Batcher(Generic[T, R]):
         """
         with self._changed:
             self._make_sure_of_room(cost)
-            place = Place(self, cost)
+            place = Place(cost, self.give_back)
             self._places.add(place)
             return place
 
-    def give_back(self, place: Place[T, R]) -> None:
+    def give_back(self, place: Place) -> None:
         """Release a place, unless it was used."""
         with self._changed:
             self._places.discard(place)
@@ -153,7 +109,7 @@ class Batcher(Generic[T, R]):
         client: str = "",
         deadline: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
-        place: Place[T, R] | None = None,
+        place: Place | None = None,
     ) -> Ticket[T, R]:
         """Take in all items of a request, or none.
 
@@ -171,15 +127,18 @@ class Batcher(Generic[T, R]):
             ImageTooLarge: if it could never be.
         """
         ticket = Ticket(key, deadline, self._clock(), on_progress, self._cancel)
-        ticket.jobs = [Job(item, self._cost(item), ticket) for item in items]
-        self._refuse_unfit(ticket.jobs)
+        jobs = [Job(item, self._cost(item), ticket) for item in items]
+        ticket.futures = [job.future for job in jobs]
+        ticket.total = len(jobs)
+        self._refuse_unfit(jobs)
         with self._changed:
-            cost = sum(job.cost for job in ticket.jobs)
-            if not (place in self._places and place is not None and cost <= place.cost and self.alive):
-                self._make_sure_of_room(cost)
+            cost = sum(job.cost for job in jobs)
+            held = place in self._places and place is not None and cost <= place.cost and self.alive
             if place is not None:
                 self._places.discard(place)
-            ticket.line = Line(key, client, deque((job.cost, job) for job in ticket.jobs))
+            if not held:
+                self._make_sure_of_room(cost)
+            ticket.line = Line(key, client, deque((job.cost, job) for job in jobs))
             self._queue.add(ticket.line)
             ticket.position = len(self._queue)
             ticket.tell("queued")
@@ -351,6 +310,7 @@ class Batcher(Generic[T, R]):
             ticket.forward_seconds += finished - started
             ticket.finished_at = finished
         for job, result in zip(jobs, results, strict=True):
+            job.ticket.done += 1
             job.future.set_result(result)
         self._worker.succeed()
         cost = sum(job.cost for job in jobs)

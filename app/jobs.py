@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
-from typing import Generic, Literal, TypeVar
+from types import TracebackType
+from typing import Generic, Literal, Self, TypeVar
 
 from app.fairness import Line
 
@@ -57,7 +58,10 @@ class Ticket(Generic[T, R]):
     admitted_at: float
     on_progress: Callable[[Progress], None] | None
     leave: Callable[[Ticket[T, R]], None]
-    jobs: list[Job[T, R]] = field(default_factory=list)
+    futures: list[Future[R]] = field(default_factory=list)
+    """One per item, in order; whoever has used a result takes its future out, so that memory is bounded."""
+    total: int = 0
+    done: int = 0
     line: Line[Job[T, R]] | None = None
     cancelled: bool = False
     position: int = 0
@@ -65,11 +69,6 @@ class Ticket(Generic[T, R]):
     finished_at: float | None = None
     forward_seconds: float = 0.0
     """Time in batches that held a job of this request."""
-
-    @property
-    def futures(self) -> list[Future[R]]:
-        """One future per item, in the order of the items."""
-        return [job.future for job in self.jobs]
 
     @property
     def queue_seconds(self) -> float:
@@ -83,5 +82,45 @@ class Ticket(Generic[T, R]):
     def tell(self, state: Literal["queued", "running"]) -> None:
         """Report progress to the caller."""
         if self.on_progress is not None:
-            done = sum(job.future.done() for job in self.jobs)
-            self.on_progress(Progress(state, self.position if state == "queued" else 0, done, len(self.jobs)))
+            self.on_progress(Progress(state, self.position if state == "queued" else 0, self.done, self.total))
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What one batch was: told to whoever counts, after its results were delivered."""
+
+    key: str
+    jobs: int
+    cost: int
+    seconds: float
+    waits: tuple[float, ...]
+    """For each request that began to run in this batch: the seconds that it waited."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """A look at the batcher, consistent at one moment."""
+
+    waiting_requests: int
+    waiting_cost: int
+    running_jobs: int
+    running_seconds: float
+    """How long the batch that is running has been running; 0 when none is."""
+    alive: bool
+    draining: bool
+
+
+class Place:
+    """A reservation in the queue, made before the work itself is at hand; left unused it is given back."""
+
+    def __init__(self, cost: int, give_back: Callable[[Place], None]) -> None:
+        self.cost = cost
+        self._give_back = give_back
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._give_back(self)

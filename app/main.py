@@ -1,0 +1,61 @@
+"""The application: what there is, as lists. Importing this module does nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+
+from app import __version__
+from app.handlers import EXCEPTION_HANDLERS
+from app.middleware import RequestContext
+from app.registry import Load
+from app.routes import health, pages, upscale, variants
+from app.service import build_service
+from app.settings import Settings
+
+ROUTERS = (upscale.router, variants.router, health.router, pages.router)
+
+
+def create_app(
+    settings: Settings | None = None, *, load: Load | None = None, on_ready: Callable[[], None] = lambda: None
+) -> FastAPI:
+    """Build a complete, independent service; its threads run while the application's lifespan does.
+
+    Args:
+        settings: read from the environment by default.
+        load: makes weights ready to call; a test puts something else in the model's place.
+        on_ready: called when everything that was asked for is loaded and warm.
+
+    Raises:
+        pydantic.ValidationError: if a setting is impossible.
+        ValueError: if a wanted variant or the device is not there.
+    """
+    service = build_service(settings or Settings(), load)
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        service.batcher.start()
+        boot = asyncio.create_task(service.boot(on_ready))
+        yield
+        boot.cancel()
+        await service.close()
+
+    app = FastAPI(
+        title="Swin2SR",
+        version=__version__,
+        summary="Super-resolution and restoration of compressed images.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        lifespan=lifespan,
+        middleware=[
+            Middleware(RequestContext, on_start=service.metrics.start_request, on_end=service.metrics.end_request)
+        ],
+        exception_handlers=dict(EXCEPTION_HANDLERS),
+    )
+    app.state.service = service
+    for router in ROUTERS:
+        app.include_router(router)
+    return app

@@ -1,0 +1,91 @@
+"""What is counted, in Prometheus' words; every service has a registry of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+UPSCALE = "/v1/upscale"
+STAGES = ("decode", "queue", "forward", "encode")
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+PIXELS = (4096, 16384, 65536, 262144, 1048576, 4194304, 16777216)
+MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """The counters of one service; labels are bounded by the variants and codes that there are."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        self.requests = Counter(
+            "swin2sr_requests", "Requests for an image by outcome.", ["variant", "outcome"], registry=registry
+        )
+        self.duration = Histogram(
+            "swin2sr_request_duration_seconds",
+            "From the request's first byte to the answer's.",
+            ["variant"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.stages = Histogram(
+            "swin2sr_stage_duration_seconds",
+            "What requests spend their time on.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.queue_wait = Histogram(
+            "swin2sr_queue_wait_seconds", "From admission to the first batch.", buckets=SECONDS, registry=registry
+        )
+        self.batch_images = Histogram("swin2sr_batch_images", "Tiles in a batch.", buckets=IMAGES, registry=registry)
+        self.batch_pixels = Histogram("swin2sr_batch_pixels", "Pixels in a batch.", buckets=PIXELS, registry=registry)
+        self.rejected = Counter(
+            "swin2sr_rejected", "Requests refused at the queue's door.", ["reason"], registry=registry
+        )
+        self.inflight = Gauge("swin2sr_inflight_requests", "Requests that have no answer yet.", registry=registry)
+
+    def start_request(self, path: str) -> None:
+        """A request for an image has come."""
+        if path == UPSCALE:
+            self.inflight.inc()
+
+    def end_request(self, path: str, facts: Mapping[str, object], seconds: float) -> None:
+        """A request for an image is over; what nobody noted an outcome for was left by its caller."""
+        if path != UPSCALE:
+            return
+        variant, outcome = str(facts.get("variant", "")), str(facts.get("outcome", "cancelled"))
+        self.inflight.dec()
+        self.requests.labels(variant, outcome).inc()
+        self.duration.labels(variant).observe(seconds)
+        for stage in STAGES:
+            duration = facts.get(f"{stage}_ms")
+            if isinstance(duration, float):
+                self.stages.labels(stage).observe(duration / 1000)
+        if outcome == "queue_full":
+            self.rejected.labels(outcome).inc()
+
+    def watch(self, gauges: Collector) -> None:
+        """Show values that are looked up when somebody asks."""
+        self._registry.register(gauges)
+
+    def exposition(self) -> bytes:
+        """Everything, as Prometheus text."""
+        return generate_latest(self._registry)
+
+
+def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    """One value."""
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def labelled_gauge(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> GaugeMetricFamily:
+    """One value for each value of a label."""
+    family = GaugeMetricFamily(name, text, labels=[label])
+    for value, number in values:
+        family.add_metric([value], number)
+    return family

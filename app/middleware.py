@@ -1,0 +1,103 @@
+"""Around every request: an id, a clock, one log line, and an answer to what nobody expected. Pure ASGI."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable
+from urllib.parse import quote
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import InternalError
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+KEY = "swin2sr"
+
+logger = logging.getLogger("app.access")
+
+
+def request_id(scope: Scope) -> str:
+    """The id of a request."""
+    return str(scope.get(KEY, {}).get("request_id", ""))
+
+
+def arrived_at(scope: Scope) -> float:
+    """When a request arrived, ``time.monotonic()``."""
+    return float(scope[KEY]["arrived_at"])
+
+
+def note(scope: Scope, **facts: object) -> None:
+    """Remember facts about a request for its log line and the metrics."""
+    scope.setdefault(KEY, {}).setdefault("facts", {}).update(facts)
+
+
+class RequestContext:
+    """Gives every request an id, and logs it when it is over.
+
+    Args:
+        app: what answers.
+        on_start: told the path of each request.
+        on_end: told its path again, the facts noted about it, and the seconds that it took.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        on_start: Callable[[str], None],
+        on_end: Callable[[str, dict[str, object], float], None],
+    ) -> None:
+        self.app = app
+        self.on_start = on_start
+        self.on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.monotonic()
+        sent = Headers(scope=scope).get("x-request-id", "")
+        identity = sent if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
+        facts: dict[str, object] = {}
+        scope[KEY] = {"request_id": identity, "arrived_at": started, "facts": facts}
+        status = 0
+        self.on_start(scope["path"])
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["X-Request-Id"] = identity
+            await send(message)
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except Exception:  # the outermost handler: whatever it was, the caller gets an answer and the log the truth
+            logger.exception("a request failed", extra={"request_id": identity})
+            facts["outcome"] = InternalError.code
+            if status:
+                raise
+            await _send_internal_error(send_with_id, identity)
+        finally:
+            seconds = time.monotonic() - started
+            self.on_end(scope["path"], facts, seconds)
+            logger.info(
+                "%s %s",
+                scope["method"],
+                quote(scope["path"]),
+                extra={"status": status, "request_id": identity, "seconds": round(seconds, 4), **facts},
+            )
+
+
+async def _send_internal_error(send: Send, identity: str) -> None:
+    body = json.dumps(
+        InternalError("Something went wrong here. The log has it under this request id.").problem(identity)
+    )
+    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body.encode()})

@@ -1,0 +1,225 @@
+"""From an upload's bytes to the answer's, in one direction.
+
+bytes -> decode -> planes -> pad -> tiles -> batcher -> [network] -> restore -> stitch -> reduce -> encode -> bytes
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app import codec
+from app.batcher import Batcher
+from app.errors import DeadlineExceeded
+from app.jobs import Progress, Ticket
+from app.planes import Pixels, Plane, Values, is_constant, plane, turn, turn_back
+from app.registry import ModelRegistry, TileUpscaler
+from app.schemas import UpscaleOptions
+from app.settings import Settings
+from app.sizes import Outline, final_size, outline, reduce_to
+from app.uploads import Upload
+from model.processor import pad_direct
+from model.tiling import Stitcher, Tile
+
+P = ParamSpec("P")
+V = TypeVar("V")
+TileBatcher = Batcher[NDArray[Any], NDArray[np.float32]]
+TileTicket = Ticket[NDArray[Any], NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who waits for an answer, and for how long."""
+
+    deadline: float
+    """Time of ``time.monotonic()`` after which the answer is of no use."""
+    client: str = ""
+    """Whose request this is: clients take turns in the queue."""
+    on_progress: Callable[[Progress], None] | None = None
+    """Called in other threads."""
+
+
+@dataclass(frozen=True)
+class Upscaled:
+    """The answer, what it is, and what it took in seconds."""
+
+    encoded: codec.Encoded
+    variant: str
+    scale: int
+    tiles: int
+    pixels: int
+    """Of the input."""
+    seconds: dict[str, float]
+    """By stage: decode, queue, forward, encode."""
+
+
+class Pipeline:
+    """The way that every image takes.
+
+    Args:
+        registry, batcher: what waits and what computes.
+        settings: limits and tiles.
+        codec_threads: how many images are decoded and encoded at once.
+    """
+
+    def __init__(
+        self, registry: ModelRegistry, batcher: TileBatcher, settings: Settings, *, codec_threads: int
+    ) -> None:
+        self._registry = registry
+        self._batcher = batcher
+        self._settings = settings
+        self._limits = codec.Limits(max_pixels=settings.max_input_pixels)
+        self._pool = ThreadPoolExecutor(codec_threads, "swin2sr-codec")
+
+    def close(self) -> None:
+        """Stop decoding and encoding."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def upscale(self, upload: Upload, options: UpscaleOptions, caller: Caller) -> Upscaled:
+        """Upscale one image.
+
+        Raises:
+            RequestError: if the upload or an option is at fault, or the queue is full.
+            ServerError: if the variant is not ready, the deadline passes, or the server cannot.
+        """
+        try:
+            async with asyncio.timeout(caller.deadline - time.monotonic()):
+                return await self._upscale(upload, options, caller)
+        except TimeoutError:
+            raise DeadlineExceeded("The deadline passed before the image was upscaled.") from None
+
+    async def _upscale(self, upload: Upload, options: UpscaleOptions, caller: Caller) -> Upscaled:
+        entry = self._registry.resolve(options.variant)
+        upscaler = await self._registry.upscaler(entry)
+        watch = _Stopwatch()
+        header = await self._in_pool(codec.read_header, upload.body, self._limits)
+        work = await self._in_pool(self._outline, header.height, header.width, options, upscaler)
+        with self._batcher.reserve(work.cost) as place:
+            image = await self._in_pool(codec.decode, upload.body, self._limits)
+            height, width = final_size(image.height, image.width, upscaler.scale, options)
+            codec.check_output(codec.output_format(options.format, image.format), width, height)
+            work = await self._in_pool(self._outline, image.height, image.width, options, upscaler)
+            planes = await self._in_pool(_planes, image, upscaler)
+            tiles = await self._in_pool(lambda: list(_tiles(planes, work)))
+            watch.lap("decode")
+            ticket = self._batcher.admit(
+                entry.name,
+                tiles,
+                client=caller.client,
+                deadline=caller.deadline,
+                on_progress=caller.on_progress,
+                place=place,
+            )
+        try:
+            restored = await self._collect(ticket, planes, work, upscaler.scale, image)
+        finally:
+            ticket.cancel()
+        watch.set("queue", ticket.queue_seconds)
+        watch.set("forward", ticket.forward_seconds)
+        watch.skip()
+        encoded = await self._in_pool(_finish, restored, height, width, _encode_options(options))
+        watch.lap("encode")
+        pixels = image.width * image.height
+        return Upscaled(encoded, entry.name, upscaler.scale, len(work.tiles), pixels, watch.seconds)
+
+    def _outline(self, height: int, width: int, options: UpscaleOptions, upscaler: TileUpscaler) -> Outline:
+        window, scale = upscaler.window_size, upscaler.scale
+        return outline(height, width, options, self._settings, scale=scale, window=window)
+
+    async def _collect(
+        self, ticket: TileTicket, planes: list[Plane], work: Outline, scale: int, image: codec.Image
+    ) -> codec.Image:
+        """Join the tiles as they come; their results are let go one by one."""
+        stitchers = [
+            Stitcher(
+                image.height,
+                image.width,
+                each.source.shape[2],
+                scale=scale,
+                tiles=work.tiles,
+                dtype=each.source.dtype,
+            )
+            for each in planes
+        ]
+        for tile in work.tiles:
+            for each, stitcher in zip(planes, stitchers, strict=True):
+                futures = [asyncio.wrap_future(ticket.futures.pop(0)) for _ in range(work.turns)]
+                outputs = await asyncio.gather(*futures)
+                await self._in_pool(_join, stitcher, tile, each, outputs)
+        return _with_planes(image, [stitcher.finish() for stitcher in stitchers], scale)
+
+    async def _in_pool(self, work: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
+
+
+class _Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def lap(self, stage: str) -> None:
+        now = time.monotonic()
+        self.seconds[stage] = now - self._since
+        self._since = now
+
+    def skip(self) -> None:
+        self._since = time.monotonic()
+
+    def set(self, stage: str, seconds: float) -> None:
+        self.seconds[stage] = seconds
+
+
+def _planes(image: codec.Image, upscaler: TileUpscaler) -> list[Plane]:
+    """The passes over an image: its colours, and its transparency where there is something to compute; padded."""
+    planes = [plane(image.pixels, upscaler.channels)]
+    if image.alpha is not None and upscaler.scale > 1 and not is_constant(image.alpha):
+        planes.append(plane(image.alpha[:, :, None], upscaler.channels))
+    window = upscaler.window_size
+    return [Plane(pad_direct(each.seen, window), pad_direct(each.source, window), each.restore) for each in planes]
+
+
+def _tiles(planes: list[Plane], work: Outline) -> Iterator[Pixels]:
+    """What the network computes: tile by tile, each plane of it, each turn of that."""
+    for tile in work.tiles:
+        for each in planes:
+            for index in range(work.turns):
+                yield turn(tile.cut(each.seen), index)
+
+
+def _join(stitcher: Stitcher, tile: Tile, each: Plane, outputs: list[Values]) -> None:
+    """Average a tile's turns, make its channels the image's again, and stitch it."""
+    total = turn_back(outputs[0], 0)
+    if len(outputs) > 1:
+        total = np.mean([turn_back(output, index) for index, output in enumerate(outputs)], axis=0, dtype=np.float32)
+    stitcher.add(tile, each.restore(total, tile.cut(each.source)))
+
+
+def _with_planes(image: codec.Image, results: list[Pixels], scale: int) -> codec.Image:
+    """The image with its planes upscaled."""
+    pixels, alpha = results[0], image.alpha
+    if len(results) > 1:
+        alpha = results[1][:, :, 0]
+    elif alpha is not None and scale > 1:
+        alpha = np.full(pixels.shape[:2], alpha.flat[0], alpha.dtype)
+    return dataclasses.replace(image, pixels=pixels, alpha=alpha)
+
+
+def _finish(image: codec.Image, height: int, width: int, options: codec.EncodeOptions) -> codec.Encoded:
+    """Reduce to the wished size and encode."""
+    pixels = reduce_to(image.pixels, height, width)
+    alpha = None if image.alpha is None else reduce_to(image.alpha[:, :, None], height, width)[:, :, 0]
+    return codec.encode(dataclasses.replace(image, pixels=pixels, alpha=alpha), options)
+
+
+def _encode_options(options: UpscaleOptions) -> codec.EncodeOptions:
+    return codec.EncodeOptions(format=options.format, quality=options.quality, metadata=options.metadata)

@@ -1,0 +1,28 @@
+"""How much of the machine belongs to this process."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def usable_cpus(cgroup: Path = CGROUP) -> int:
+    """Processors that this process may use: its affinity, bounded by the control group's quota (v2, else v1)."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota(cgroup)
+    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
+
+
+def _quota(cgroup: Path) -> float | None:
+    maximum = cgroup / "cpu.max"
+    if maximum.is_file():
+        limit, _, period = maximum.read_text().strip().partition(" ")
+        return None if limit == "max" else int(limit) / int(period or 100_000)
+    limit_file, period_file = cgroup / "cpu/cpu.cfs_quota_us", cgroup / "cpu/cpu.cfs_period_us"
+    if limit_file.is_file() and period_file.is_file():
+        limit_us = int(limit_file.read_text())
+        return None if limit_us < 0 else limit_us / int(period_file.read_text())
+    return None

@@ -1,0 +1,50 @@
+"""What machines ask about this process: is it alive, is it ready, what has it done."""
+
+from fastapi import APIRouter, Response
+
+from app.errors import NotReady
+from app.metrics import MEDIA_TYPE
+from app.routes import ServiceDependency, problems
+from app.schemas import Health
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/health/live", summary="Does the process work? If not, restart it.", responses=problems(503))
+@router.get("/v2/health/live", include_in_schema=False)
+async def live(service: ServiceDependency) -> Health:
+    """503 only when a restart is the cure."""
+    if service.registry.booted and not service.batcher.alive:
+        raise NotReady("The worker has stopped for good.")
+    return Health()
+
+
+@router.get("/health/ready", summary="Should requests be sent here now?", responses=problems(503))
+@router.get("/v2/health/ready", include_in_schema=False)
+async def ready(service: ServiceDependency) -> Health:
+    """503 with the reasons while loading, warming up, draining, or without a worker."""
+    service.make_sure_of_readiness()
+    return Health()
+
+
+@router.get("/health/startup", summary="Is starting over?", responses=problems(503))
+async def startup(service: ServiceDependency) -> Health:
+    """503 until everything that was asked for at boot was loaded, or failed to."""
+    if not service.registry.booted:
+        raise NotReady("; ".join(service.registry.reasons_not_ready()), retry_after=1)
+    return Health()
+
+
+@router.get("/v2/models/{name}/ready", summary="Is a variant loaded and warm?", responses=problems(404, 503))
+async def variant_ready(name: str, service: ServiceDependency) -> Health:
+    """The Open Inference Protocol's question about one model."""
+    description = service.registry.describe(name)
+    if description.state != "ready":
+        raise NotReady(f"{description.name}: {description.reason or description.state}")
+    return Health()
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(service: ServiceDependency) -> Response:
+    """Counters, histograms and gauges as Prometheus text."""
+    return Response(service.metrics.exposition(), media_type=MEDIA_TYPE)

@@ -1,0 +1,104 @@
+"""One image in, one image out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from pathlib import PurePosixPath
+from typing import Annotated, TypeVar
+from urllib.parse import quote
+
+from fastapi import APIRouter, Query, Request, Response
+from starlette.requests import ClientDisconnect
+
+from app.middleware import arrived_at, note
+from app.pipeline import Caller, Upscaled
+from app.routes import ServiceDependency, problems
+from app.schemas import UpscaleOptions
+from app.uploads import PART, read_upload
+
+V = TypeVar("V")
+
+router = APIRouter(tags=["upscale"])
+
+_BINARY = {"type": "string", "format": "binary"}
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {"schema": {"type": "object", "required": [PART], "properties": {PART: _BINARY}}},
+            "image/*": {"schema": _BINARY},
+        },
+    }
+}
+_ERRORS = problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+_IMAGE: dict[int | str, dict[str, object]] = {
+    200: {"content": {"image/*": {"schema": _BINARY}}, "description": "The upscaled image."}
+}
+
+
+@router.post(
+    "/v1/upscale",
+    summary="Upscale or restore one image",
+    response_class=Response,
+    openapi_extra=_BODY,
+    responses={**_IMAGE, **_ERRORS},
+)
+async def upscale(
+    request: Request, service: ServiceDependency, options: Annotated[UpscaleOptions, Query()]
+) -> Response:
+    """Send the image as the part ``file`` of a form, or as the body itself; options are query parameters."""
+    settings = service.settings
+    timeout = min(options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
+    caller = Caller(deadline=arrived_at(request.scope) + timeout)
+    upload = await read_upload(request, max_bytes=settings.max_body_bytes, patience=settings.upload_timeout_ms / 1000)
+    upscaled = await _while_connected(request, service.pipeline.upscale(upload, options, caller))
+    note(
+        request.scope,
+        outcome="ok",
+        variant=upscaled.variant,
+        pixels=upscaled.pixels,
+        tiles=upscaled.tiles,
+        **{f"{stage}_ms": round(seconds * 1000, 1) for stage, seconds in upscaled.seconds.items()},
+    )
+    return Response(
+        upscaled.encoded.body, media_type=upscaled.encoded.media_type, headers=_headers(upscaled, upload.filename)
+    )
+
+
+async def _while_connected(request: Request, work: Awaitable[V]) -> V:
+    """The work's result, unless the caller leaves: then the work is cancelled."""
+    task = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_until_disconnect(request))
+    try:
+        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnect
+        return task.result()
+    finally:
+        task.cancel()
+        leaving.cancel()
+        await asyncio.wait((task, leaving))
+
+
+async def _until_disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _headers(upscaled: Upscaled, filename: str) -> dict[str, str]:
+    stem = PurePosixPath(filename.replace("\\", "/")).stem or "image"
+    name = f"{stem}-{upscaled.variant}{upscaled.encoded.extension}"
+    plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._- ") else "_" for letter in name)
+    headers = {
+        "Content-Disposition": f"inline; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}",
+        "X-Swin2SR-Variant": upscaled.variant,
+        "X-Swin2SR-Scale": str(upscaled.scale),
+        "X-Swin2SR-Tiles": str(upscaled.tiles),
+        "Server-Timing": ", ".join(
+            f"{stage};dur={upscaled.seconds[stage] * 1000:.1f}" for stage in ("decode", "queue", "forward", "encode")
+        ),
+    }
+    if upscaled.encoded.notices:
+        headers["X-Swin2SR-Notice"] = " ".join(upscaled.encoded.notices)
+    return headers

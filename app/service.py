@@ -1,0 +1,151 @@
+"""One complete, independent service: everything that lives as long as the application does."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import Metric
+from prometheus_client.registry import Collector
+
+from app.batcher import Batcher
+from app.errors import NotReady
+from app.jobs import BatchReport
+from app.metrics import Metrics, gauge, labelled_gauge
+from app.pipeline import Pipeline, TileBatcher
+from app.quota import usable_cpus
+from app.registry import Load, ModelRegistry
+from app.settings import Settings
+
+TILES_PER_BATCH = {"cpu": 1, "cuda": 16}
+"""How many of the largest tiles a batch holds, where the setting is auto."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Service:
+    """The parts of a service, made together and ended together."""
+
+    settings: Settings
+    registry: ModelRegistry
+    batcher: TileBatcher
+    pipeline: Pipeline
+    metrics: Metrics
+    state: ServiceState
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why requests should go elsewhere now; empty when they are welcome."""
+        status = self.batcher.status()
+        reasons = self.registry.reasons_not_ready()
+        if self.state.leaving or status.draining:
+            reasons.append("shutting down")
+        elif not status.alive:
+            reasons.append("the worker is not running")
+        return reasons
+
+    def make_sure_of_readiness(self) -> None:
+        """Raise the reasons, if there are any.
+
+        Raises:
+            NotReady: with all of them.
+        """
+        if reasons := self.reasons_not_ready():
+            raise NotReady("; ".join(reasons), reasons=reasons)
+
+    def announce_end(self) -> None:
+        """Be not ready from now on; what comes is still accepted."""
+        self.state.leaving = True
+
+    async def boot(self, on_ready: Callable[[], None]) -> None:
+        """Load and warm what was asked for."""
+        started = time.monotonic()
+        await self.registry.boot()
+        if reasons := self.reasons_not_ready():
+            logger.warning("not ready: %s", "; ".join(reasons))
+            return
+        logger.info("ready after %.1f s", time.monotonic() - started)
+        on_ready()
+
+    async def close(self) -> None:
+        """Finish what was admitted, within the time there is, and stop every thread."""
+        self.announce_end()
+        await asyncio.to_thread(self.batcher.close, self.settings.drain_timeout_ms / 1000)
+        self.registry.close()
+        self.pipeline.close()
+
+
+@dataclass
+class ServiceState:
+    """What changes in a service's life."""
+
+    leaving: bool = False
+    """Whether the end was announced: not ready any more, still accepting."""
+
+
+def build_service(settings: Settings, load: Load | None = None) -> Service:
+    """Make a service of settings; no thread is started and nothing is loaded yet.
+
+    Args:
+        settings: checked.
+        load: makes weights ready to call; the real thing by default.
+
+    Raises:
+        ValueError: if a wanted variant or the device is not there.
+    """
+    cpus = usable_cpus()
+    registry = ModelRegistry(
+        settings.variants,
+        model_dir=settings.model_dir,
+        device=settings.device,
+        dtype=settings.dtype,
+        threads=cpus if settings.threads == "auto" else settings.threads,
+        load=load,
+    )
+    metrics = Metrics()
+
+    def count(report: BatchReport) -> None:
+        metrics.batch_images.observe(report.jobs)
+        metrics.batch_pixels.observe(report.cost)
+        for wait in report.waits:
+            metrics.queue_wait.observe(wait)
+
+    budget = settings.max_batch_pixels
+    batcher: TileBatcher = Batcher(
+        registry.forward,
+        _pixels,
+        max_batch_cost=settings.tile_size**2 * TILES_PER_BATCH[registry.device.type] if budget == "auto" else budget,
+        max_queue_cost=settings.max_queue_pixels,
+        max_queue_requests=settings.max_queue_requests,
+        max_queue_delay=settings.max_queue_delay_ms / 1000,
+        on_batch=count,
+    )
+    metrics.watch(_Gauges(registry, batcher))
+    pipeline = Pipeline(registry, batcher, settings, codec_threads=max(1, min(8, cpus // 2)))
+    return Service(settings, registry, batcher, pipeline, metrics, ServiceState())
+
+
+def _pixels(tile: NDArray[Any]) -> int:
+    return int(tile.shape[0] * tile.shape[1])
+
+
+class _Gauges(Collector):
+    """What is looked up when somebody asks for the metrics."""
+
+    def __init__(self, registry: ModelRegistry, batcher: Batcher[NDArray[Any], NDArray[np.float32]]) -> None:
+        self._registry = registry
+        self._batcher = batcher
+
+    def collect(self) -> Iterator[Metric]:
+        """The queue and the variants, now."""
+        status = self._batcher.status()
+        yield gauge("swin2sr_queue_requests", "Requests that wait.", status.waiting_requests)
+        yield gauge("swin2sr_queue_pixels", "Pixels that wait.", status.waiting_cost)
+        states = [(each.name, float(each.state == "ready")) for each in self._registry.describe_all()]
+        yield labelled_gauge("swin2sr_variant_ready", "Whether a variant is loaded and warm.", "variant", states)

@@ -1,0 +1,102 @@
+"""A service on a socket: what ``swin2sr serve`` runs."""
+
+from __future__ import annotations
+
+import ipaddress
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+
+from app import logs
+from app.main import create_app
+from app.settings import Settings
+
+
+class Server(uvicorn.Server):
+    """Stops as a load balancer needs it: first not ready, ``delay`` seconds later not listening, then done.
+
+    The delay is for SIGTERM, which an orchestrator sends; SIGINT comes from a keyboard. A second signal hurries.
+    """
+
+    def __init__(self, config: uvicorn.Config, announce_end: Callable[[], None], delay: float) -> None:
+        super().__init__(config)
+        self._announce_end = announce_end
+        self._delay = delay
+        self._ends_at: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal's handler gets both
+        """Begin the end, or hurry it."""
+        if self._ends_at is not None:
+            self.should_exit = self.force_exit = True
+            return
+        self._announce_end()
+        self._ends_at = time.monotonic() + (self._delay if sig == signal.SIGTERM else 0.0)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to stop listening, asked every tenth of a second."""
+        if self._ends_at is not None and time.monotonic() >= self._ends_at:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def serve(settings: Settings, say: Callable[[str], None], sample: str = "photo.jpg") -> int:
+    """Serve until a signal comes.
+
+    Args:
+        settings: checked.
+        say: shows a line to the person who started it.
+        sample: image in the command that is shown to try.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: if a wanted variant or the device is not there.
+        OSError: if the address is not to be had.
+    """
+    logs.configure(settings.log_format)
+    listener = _listen(settings.host, settings.port)
+    url = _url(settings.host, listener.getsockname()[1])
+
+    def on_ready() -> None:
+        say(f"Ready. Try: curl -F file=@{sample} '{url}/v1/upscale' -o upscaled.png")
+
+    app = create_app(settings, on_ready=on_ready)
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, settings.drain_timeout_ms // 1000),
+    )
+    service = app.state.service
+    server = Server(config, service.announce_end, settings.drain_delay_ms / 1000)
+    say(f"Swin2SR listens on {url}")
+    with listener:
+        server.run(sockets=[listener])
+    return 0 if server.started and not server.force_exit else 1
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    if sys.platform != "win32":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(address)
+    return listener
+
+
+def _url(host: str, port: int) -> str:
+    """The address to open on this machine."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return f"http://{host}:{port}"
+    if address.is_unspecified:
+        return f"http://127.0.0.1:{port}"
+    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
