@@ -149,7 +149,7 @@ class Trainer:
     def reconstruct(self, degraded: Tensor) -> Tensor:
         """Return what the averaged weights make of (B, C, h, w) uint8, as uint8."""
         self.average.train().eval()  # position biases are computed again from the weights of now
-        image = self.average(self._to_unit(degraded)).image
+        image: Tensor = self.average(self._to_unit(degraded)).image
         return (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()
 
     def save(self, folder: Path) -> None:

@@ -1,0 +1,471 @@
+"""How the embedded variants are made."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from model.checkpoints import load_network, write_pretrained
+from model.config import Swin2SRConfig
+from model.degradations import compress, resize_bicubic
+from model.network import Swin2SR
+from model.training import __main__ as command
+from model.training.initialise import interpolation_kernels, solve_second, start_at_interpolation
+from model.training.loop import (
+    HeldOut,
+    Limits,
+    Report,
+    Trainer,
+    learning_rate,
+    parameter_groups,
+    reconstruction_loss,
+    train,
+)
+from model.training.photos import Crops, Photo, Sample, cut, read_photos, split, stack, turn
+from model.training.recipe import RECIPES, Recipe
+
+
+def tiny(upscale: int = 2, upsampler: str | None = "pixelshuffledirect", channels: int = 3) -> Swin2SRConfig:
+    """Return a network small enough to train in a test."""
+    return Swin2SRConfig(
+        num_channels=channels,
+        embed_dim=16,
+        depths=(2,),
+        num_heads=(2,),
+        upscale=upscale,
+        upsampler=upsampler,
+        drop_path_rate=0.0,
+    )
+
+
+def draw(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Draw stripes at a random angle with a random colour."""
+    generator = np.random.default_rng(seed)
+    rows, columns = np.mgrid[0:height, 0:width]
+    angle, colour = generator.uniform(0, 3), generator.uniform(0.3, 1, 3)
+    stripes = np.clip(0.5 + 2 * np.sin(np.cos(angle) * rows / 2 + np.sin(angle) * columns / 2), 0, 1)
+    return (40 + 180 * stripes[:, :, None] * colour).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for n in range(3):
+        Image.fromarray(draw(64, 72, n)).save(photos / f"{n}.png")
+    return photos
+
+
+@pytest.fixture
+def photos(folder: Path) -> list[Photo]:
+    return read_photos(folder, 2, 3, 16, 1)
+
+
+def start(photos: list[Photo], seed: int = 0) -> tuple[Trainer, Crops, HeldOut]:
+    torch.manual_seed(seed)
+    recipe = Recipe(config=tiny(), crop=16, batch=2, warmup=2)
+    network = Swin2SR(recipe.config)
+    start_at_interpolation(network)
+    crops = Crops(photos, crop=16, batch=2, seed=seed)
+    return Trainer(network, recipe), crops, HeldOut(photos[:1], None, 8)
+
+
+def go(trainer: Trainer, crops: Crops, held_out: HeldOut, folder: Path, steps: int) -> list[Report]:
+    reports: list[Report] = []
+    train(
+        trainer,
+        crops,
+        held_out,
+        Limits(steps=steps),
+        folder=folder,
+        weights="tiny.safetensors",
+        every=max(2, steps // 3),
+        on_report=reports.append,
+    )
+    return reports
+
+
+# Photos
+
+
+def test_crops_lie_over_each_other(photos: list[Photo]) -> None:
+    """Input and output of a sample are the same place, turned the same way."""
+    generator = np.random.default_rng(0)
+    photo = dataclasses.replace(photos[0], sharp=photos[0].reduced.repeat(2, 0).repeat(2, 1))
+    for _ in range(20):
+        sample = cut(photo, 16, None, generator)
+        assert sample.degraded is sample.clean
+        assert np.array_equal(sample.degraded.repeat(2, 0).repeat(2, 1), sample.sharp)
+
+
+def test_eight_ways_to_turn_are_eight() -> None:
+    """Flips and quarter turns of an image without symmetry all differ."""
+    image = np.arange(4, dtype=np.uint8).reshape(2, 2, 1)
+    assert len({turn(image, way).tobytes() for way in range(8)}) == 8
+
+
+def test_compressed_crops_keep_their_clean_side() -> None:
+    """JPEG reaches the input alone, and an offset crop is cut out of whole blocks."""
+    sharp = draw(64, 64)
+    photo = Photo("", sharp, sharp)
+    generator = np.random.default_rng(1)
+    samples = [cut(photo, 24, (10, 10), generator) for _ in range(40)]
+    aligned = 0
+    for sample in samples:
+        assert np.array_equal(sample.clean, sample.sharp)
+        assert sample.degraded.shape == (24, 24, 3)
+        assert not np.array_equal(sample.degraded, sample.clean)
+        kinds = (compress(sample.clean, 10, "4:2:0"), compress(sample.clean, 10, "4:4:4"))
+        aligned += any(np.array_equal(sample.degraded, kind) for kind in kinds)
+    assert 20 <= aligned < 40
+
+
+def test_batches_depend_on_seed_and_step_alone(photos: list[Photo]) -> None:
+    """However many threads prepare them and wherever a run begins, batch n is batch n."""
+    one = Crops(photos, crop=16, batch=2, quality=(10, 95), seed=3)
+    many = Crops(photos, crop=16, batch=2, quality=(10, 95), seed=3, threads=3)
+    expected = [one.batch(step) for step in range(6)]
+    for first in (0, 2):
+        for wanted, batch in zip(expected[first:], many.batches(first), strict=False):
+            assert torch.equal(wanted.degraded, batch.degraded)
+            assert torch.equal(wanted.sharp, batch.sharp)
+    other = Crops(photos, crop=16, batch=2, seed=4).batch(0)
+    assert not torch.equal(other.sharp, expected[0].sharp)
+
+
+def test_batches_are_channels_first() -> None:
+    """Stacked samples are (B, C, h, w) bytes."""
+    image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    batch = stack([Sample(image, image, image)] * 2)
+    assert batch.sharp.shape == (2, 3, 2, 2)
+    assert batch.sharp[1, 2, 0, 1] == image[0, 1, 2]
+
+
+def test_small_photos_are_passed_over_and_none_is_refused(folder: Path) -> None:
+    """A photo without room for a crop is of no use; a folder of such photos is an error that says so."""
+    Image.fromarray(draw(20, 200)).save(folder / "thin.png")
+    assert [photo.name for photo in read_photos(folder, 2, 3, 16, 2)] == ["0", "1", "2"]
+    with pytest.raises(ValueError, match="400x400"):
+        read_photos(folder, 2, 3, 200, 1)
+
+
+def test_held_out_photos_are_not_trained_on() -> None:
+    """Every fortieth photo is set aside, one at least; a single photo must do for both."""
+    image = np.zeros((8, 8, 3), np.uint8)
+    photos = [Photo(str(n), image, image) for n in range(100)]
+    training, held_out = split(photos)
+    assert {photo.name for photo in held_out} == {"20", "60"}
+    assert len(training) == 98
+    assert not {photo.name for photo in training} & {photo.name for photo in held_out}
+    assert [len(part) for part in split(photos[:3])] == [2, 1]
+    assert [len(part) for part in split(photos[:1])] == [1, 1]
+
+
+# Initialisation
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_kernels_are_bicubic_enlargement(scale: int) -> None:
+    """The 5x5 filters and a pixel shuffle enlarge as MATLAB does, away from the border."""
+    photo = draw(20, 24)
+    pixels = torch.from_numpy(photo).permute(2, 0, 1)[None].double()
+    enlarged = F.pixel_shuffle(F.conv2d(pixels, interpolation_kernels(scale, 3), padding=2), scale)
+    ours = enlarged[0].permute(1, 2, 0).round().clamp(0, 255).numpy()
+    inner = slice(2 * scale, -2 * scale)
+    expected = resize_bicubic(photo, 20 * scale, 24 * scale).astype(float)
+    # MATLAB rounds to 8 bit between its two directions, which costs a level here and there.
+    assert np.abs(ours - expected)[inner, inner].max() <= 1
+
+
+def test_second_convolution_completes_the_first() -> None:
+    """Whatever the first convolution is, both together are the wanted filters."""
+    torch.manual_seed(0)
+    first = torch.randn(16, 3, 3, 3)
+    wanted = torch.randn(5, 3, 5, 5, dtype=torch.float64)
+    second = solve_second(first, wanted)
+    image = torch.randn(1, 3, 9, 9, dtype=torch.float64)
+    both = F.conv2d(F.conv2d(image, first.double()), second)
+    assert torch.allclose(both, F.conv2d(image, wanted), atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("upscale", "upsampler"), [(2, "pixelshuffledirect"), (4, "pixelshuffledirect"), (4, "pixelshuffle_aux"), (1, None)]
+)
+def test_network_starts_near_interpolation(upscale: int, upsampler: str | None) -> None:
+    """Before the first step the output is interpolation, and the auxiliary image is the input, up to a small body."""
+    torch.manual_seed(0)
+    network = Swin2SR(tiny(upscale, upsampler))
+    start_at_interpolation(network)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.startswith(("conv_after_body", "upsample.2")) or (upsampler is None and name == "conv_last.weight"):
+                parameter.zero_()  # silences the body; the skip path is left
+    pixels = torch.rand(1, 3, 24, 24)
+    with torch.inference_mode():
+        result = network.eval()(pixels)
+    expected = pixels if upscale == 1 else F.interpolate(pixels, scale_factor=upscale, mode="bicubic")
+    if upsampler == "pixelshuffledirect":  # torch's bicubic has a = -0.75
+        expected = F.pixel_shuffle(F.conv2d(pixels, interpolation_kernels(upscale, 3).float(), padding=2), upscale)
+    inner = slice(3 * upscale, -3 * upscale)
+    assert (result.image - expected)[..., inner, inner].abs().max() < 1e-4
+    if result.aux is not None:
+        assert (result.aux - pixels)[..., 3:-3, 3:-3].abs().max() < 0.02
+
+
+def test_heads_with_activations_keep_their_start() -> None:
+    """The classical head is left as the network made it."""
+    torch.manual_seed(0)
+    network = Swin2SR(tiny(2, "pixelshuffle"))
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    start_at_interpolation(network)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in network.state_dict().items())
+
+
+# Recipes and schedule
+
+
+def test_rate_warms_up_and_falls_to_its_floor() -> None:
+    """Linear up, cosine down, never zero."""
+    recipe = Recipe(config=tiny(), crop=16, learning_rate=1.0, warmup=10, floor=0.01)
+    assert learning_rate(recipe, 0, 0) == pytest.approx(0.1)
+    assert learning_rate(recipe, 9, 0) == pytest.approx(1)
+    assert learning_rate(recipe, 500, 0.5) == pytest.approx(0.505)
+    assert learning_rate(recipe, 500, 1) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("wrong", [{"crop": 20}, {"batch": 0}, {"ema_decay": 1.0}, {"quality": (90, 10)}])
+def test_impossible_recipes_are_refused(wrong: dict[str, object]) -> None:
+    """A crop off the window grid, no crops, an average that never moves, qualities that fall."""
+    with pytest.raises(ValueError, match="must"):
+        Recipe(**{"config": tiny(), "crop": 16, **wrong})
+
+
+def test_a_run_ends_by_steps_or_by_minutes() -> None:
+    """Progress is whichever is further, and one of both must be given."""
+    both = Limits(steps=100, minutes=1)
+    assert both.progress(50, 6) == 0.5
+    assert both.progress(10, 30) == 0.5
+    assert both.progress(10, 600) == 1
+    for wrong in ({}, {"steps": 0}, {"minutes": -1.0}):
+        with pytest.raises(ValueError, match="positive"):
+            Limits(**wrong)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("small-")])
+def test_embedded_variants_are_small(name: str) -> None:
+    """Every embedded network fits 1.5 MB in bfloat16, and its body is a sixth of lightweight's."""
+    config = RECIPES[name].config
+    network = Swin2SR(config)
+    assert 2 * sum(parameter.numel() for parameter in network.parameters()) < 1_500_000
+    lightweight = RECIPES["lightweight-x2"].config
+    assert operations(lightweight) / operations(config) > 5.5
+
+
+def operations(config: Swin2SRConfig) -> float:
+    """Count the multiply-adds of a body for each pixel."""
+    dim, stages, blocks = config.embed_dim, len(config.depths), sum(config.depths)
+    block = (4 + 2 * config.mlp_ratio) * dim**2 + 2 * config.window_size**2 * dim
+    return blocks * block + (stages + 1) * (9 + 1) * dim**2 + 9 * config.num_channels * dim
+
+
+def test_vectors_do_not_decay() -> None:
+    """Biases, norms and logit scales are left out of weight decay; every parameter is in one group."""
+    network = Swin2SR(tiny())
+    decayed, others = (group["params"] for group in parameter_groups(network, 0.1))
+    assert all(parameter.ndim > 1 for parameter in decayed)
+    assert len(decayed) + len(others) == len(list(network.parameters()))
+    scales = {id(p) for name, p in network.named_parameters() if name.endswith("logit_scale")}
+    assert scales <= {id(parameter) for parameter in others}
+
+
+# The loop
+
+
+def test_training_improves_on_interpolation(photos: list[Photo], tmp_path: Path) -> None:
+    """A few hundred steps on stripes are worth half a decibel over bicubic, and progress is reported."""
+    trainer, crops, _ = start(photos)
+    held_out = HeldOut(photos, None, 8)
+    trainer.recipe = dataclasses.replace(trainer.recipe, ema_decay=0.98)
+    reports = go(trainer, crops, held_out, tmp_path / "run", 300)
+    assert [report.step for report in reports] == [100, 200, 300]
+    assert reports[-1].psnr > reports[-1].baseline + 0.5
+    assert reports[-1].loss < reports[0].loss
+
+
+def test_the_same_seed_trains_the_same_weights(photos: list[Photo], tmp_path: Path) -> None:
+    """Two runs by steps agree to the bit, and another seed does not."""
+    weights = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        trainer, crops, held_out = start(photos, seed)
+        go(trainer, crops, held_out, tmp_path / name, 4)
+        weights.append(trainer.average.conv_first.weight)
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(photos: list[Photo], tmp_path: Path) -> None:
+    """Stopped after a checkpoint and resumed in a new process's place, the weights come out the same."""
+    whole, crops, held_out = start(photos)
+    go(whole, crops, held_out, tmp_path / "whole", 6)
+
+    def stop(report: Report) -> None:
+        if report.step == 4:
+            raise InterruptedError
+
+    half, crops, held_out = start(photos)
+    limits = Limits(steps=6)
+    kept = {"folder": tmp_path / "half", "weights": "tiny.safetensors", "every": 2}
+    with pytest.raises(InterruptedError):
+        train(half, crops, held_out, limits, on_report=stop, **kept)
+    again, crops, held_out = start(photos, seed=0)
+    again.resume(tmp_path / "half")
+    assert again.step == 4
+    train(again, crops, held_out, limits, on_report=lambda _: None, **kept)
+    for key, tensor in whole.average.state_dict().items():
+        assert torch.equal(tensor, again.average.state_dict()[key]), key
+    history = (tmp_path / "half" / "history.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in history] == [2, 4, 6]
+
+
+def test_the_clock_ends_a_run(photos: list[Photo], tmp_path: Path) -> None:
+    """With a limit in minutes the cosine follows the clock, and time spent before a resumption counts."""
+    trainer, crops, held_out = start(photos)
+    trainer.seconds = 30.0
+    ticks = iter(range(0, 1000, 10))
+    reports: list[Report] = []
+    train(
+        trainer,
+        crops,
+        held_out,
+        Limits(minutes=1),
+        folder=tmp_path,
+        weights="w.safetensors",
+        every=1000,
+        on_report=reports.append,
+        clock=lambda: float(next(ticks)),
+    )
+    assert [(report.step, report.seconds, report.progress) for report in reports] == [(3, 60.0, 1.0)]
+
+
+def test_exported_weights_are_the_average_in_bfloat16(photos: list[Photo], tmp_path: Path) -> None:
+    """The file loads by itself, configuration included, can be read by everyone, and leaves nothing unfinished."""
+    trainer, crops, held_out = start(photos)
+    go(trainer, crops, held_out, tmp_path, 2)
+    file = tmp_path / "tiny.safetensors"
+    network = load_network(file)
+    assert network.config == trainer.average.config
+    for key, tensor in trainer.average.state_dict().items():
+        assert torch.equal(network.state_dict()[key], tensor.bfloat16().float()), key
+    assert file.stat().st_mode & 0o044 == 0o044
+    assert {path.name for path in tmp_path.iterdir()} >= {"tiny.safetensors", "training.pt", "history.jsonl"}
+    assert not list(tmp_path.glob("*unfinished*"))
+
+
+def test_a_loss_that_is_no_number_ends_the_run(photos: list[Photo], tmp_path: Path) -> None:
+    """The last good checkpoint stays; weights that are not finite are never written."""
+    trainer, crops, held_out = start(photos)
+    with torch.no_grad():
+        trainer.network.conv_first.weight.fill_(float("nan"))
+    with pytest.raises(ValueError, match="lower the learning rate"):
+        go(trainer, crops, held_out, tmp_path, 4)
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_auxiliary_image_is_held_to_the_clean_input() -> None:
+    """The compressed head's loss is that of the image plus that of its auxiliary image."""
+    network = Swin2SR(tiny(4, "pixelshuffle_aux"))
+    clean, sharp = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        result = network(clean)
+        image, aux = F.l1_loss(result.image, sharp), F.l1_loss(result.aux, clean)
+        assert reconstruction_loss(result, sharp, clean, 0.5) == pytest.approx(float(image + 0.5 * aux))
+
+
+def test_bfloat16_trains_too(photos: list[Photo]) -> None:
+    """Forward passes in bfloat16 leave weights in float32 and a loss near float32's."""
+    losses = []
+    for bfloat16 in (False, True):
+        trainer, crops, _ = start(photos)
+        trainer = Trainer(trainer.network, trainer.recipe, bfloat16=bfloat16)
+        losses.append(float(trainer.learn(crops.batch(0), 0)))
+        assert trainer.network.conv_first.weight.dtype == torch.float32
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+
+
+# The command
+
+
+@pytest.fixture
+def tiny_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put tiny networks in the place of the real ones."""
+    recipes = {
+        "small-x2": Recipe(config=tiny(), crop=16, batch=1, warmup=2),
+        "small-x4": Recipe(config=tiny(4), crop=16, batch=1, warmup=2),
+    }
+    monkeypatch.setattr(command, "RECIPES", recipes)
+
+
+@pytest.fixture
+def threads() -> object:
+    """Put torch's settings back that the command changes."""
+    deterministic, count = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(count)
+
+
+@pytest.mark.usefixtures("tiny_recipes", "threads")
+def test_command_trains_resumes_and_hands_a_body_on(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One command trains x2, goes on with it, refuses to overwrite it, and starts x4 from its body."""
+    out = tmp_path / "x2"
+    run = ["--variant", "small-x2", "--photos", str(folder), "--out", str(out), "--device", "cpu", "--loaders", "1"]
+    assert command.main([*run, "--steps", "2"]) == 0
+    with pytest.raises(ValueError, match="--resume"):
+        command.main([*run, "--steps", "2"])
+    assert command.main([*run, "--steps", "4", "--resume"]) == 0
+    assert "step       4" in capsys.readouterr().out
+    trained = load_network(out / "small-x2.safetensors")
+    bigger = command.build(command.RECIPES["small-x4"], out / "small-x2.safetensors")
+    assert torch.equal(bigger.layers[0].conv.weight, trained.layers[0].conv.weight)
+    assert bigger.upsample[0].weight.shape[0] == 48
+
+
+@pytest.mark.usefixtures("tiny_recipes")
+def test_command_starts_from_any_layout_and_refuses_another_body(tmp_path: Path) -> None:
+    """A Hugging Face folder fits as well as an official file; weights of other dimensions are refused by name."""
+    torch.manual_seed(1)
+    network = Swin2SR(tiny())
+    write_pretrained(network, tmp_path / "same")
+    built = command.build(command.RECIPES["small-x2"], tmp_path / "same")
+    assert torch.equal(built.upsample[0].weight, network.upsample[0].weight)
+    write_pretrained(Swin2SR(dataclasses.replace(tiny(), embed_dim=32)), tmp_path / "other")
+    with pytest.raises(ValueError, match="body"):
+        command.build(command.RECIPES["small-x2"], tmp_path / "other")
+
+
+def test_command_asks_for_a_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without steps or minutes a run would never end."""
+    with pytest.raises(SystemExit):
+        command.main(["--variant", "small-x2", "--photos", str(folder)])
+    assert "--steps or --minutes" in capsys.readouterr().err
+
+
+def test_training_needs_four_packages_alone() -> None:
+    """Neither the service's dependencies nor the hub's are imported by training or evaluation."""
+    code = (
+        "import sys, model.training.__main__, model.evaluate\n"
+        "print([n for n in ('app', 'fastapi', 'pydantic', 'httpx', 'huggingface_hub', 'transformers', 'typer', 'rich')"
+        " if n in sys.modules])"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
+    assert done.stdout.strip() == "[]"
