@@ -137,7 +137,7 @@ class Batcher(Generic[T, R]):
             if place is not None:
                 self._places.discard(place)
             if not held:
-                self._make_sure_of_room(cost)
+                self._make_sure_of_room(cost, promised=place is not None)
             ticket.line = Line(key, client, deque((job.cost, job) for job in jobs))
             self._queue.add(ticket.line)
             ticket.position = len(self._queue)
@@ -206,7 +206,7 @@ class Batcher(Generic[T, R]):
                 actual=largest,
             )
 
-    def _make_sure_of_room(self, cost: int) -> None:
+    def _make_sure_of_room(self, cost: int, *, promised: bool = False) -> None:
         if cost > self.max_queue_cost:
             raise ImageTooLarge(
                 f"With its tiles and passes this is work for {cost} pixels, and the queue holds {self.max_queue_cost}. "
@@ -214,7 +214,7 @@ class Batcher(Generic[T, R]):
                 limit=self.max_queue_cost,
                 actual=cost,
             )
-        if self._draining:
+        if self._draining and not promised:
             raise Draining("This server is shutting down. Send the request again.")
         if not self.alive:
             raise NotReady("The worker is not running. Use another server, or restart this one.")
