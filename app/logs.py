@@ -48,7 +48,7 @@ def configure(log_format: Literal["text", "json"], level: str = "INFO") -> None:
             "formatters": {"text": {"()": TextFormatter}, "json": {"()": JsonFormatter}},
             "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": log_format}},
             "root": {"handlers": ["stderr"], "level": level},
-            "loggers": {"httpx": {"level": "WARNING"}},
+            "loggers": {"httpx": {"level": "WARNING"}, "uvicorn": {"level": "WARNING"}},
         }
     )
 

@@ -1,6 +1,6 @@
 """From an upload's bytes to the answer's, in one direction.
 
-bytes -> decode -> planes -> pad -> tiles -> batcher -> [network] -> restore -> stitch -> reduce -> encode -> bytes
+bytes -> decode -> passes -> pad -> tiles -> batcher -> [network] -> restore -> stitch -> reduce -> encode -> bytes
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from app import codec
 from app.batcher import Batcher
 from app.errors import DeadlineExceeded
 from app.jobs import Progress, Ticket
-from app.planes import Pixels, Plane, Values, is_constant, plane, turn, turn_back
+from app.passes import Pass, Pixels, Values, fit, is_constant, turn, turn_back
 from app.registry import ModelRegistry, TileUpscaler
 from app.schemas import UpscaleOptions
 from app.settings import Settings
@@ -98,66 +98,74 @@ class Pipeline:
 
     async def _upscale(self, upload: Upload, options: UpscaleOptions, caller: Caller) -> Upscaled:
         entry = self._registry.resolve(options.variant)
+        header = await self._in_pool(codec.read_header, upload.body, self._limits)
         upscaler = await self._registry.upscaler(entry)
         watch = _Stopwatch()
-        header = await self._in_pool(codec.read_header, upload.body, self._limits)
-        work = await self._in_pool(self._outline, header.height, header.width, options, upscaler)
-        with self._batcher.reserve(work.cost) as place:
-            image = await self._in_pool(codec.decode, upload.body, self._limits)
-            height, width = final_size(image.height, image.width, upscaler.scale, options)
-            codec.check_output(codec.output_format(options.format, image.format), width, height)
-            work = await self._in_pool(self._outline, image.height, image.width, options, upscaler)
-            planes = await self._in_pool(_planes, image, upscaler)
-            tiles = await self._in_pool(lambda: list(_tiles(planes, work)))
+        least = await self._in_pool(self._outline, header.height, header.width, options, upscaler)
+        with self._batcher.reserve(least.cost) as place:
+            work = await self._in_pool(self._prepare, upload.body, options, upscaler)
             watch.lap("decode")
             ticket = self._batcher.admit(
                 entry.name,
-                tiles,
+                work.tiles,
                 client=caller.client,
                 deadline=caller.deadline,
                 on_progress=caller.on_progress,
                 place=place,
             )
         try:
-            restored = await self._collect(ticket, planes, work, upscaler.scale, image)
+            image = await self._collect(ticket, work, upscaler.scale)
         finally:
             ticket.cancel()
         watch.set("queue", ticket.queue_seconds)
         watch.set("forward", ticket.forward_seconds)
         watch.skip()
-        encoded = await self._in_pool(_finish, restored, height, width, _encode_options(options))
+        encoded = await self._in_pool(_finish, image, work, options)
         watch.lap("encode")
-        pixels = image.width * image.height
-        return Upscaled(encoded, entry.name, upscaler.scale, len(work.tiles), pixels, watch.seconds)
+        pixels = work.image.width * work.image.height
+        return Upscaled(encoded, entry.name, upscaler.scale, len(work.outline.tiles), pixels, watch.seconds)
 
     def _outline(self, height: int, width: int, options: UpscaleOptions, upscaler: TileUpscaler) -> Outline:
         window, scale = upscaler.window_size, upscaler.scale
         return outline(height, width, options, self._settings, scale=scale, window=window)
 
-    async def _collect(
-        self, ticket: TileTicket, planes: list[Plane], work: Outline, scale: int, image: codec.Image
-    ) -> codec.Image:
+    def _prepare(self, body: bytes, options: UpscaleOptions, upscaler: TileUpscaler) -> _Work:
+        """Decode, refuse what could not be answered, and cut into what the network sees."""
+        image = codec.decode(body, self._limits)
+        height, width = final_size(image.height, image.width, upscaler.scale, options)
+        codec.check_output(codec.output_format(options.format, image.format), width, height)
+        work = self._outline(image.height, image.width, options, upscaler)
+        passes = _passes(image, upscaler)
+        return _Work(image, work, passes, list(_tiles(passes, work)), height, width)
+
+    async def _collect(self, ticket: TileTicket, work: _Work, scale: int) -> codec.Image:
         """Join the tiles as they come; their results are let go one by one."""
+        image, tiles = work.image, work.outline.tiles
         stitchers = [
-            Stitcher(
-                image.height,
-                image.width,
-                each.source.shape[2],
-                scale=scale,
-                tiles=work.tiles,
-                dtype=each.source.dtype,
-            )
-            for each in planes
+            Stitcher(image.height, image.width, each.source.shape[2], scale=scale, tiles=tiles, dtype=each.source.dtype)
+            for each in work.passes
         ]
-        for tile in work.tiles:
-            for each, stitcher in zip(planes, stitchers, strict=True):
-                futures = [asyncio.wrap_future(ticket.futures.pop(0)) for _ in range(work.turns)]
+        for tile in tiles:
+            for each, stitcher in zip(work.passes, stitchers, strict=True):
+                futures = [asyncio.wrap_future(ticket.futures.pop(0)) for _ in range(work.outline.turns)]
                 outputs = await asyncio.gather(*futures)
                 await self._in_pool(_join, stitcher, tile, each, outputs)
-        return _with_planes(image, [stitcher.finish() for stitcher in stitchers], scale)
+        return _with_results(image, [stitcher.finish() for stitcher in stitchers], scale)
 
     async def _in_pool(self, work: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V:
         return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
+
+
+@dataclass(frozen=True)
+class _Work:
+    """A decoded image, cut into what the network sees, and the size that is wished for."""
+
+    image: codec.Image
+    outline: Outline
+    passes: list[Pass]
+    tiles: list[Pixels]
+    height: int
+    width: int
 
 
 class _Stopwatch:
@@ -179,24 +187,24 @@ class _Stopwatch:
         self.seconds[stage] = seconds
 
 
-def _planes(image: codec.Image, upscaler: TileUpscaler) -> list[Plane]:
-    """The passes over an image: its colours, and its transparency where there is something to compute; padded."""
-    planes = [plane(image.pixels, upscaler.channels)]
+def _passes(image: codec.Image, upscaler: TileUpscaler) -> list[Pass]:
+    """What the network sees: the colours, and the transparency where there is something to compute; padded."""
+    passes = [fit(codec.fill_transparent(image.pixels, image.alpha), upscaler.channels)]
     if image.alpha is not None and upscaler.scale > 1 and not is_constant(image.alpha):
-        planes.append(plane(image.alpha[:, :, None], upscaler.channels))
+        passes.append(fit(image.alpha[:, :, None], upscaler.channels))
     window = upscaler.window_size
-    return [Plane(pad_direct(each.seen, window), pad_direct(each.source, window), each.restore) for each in planes]
+    return [Pass(pad_direct(each.seen, window), pad_direct(each.source, window), each.restore) for each in passes]
 
 
-def _tiles(planes: list[Plane], work: Outline) -> Iterator[Pixels]:
-    """What the network computes: tile by tile, each plane of it, each turn of that."""
+def _tiles(passes: list[Pass], work: Outline) -> Iterator[Pixels]:
+    """What the network computes: tile by tile, each pass over it, each turn of that."""
     for tile in work.tiles:
-        for each in planes:
+        for each in passes:
             for index in range(work.turns):
                 yield turn(tile.cut(each.seen), index)
 
 
-def _join(stitcher: Stitcher, tile: Tile, each: Plane, outputs: list[Values]) -> None:
+def _join(stitcher: Stitcher, tile: Tile, each: Pass, outputs: list[Values]) -> None:
     """Average a tile's turns, make its channels the image's again, and stitch it."""
     total = turn_back(outputs[0], 0)
     if len(outputs) > 1:
@@ -204,8 +212,8 @@ def _join(stitcher: Stitcher, tile: Tile, each: Plane, outputs: list[Values]) ->
     stitcher.add(tile, each.restore(total, tile.cut(each.source)))
 
 
-def _with_planes(image: codec.Image, results: list[Pixels], scale: int) -> codec.Image:
-    """The image with its planes upscaled."""
+def _with_results(image: codec.Image, results: list[Pixels], scale: int) -> codec.Image:
+    """The image with its colours and its transparency upscaled."""
     pixels, alpha = results[0], image.alpha
     if len(results) > 1:
         alpha = results[1][:, :, 0]
@@ -214,12 +222,10 @@ def _with_planes(image: codec.Image, results: list[Pixels], scale: int) -> codec
     return dataclasses.replace(image, pixels=pixels, alpha=alpha)
 
 
-def _finish(image: codec.Image, height: int, width: int, options: codec.EncodeOptions) -> codec.Encoded:
+def _finish(image: codec.Image, work: _Work, options: UpscaleOptions) -> codec.Encoded:
     """Reduce to the wished size and encode."""
-    pixels = reduce_to(image.pixels, height, width)
-    alpha = None if image.alpha is None else reduce_to(image.alpha[:, :, None], height, width)[:, :, 0]
-    return codec.encode(dataclasses.replace(image, pixels=pixels, alpha=alpha), options)
-
-
-def _encode_options(options: UpscaleOptions) -> codec.EncodeOptions:
-    return codec.EncodeOptions(format=options.format, quality=options.quality, metadata=options.metadata)
+    pixels, alpha = reduce_to(image.pixels, work.height, work.width), image.alpha
+    if alpha is not None:
+        alpha = reduce_to(alpha[:, :, None], work.height, work.width)[:, :, 0]
+    wish = codec.EncodeOptions(format=options.format, quality=options.quality, metadata=options.metadata)
+    return codec.encode(dataclasses.replace(image, pixels=pixels, alpha=alpha), wish)

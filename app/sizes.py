@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.errors import ImageTooLarge, InvalidOption
-from app.planes import TURNS
+from app.passes import TURNS
 from app.schemas import UpscaleOptions
 from app.settings import Settings
 from model.processor import padded_size

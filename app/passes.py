@@ -28,7 +28,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 
 @dataclass(frozen=True)
-class Plane:
+class Pass:
     """One pass of the network over an image.
 
     Attributes:
@@ -42,14 +42,14 @@ class Plane:
     restore: Callable[[Values, Pixels], Values]
 
 
-def plane(pixels: Pixels, channels: int) -> Plane:
+def fit(pixels: Pixels, channels: int) -> Pass:
     """Make pixels of one or three channels fit a network of ``channels`` channels."""
     have = pixels.shape[2]
     if have == channels:
-        return Plane(pixels, pixels, _keep)
+        return Pass(pixels, pixels, _keep)
     if have == 1:
-        return Plane(np.broadcast_to(pixels, (*pixels.shape[:2], channels)), pixels, _average)
-    return Plane(_luma(pixels), pixels, _with_chroma)
+        return Pass(np.broadcast_to(pixels, (*pixels.shape[:2], channels)), pixels, _average)
+    return Pass(_luma(pixels), pixels, _with_chroma)
 
 
 def is_constant(alpha: Pixels) -> bool:
