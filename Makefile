@@ -1,42 +1,64 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# A machine without an NVIDIA driver gets the small CPU build of PyTorch.
+# A machine without an NVIDIA driver gets the small CPU build of PyTorch. TORCH_INDEX= leaves the choice to pip.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
+# Further options of `swin2sr serve`, and of pytest.
 SERVE ?=
+TEST ?=
+SAMPLE := build/sample.png
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve install check test format clean
+.PHONY: serve install test check format lock clean help
 
-serve: $(VENV)/.installed ## make .venv, install, and serve on http://127.0.0.1:8000
-	$(BIN)/swin2sr serve $(SERVE)
+serve: $(VENV)/.installed $(SAMPLE) ## make .venv, install, and serve on http://127.0.0.1:8000
+	@$(BIN)/swin2sr serve --sample $(SAMPLE) $(SERVE)
 
-install: $(VENV)/.installed-dev ## everything that developing needs
+install: $(VENV)/.installed-dev ## install everything that developing needs
 
-test: $(VENV)/.installed-dev ## the whole test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed-dev ## run the tests; TEST="-k words" chooses some
+	$(BIN)/python -m pytest $(TEST)
 
 check: $(VENV)/.installed-dev ## lint, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed-dev
+format: $(VENV)/.installed-dev ## apply what `make check` wants, where a machine can
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+lock: ## take the newest versions of all but torch into constraints.txt
+	$(PYTHON) -m venv --clear build/lock
+	build/lock/bin/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(shell grep ^torch== constraints.txt)
+	build/lock/bin/pip install --quiet --editable '.[dev,bench]'
+	{ sed '/^[^#]/,$$d' constraints.txt; \
+	  build/lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+.*//'; echo 'colorama==0.4.6'; } \
+	  > build/constraints.txt
+	mv build/constraints.txt constraints.txt
 
-# The extra index is tried once; where it cannot be reached, the configured index serves.
+clean: ## forget everything that was made here
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 10
+
+$(SAMPLE): app/sample.py | $(VENV)/.installed
+	@mkdir -p $(@D)
+	@$(BIN)/python -m app.sample $@
+
+# PyTorch goes first and alone, so that the extra index is asked for nothing else; out of reach, pip does without it.
 $(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo "Installing into $(VENV); the first time takes some minutes."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch
+	$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(wildcard setup.py model/kernels/*.c)
+	$(PIP) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) --editable '.[dev]'
 	@touch $@
