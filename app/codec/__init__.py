@@ -1,0 +1,33 @@
+"""Images between bytes and pixels, with nothing lost on the way that the other side could hold.
+
+``read_header`` refuses what is too large, animated or unknown before anything is decoded; ``decode`` gives upright
+planes and all that travels beside them; ``check_output`` refuses what a format cannot hold before anything is
+computed; ``encode`` writes, and says in notices what a format could not take.
+"""
+
+from app.codec.decode import decode, read_header
+from app.codec.encode import encode
+from app.codec.formats import READABLE, WRITABLE, Format, check_output, output_format, sniff
+from app.codec.image import Encoded, EncodeOptions, Header, Image, Limits, Metadata, Pixels, Resolution
+from app.codec.planes import fill_transparent
+
+__all__ = [
+    "READABLE",
+    "WRITABLE",
+    "EncodeOptions",
+    "Encoded",
+    "Format",
+    "Header",
+    "Image",
+    "Limits",
+    "Metadata",
+    "Pixels",
+    "Resolution",
+    "check_output",
+    "decode",
+    "encode",
+    "fill_transparent",
+    "output_format",
+    "read_header",
+    "sniff",
+]

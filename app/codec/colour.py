@@ -1,0 +1,205 @@
+"""Colour spaces: profiles read, made, and applied with Little CMS, in 8 and in 16 bits."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from types import MappingProxyType
+from typing import cast
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from app.codec.image import Image, Metadata, Pixels
+
+_RELATIVE_COLORIMETRIC, _BLACK_POINT_COMPENSATION = 1, 0x2000
+_CURVE_POINTS = 1024
+_D65 = (0.3127, 0.3290)
+_SRGB_GAMMA, _SRGB_CHROMATICITIES = 45_455, (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)
+
+# ITU-T H.273, table 2: white, red, green, blue.
+_PRIMARIES: Mapping[int, tuple[float, ...]] = MappingProxyType(
+    {
+        1: (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),
+        5: (*_D65, 0.640, 0.330, 0.290, 0.600, 0.150, 0.060),
+        6: (*_D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+        9: (*_D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
+        11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+        12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+    }
+)
+_BT709_LIKE, _SRGB_CURVE = (1, 6, 14, 15), 13
+_GAMMAS = MappingProxyType({4: 2.2, 5: 2.8, 8: 1.0})
+
+
+def usable_profile(icc: bytes | None) -> bool:
+    """Whether a profile is one of gray, RGB or CMYK that Little CMS can read."""
+    if icc is None or len(icc) < 132 or icc[36:40] != b"acsp" or profile_space(icc) not in ("GRAY", "RGB", "CMYK"):
+        return False
+    return imagecodecs.cms_check(icc) is not False
+
+
+def profile_space(icc: bytes) -> str:
+    """The space of a profile's pixels: ``GRAY``, ``RGB``, ``CMYK``, ..."""
+    return icc[16:20].decode("ascii", "replace").strip()
+
+
+def described_profile(metadata: Metadata, *, gray: bool) -> bytes | None:
+    """The profile that the pixels are in, from cICP, ICC, or gAMA and cHRM in PNG's order; None for sRGB."""
+    chunks = dict(metadata.png_colour)
+    if b"cICP" in chunks:
+        profile = _profile_of_cicp(chunks[b"cICP"], gray=gray)
+        if profile is not None:
+            return profile
+    if metadata.icc is not None:
+        return metadata.icc
+    if b"cICP" in chunks or b"sRGB" in chunks or b"gAMA" not in chunks:
+        return None
+    return _profile_of_gamma(chunks[b"gAMA"], chunks.get(b"cHRM"), gray=gray)
+
+
+def high_dynamic_range(metadata: Metadata) -> bool:
+    """Whether cICP says PQ or HLG, which no matrix profile can express."""
+    return any(kind == b"cICP" and content[1:2] in (b"\x10", b"\x12") for kind, content in metadata.png_colour)
+
+
+def _profile_of_cicp(content: bytes, *, gray: bool) -> bytes | None:
+    if len(content) != 4 or content[0] not in _PRIMARIES or (content[0], content[1]) == (1, _SRGB_CURVE):
+        return None
+    primaries, transfer = _PRIMARIES[content[0]], content[1]
+    if transfer in _GAMMAS:
+        return _make_profile(primaries, gray=gray, gamma=_GAMMAS[transfer])
+    if transfer == _SRGB_CURVE:
+        return _make_profile(primaries, gray=gray, curve=_srgb_curve())
+    if transfer in _BT709_LIKE:
+        signal = np.linspace(0, 1, _CURVE_POINTS)
+        curve = np.where(signal < 0.081, signal / 4.5, ((signal + 0.099) / 1.099) ** (1 / 0.45))
+        return _make_profile(primaries, gray=gray, curve=curve)
+    return None
+
+
+def _profile_of_gamma(gamma: bytes, chromaticities: bytes | None, *, gray: bool) -> bytes | None:
+    exponent = int.from_bytes(gamma)
+    points = struct.unpack(">8I", chromaticities) if chromaticities and len(chromaticities) == 32 else None
+    if not 1_000 <= exponent <= 1_000_000:
+        return None
+    near = points is None or max(abs(a - b) for a, b in zip(points, _SRGB_CHROMATICITIES, strict=True)) <= 100
+    if abs(exponent - _SRGB_GAMMA) <= 100 and (near or gray):
+        return None
+    primaries = tuple(value / 100_000 for value in points or _SRGB_CHROMATICITIES)
+    return _make_profile(primaries, gray=gray, gamma=100_000 / exponent)
+
+
+def _srgb_curve() -> NDArray[np.float64]:
+    signal = np.linspace(0, 1, _CURVE_POINTS)
+    return np.where(signal <= 0.04045, signal / 12.92, ((signal + 0.055) / 1.055) ** 2.4)
+
+
+def _make_profile(
+    primaries: tuple[float, ...],
+    *,
+    gray: bool,
+    gamma: float | None = None,
+    curve: NDArray[np.float64] | None = None,
+) -> bytes | None:
+    white, *colours = (primaries[at : at + 2] for at in range(0, 8, 2))
+    try:
+        profile = imagecodecs.cms_profile(
+            "gray" if gray else "rgb",
+            whitepoint=(*white, 1.0),
+            primaries=None if gray else [value for point in colours for value in (*point, 1.0)],
+            transferfunction=None if curve is None else curve.astype(np.float32),
+            gamma=gamma,
+        )
+    except (imagecodecs.CmsError, ValueError):
+        return None
+    return bytes(profile)
+
+
+@cache
+def _srgb(*, gray: bool) -> bytes:
+    if not gray:
+        return bytes(imagecodecs.cms_profile("srgb"))
+    profile = _make_profile(_PRIMARIES[1], gray=True, curve=_srgb_curve())
+    assert profile is not None, "Little CMS makes a gray profile of a curve"
+    return profile
+
+
+def convert(pixels: Pixels, source: bytes, target: bytes) -> Pixels:
+    """Pixels moved from one profile to another: relative colorimetric, with black point compensation.
+
+    Args:
+        pixels: (H,W,C) in the space of ``source``: C is 1, 3, or 4 for CMYK (0 is no ink).
+        source, target: profiles of gray, RGB or CMYK.
+
+    Raises:
+        ValueError: if a profile cannot be used, or does not fit the pixels.
+    """
+    try:
+        converted = imagecodecs.cms_transform(
+            np.ascontiguousarray(pixels if pixels.shape[2] > 1 else pixels[:, :, 0]),
+            source,
+            target,
+            colorspace=profile_space(source).lower(),
+            outcolorspace=profile_space(target).lower(),
+            intent=_RELATIVE_COLORIMETRIC,
+            flags=_BLACK_POINT_COMPENSATION,
+        )
+    except imagecodecs.CmsError as error:
+        raise ValueError("the profile cannot be used") from error
+    return cast("Pixels", converted if converted.ndim == 3 else converted[:, :, None])
+
+
+def to_srgb(image: Image) -> Image:
+    """The image in sRGB, without any description of its colours; its alpha and the number of planes stay.
+
+    A profile that cannot be applied is left out, with a notice.
+    """
+    bare = replace(image, metadata=replace(image.metadata, icc=None, png_colour=()))
+    profile = described_profile(image.metadata, gray=image.gray)
+    if profile is None:
+        return bare
+    try:
+        return replace(bare, pixels=_convert_planes(image.pixels, profile))
+    except ValueError:
+        return replace(bare, notices=(*image.notices, "the colour profile could not be applied and was left out"))
+
+
+def _convert_planes(pixels: Pixels, profile: bytes) -> Pixels:
+    if profile_space(profile) == ("GRAY" if pixels.shape[2] == 1 else "RGB"):
+        target = _srgb(gray=pixels.shape[2] == 1)
+        return pixels if _same(profile, target) else convert(pixels, profile, target)
+    if pixels.shape[2] == 1 and profile_space(profile) == "RGB":
+        target = _srgb(gray=False)
+        return pixels if _same(profile, target) else convert(pixels.repeat(3, axis=2), profile, target)[:, :, 1:2]
+    raise ValueError("the profile does not fit the pixels")
+
+
+def _same(source: bytes, target: bytes) -> bool:
+    """Whether converting moves no sample of a coarse grid by more than one level, which is rounding."""
+    steps = np.arange(0, 256, 15, dtype=np.uint8)
+    planes = 1 if profile_space(source) == "GRAY" else 3
+    grid = np.stack(np.meshgrid(*[steps] * planes, indexing="ij"), axis=-1).reshape(len(steps), -1, planes)
+    return int(np.abs(convert(grid, source, target).astype(np.int16) - grid).max()) <= 1
+
+
+def cmyk_to_srgb(pixels: Pixels, icc: bytes | None) -> tuple[Pixels, str]:
+    """Ink to light, and a notice that says how.
+
+    Args:
+        pixels: (H,W,4), 0 is no ink.
+        icc: the profile of a printing process; without one, inks are taken to be perfect.
+    """
+    if icc is not None and usable_profile(icc) and profile_space(icc) == "CMYK":
+        try:
+            return convert(pixels, icc, _srgb(gray=False)), "CMYK was converted to sRGB through its profile"
+        except ValueError:
+            pass
+    full = int(np.iinfo(pixels.dtype).max)
+    light = (full - pixels.astype(np.uint32)) * (full - pixels[:, :, 3:].astype(np.uint32))
+    return cast("Pixels", ((light[:, :, :3] + full // 2) // full).astype(pixels.dtype)), (
+        "CMYK was converted to sRGB without a profile"
+    )

@@ -1,0 +1,118 @@
+"""What WebP, GIF, AVIF and HEIF files say before their pixels are decoded."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+from app.errors import InvalidImage
+
+_BOXES = frozenset((b"meta", b"iprp", b"ipco"))
+_MAX_BOXES = 4096
+
+
+def webp_header(body: bytes) -> tuple[int, int, int]:
+    """Width, height, frames.
+
+    Raises:
+        InvalidImage: if the file is truncated, or has no picture.
+    """
+    end = 8 + struct.unpack_from("<I", body, 4)[0] if len(body) >= 12 else 0
+    if end > len(body) or end < 20:
+        raise InvalidImage("The WebP is truncated; send the whole file.")
+    size, frames = (0, 0), 0
+    at = 12
+    while at + 8 <= end:
+        kind, length = struct.unpack_from("<4sI", body, at)
+        content = body[at + 8 : min(at + 8 + length, at + 24)]
+        if at + 8 + length > end:
+            raise InvalidImage("The WebP is truncated; send the whole file.")
+        if kind == b"VP8X" and length >= 10:
+            width, height = (int.from_bytes(content[start : start + 3], "little") for start in (4, 7))
+            size = size if any(size) else (width + 1, height + 1)
+        elif kind == b"VP8 " and length >= 10 and not any(size):
+            width, height = struct.unpack_from("<HH", content, 6)
+            size = width & 0x3FFF, height & 0x3FFF
+        elif kind == b"VP8L" and length >= 5 and not any(size):
+            packed = struct.unpack_from("<I", content, 1)[0]
+            size = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
+        frames += kind == b"ANMF"
+        at += 8 + length + length % 2
+    if not all(size):
+        raise InvalidImage("The WebP holds no picture.")
+    return *size, max(frames, 1)
+
+
+def gif_header(body: bytes) -> tuple[int, int, int]:
+    """Width, height, frames.
+
+    Raises:
+        InvalidImage: if the file is truncated, or has no picture.
+    """
+    try:
+        width, height, flags = struct.unpack_from("<HHB", body, 6)
+        at = 13 + _gif_palette(flags)
+        frames = 0
+        while body[at] != 0x3B:
+            if body[at] == 0x2C:
+                left, top, across, down, flags = struct.unpack_from("<HHHHB", body, at + 1)
+                width, height = max(width, left + across), max(height, top + down)
+                frames += 1
+                at += 11 + _gif_palette(flags)
+            elif body[at] == 0x21:
+                at += 2
+            else:
+                raise InvalidImage("The GIF is broken.")
+            while body[at]:
+                at += 1 + body[at]
+            at += 1
+    except (struct.error, IndexError):
+        raise InvalidImage("The GIF is truncated; send the whole file.") from None
+    if not frames or not width or not height:
+        raise InvalidImage("The GIF holds no picture.")
+    return width, height, frames
+
+
+def _gif_palette(flags: int) -> int:
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def colour_description(body: bytes) -> bytes | None:
+    """The four bytes of cICP from an AVIF's or HEIF's ``colr`` box, where it is not sRGB or unspecified."""
+    for kind, content in _boxes(body, 0, len(body)):
+        if kind == b"colr" and content[:4] == b"nclx" and len(content) >= 11:
+            primaries, transfer = struct.unpack_from(">HH", content, 4)
+            if (primaries, transfer) == (1, 13) or 2 in (primaries, transfer) or max(primaries, transfer) > 255:
+                return None
+            # Decoded pixels are RGB of the full range, whatever matrix and range the file has.
+            return bytes((primaries, transfer, 0, 1))
+    return None
+
+
+def bits_per_sample(body: bytes) -> int:
+    """Depth of an AVIF or HEIF, 8 where it does not say."""
+    for kind, content in _boxes(body, 0, len(body)):
+        if kind == b"pixi" and len(content) >= 6:
+            return content[5]
+        if kind == b"av1C" and len(content) >= 3:
+            return 12 if content[2] & 0x20 else 10 if content[2] & 0x40 else 8
+    return 8
+
+
+def _boxes(body: bytes, at: int, end: int) -> Iterator[tuple[bytes, bytes]]:
+    """Type and first bytes of every property box, depth first."""
+    for _ in range(_MAX_BOXES):
+        if at + 8 > end:
+            return
+        length, kind = struct.unpack_from(">I4s", body, at)
+        start = at + 8
+        if length == 1 and at + 16 <= end:
+            length, start = struct.unpack_from(">Q", body, at + 8)[0], at + 16
+        stop = end if length == 0 else at + length
+        if stop > end or stop < start:
+            return
+        if kind in _BOXES:
+            yield from _boxes(body, start + (4 if kind == b"meta" else 0), stop)
+        else:
+            yield kind, body[start : min(stop, start + 32)]
+        at = stop

@@ -1,0 +1,140 @@
+"""Upright pixels to bytes, and sentences on what a format could not take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from io import BytesIO
+from types import MappingProxyType
+
+import imagecodecs
+import PIL.Image
+
+from app.codec import colour, exif, jpeg, planes, png, tiff_writer, xmp
+from app.codec.formats import WRITABLE, Format, check_output, output_format
+from app.codec.image import Encoded, EncodeOptions, Image, Metadata
+from app.errors import InvalidOption
+
+_FULL_CHROMA_QUALITY = 90
+
+Written = tuple[bytes, tuple[str, ...]]
+
+
+def encode(image: Image, options: EncodeOptions) -> Encoded:
+    """A file in the wished format, with a notice on everything that it could not hold.
+
+    Raises:
+        InvalidOption: if an option has an impossible value.
+        OutputTooLarge: if the format cannot hold the size.
+    """
+    _check(options)
+    format_ = WRITABLE[output_format(options.format, image.format)]
+    check_output(format_.name, image.width, image.height)
+    if options.metadata == "strip":
+        image = replace(colour.to_srgb(image), metadata=Metadata())
+    image, notices = _fit(_sized(image), format_)
+    body, more = _WRITERS[format_.name](image, options)
+    return Encoded(body, format_.media_type, format_.extension, tuple(dict.fromkeys((*notices, *more))))
+
+
+def _check(options: EncodeOptions) -> None:
+    if not 1 <= options.quality <= 100:
+        raise InvalidOption("quality has to be 1 to 100.")
+    if options.metadata not in ("keep", "strip"):
+        raise InvalidOption("metadata has to be keep or strip.")
+    if not 0 <= options.png_level <= 9:
+        raise InvalidOption("The PNG level has to be 0 to 9.")
+
+
+def _sized(image: Image) -> Image:
+    """The image with what EXIF and XMP say about its size brought up to date."""
+    block, packet = image.metadata.exif, image.metadata.xmp
+    if block is not None:
+        block = exif.resize(block, image.width, image.height)
+    if packet is not None:
+        packet = xmp.resize(packet, image.width, image.height)
+    return replace(image, metadata=replace(image.metadata, exif=block, xmp=packet))
+
+
+def _fit(image: Image, format_: Format) -> tuple[Image, tuple[str, ...]]:
+    """The image as the format can hold it, and what was given up."""
+    notices = list(image.notices)
+    if image.alpha is not None and not format_.alpha:
+        notices.append(f"{format_.name} has no transparency: it was flattened on white")
+        image = replace(image, pixels=planes.flatten(image.pixels, image.alpha), alpha=None)
+    if format_.name != "png":
+        image, more = _without_chunks(image, format_)
+        notices.extend(more)
+    if image.deep and not format_.deep:
+        notices.append(f"{format_.name} has 8 bits: 16 were reduced to 8")
+        alpha = None if image.alpha is None else planes.to_eight_bits(image.alpha)
+        image = replace(image, pixels=planes.to_eight_bits(image.pixels), alpha=alpha)
+    return image, tuple(notices)
+
+
+def _without_chunks(image: Image, format_: Format) -> tuple[Image, tuple[str, ...]]:
+    """What PNG says in chunks of its own, said as other formats can."""
+    metadata = image.metadata
+    notices = []
+    if metadata.texts:
+        notices.append(f"{format_.name} has no place for PNG's texts: they were left out")
+    if colour.high_dynamic_range(metadata):
+        notices.append(f"{format_.name} cannot say that the colours are PQ or HLG")
+    profile = colour.described_profile(metadata, gray=image.gray)
+    image = replace(image, metadata=replace(metadata, icc=profile, png_colour=(), texts=()))
+    if profile is not None and image.gray and not format_.gray and colour.profile_space(profile) == "GRAY":
+        image = colour.to_srgb(image)
+        notices.append(f"{format_.name} has no gray, so the gray profile was applied")
+    if metadata.photoshop is not None and format_.name in ("webp", "avif"):
+        notices.append(f"{format_.name} has no place for IPTC: it was left out")
+    if metadata.resolution is not None and metadata.exif is None and format_.name in ("webp", "avif"):
+        image = replace(image, metadata=replace(image.metadata, exif=exif.resolution_block(metadata.resolution)))
+    return image, tuple(notices)
+
+
+def _write_png(image: Image, options: EncodeOptions) -> Written:
+    body = imagecodecs.png_encode(
+        planes.join(image.pixels, image.alpha), level=options.png_level, filter=imagecodecs.PNG.FILTER.FAST
+    )
+    return png.insert(body, png.metadata_chunks(image.metadata)), ()
+
+
+def _write_tiff(image: Image, _options: EncodeOptions) -> Written:
+    samples = planes.join(image.pixels, image.alpha)
+    return tiff_writer.encode(samples, image.metadata, alpha=image.alpha is not None), ()
+
+
+def _write_jpeg(image: Image, options: EncodeOptions) -> Written:
+    full = options.quality >= _FULL_CHROMA_QUALITY
+    body = _save(image, "JPEG", quality=options.quality, subsampling="4:4:4" if full else "4:2:0")
+    return jpeg.insert(body, image.metadata)
+
+
+def _write_webp(image: Image, options: EncodeOptions) -> Written:
+    lossless = options.quality == 100
+    body = _save(image, "WEBP", quality=options.quality, lossless=lossless, exact=True, **_packets(image.metadata))
+    return body, ()
+
+
+def _write_avif(image: Image, options: EncodeOptions) -> Written:
+    gray = image.gray and image.alpha is None
+    chroma = "4:0:0" if gray else "4:4:4" if options.quality >= _FULL_CHROMA_QUALITY else "4:2:0"
+    body = _save(image, "AVIF", quality=options.quality, subsampling=chroma, max_threads=1, **_packets(image.metadata))
+    return body, ()
+
+
+def _packets(metadata: Metadata) -> dict[str, bytes]:
+    packets = {"icc_profile": metadata.icc, "exif": metadata.exif, "xmp": metadata.xmp}
+    return {name: packet for name, packet in packets.items() if packet is not None}
+
+
+def _save(image: Image, name: str, **options: object) -> bytes:
+    samples = planes.join(image.pixels, image.alpha)
+    stream = BytesIO()
+    PIL.Image.fromarray(samples).save(stream, name, **options)
+    return stream.getvalue()
+
+
+_WRITERS: Mapping[str, Callable[[Image, EncodeOptions], Written]] = MappingProxyType(
+    {"png": _write_png, "jpeg": _write_jpeg, "webp": _write_webp, "tiff": _write_tiff, "avif": _write_avif}
+)

@@ -1,0 +1,206 @@
+"""EXIF blocks, edited in place: makers' notes hold offsets of their own, and break when a block is written anew."""
+
+from __future__ import annotations
+
+import struct
+
+from app.codec.ifd import (
+    CLASSIC_TYPES,
+    Directory,
+    DirectoryError,
+    Entry,
+    Layout,
+    Value,
+    copied_value,
+    integer_value,
+    integers,
+    pack_directory,
+    pack_header,
+    rationals,
+    read_directory,
+    read_layout,
+)
+from app.codec.image import Resolution
+
+ORIENTATION = 0x0112
+_SIZES = ((0x0100, 0x0101), (0xA002, 0xA003))
+_EXIF_POINTER = 0x8769
+_POINTERS = (_EXIF_POINTER, 0x8825, 0xA005)
+STRUCTURAL = frozenset(
+    (
+        *range(254, 260), 262, 263, 264, 265, 266, 273, ORIENTATION, *range(277, 282), 284, *range(288, 294), 297, 301,
+        317, 320, 321, *range(322, 326), 330, 332, 333, 334, 336, *range(338, 343), 347, *range(512, 522),
+        *range(529, 533), 700, 32995, 32996, 32997, 34377, 34675, 37724, 50255,
+    )
+)  # fmt: skip
+"""Tags of a TIFF directory that describe its own pixels, or that are kept elsewhere."""
+_SHORT, _LONG = 3, 4
+
+
+def strip_prefix(block: bytes) -> bytes:
+    """The TIFF structure of an EXIF payload that may begin with ``Exif`` and two zeros."""
+    return block[6:] if block[:4] == b"Exif" else block
+
+
+def read_orientation(block: bytes) -> int:
+    """EXIF's orientation, 1 to 8; 1 where there is none or where it makes no sense."""
+    try:
+        layout, first = read_layout(block)
+        entry = read_directory(block, layout, first).entries.get(ORIENTATION)
+        value = integers(block, layout, entry)[0] if entry and entry.count else 1
+    except DirectoryError:
+        return 1
+    return value if 1 <= value <= 8 else 1
+
+
+def readable(block: bytes) -> bool:
+    """Whether this is an EXIF block at all."""
+    try:
+        layout, first = read_layout(block)
+        read_directory(block, layout, first)
+    except DirectoryError:
+        return False
+    return not layout.big
+
+
+def read_resolution(block: bytes) -> Resolution | None:
+    """XResolution and YResolution, where both are there with a unit."""
+    try:
+        layout, first = read_layout(block)
+        return directory_resolution(block, layout, read_directory(block, layout, first))
+    except DirectoryError:
+        return None
+
+
+def directory_resolution(block: bytes | memoryview, layout: Layout, directory: Directory) -> Resolution | None:
+    """The resolution that a TIFF directory states.
+
+    Raises:
+        DirectoryError: if its tags have impossible types.
+    """
+    x, y = (directory.entries.get(tag) for tag in (0x011A, 0x011B))
+    unit = directory.entries.get(0x0128)
+    metres = {2: 0.0254, 3: 0.01}.get(integers(block, layout, unit)[0] if unit and unit.count else 2)
+    if x is None or y is None or not x.count or not y.count:
+        return None
+    across, down = rationals(block, layout, x)[0], rationals(block, layout, y)[0]
+    if across <= 0 or down <= 0:
+        return None
+    return Resolution(across / metres, down / metres) if metres else Resolution(across, down, per_metre=False)
+
+
+def remove_orientation(block: bytes) -> bytes | None:
+    """The block without its orientation; None where nothing else was in it, or where it is no EXIF at all.
+
+    A thumbnail that lies on its side is unlinked with it.
+    """
+    try:
+        layout, first = read_layout(block)
+        directory = read_directory(block, layout, first)
+    except DirectoryError:
+        return None
+    if layout.big:
+        return None
+    edited = bytearray(block)
+    entry = directory.entries.get(ORIENTATION)
+    if entry is None:
+        return block
+    if read_orientation(block) != 1:
+        layout.offset.pack_into(edited, _end(edited, layout, directory), 0)
+    _delete(edited, layout, directory, entry)
+    remaining = layout.count.unpack_from(edited, directory.at)[0]
+    return bytes(edited) if remaining else None
+
+
+def _end(block: bytearray, layout: Layout, directory: Directory) -> int:
+    count: int = layout.count.unpack_from(block, directory.at)[0]
+    return directory.at + layout.count.size + count * layout.stride
+
+
+def _delete(block: bytearray, layout: Layout, directory: Directory, entry: Entry) -> None:
+    end = _end(block, layout, directory) + layout.offset.size
+    tail = block[entry.at + layout.stride : end]
+    block[entry.at : end] = tail + bytes(layout.stride)
+    count = layout.count.unpack_from(block, directory.at)[0]
+    layout.count.pack_into(block, directory.at, count - 1)
+
+
+def resize(block: bytes, width: int, height: int) -> bytes:
+    """The block with its width and height tags, where it has them, set to the image's."""
+    try:
+        layout, first = read_layout(block)
+        directory = read_directory(block, layout, first)
+        found = [directory]
+        pointer = directory.entries.get(_EXIF_POINTER)
+        if pointer is not None and pointer.count:
+            found.append(read_directory(block, layout, integers(block, layout, pointer)[0]))
+    except DirectoryError:
+        return block
+    edited = bytearray(block)
+    for directory in found:
+        for tags in _SIZES:
+            for tag, value in zip(tags, (width, height), strict=True):
+                entry = directory.entries.get(tag)
+                if entry is not None and entry.count == 1 and entry.kind in (_SHORT, _LONG):
+                    # A single number stands in the entry itself, which has room for the longer type.
+                    struct.pack_into(layout.order + "HHII", edited, entry.at, tag, _LONG, 1, value)
+    return bytes(edited)
+
+
+def extract(file: bytes, layout: Layout, directory: Directory) -> bytes | None:
+    """An EXIF block of what a TIFF file says about its picture, orientation and structure apart.
+
+    Values move, so a maker's note that counts from the start of its file loses its way.
+    """
+    kept = Layout(layout.order)
+    block = bytearray(pack_header(kept, 8))
+    values = _copy(file, layout, directory, kept, block, depth=0)
+    if not values:
+        return None
+    packed, position = pack_directory(kept, values, len(block))
+    block += packed
+    struct.pack_into(kept.order + "I", block, 4, position)
+    return bytes(block)
+
+
+def _copy(
+    file: bytes, layout: Layout, directory: Directory, kept: Layout, block: bytearray, *, depth: int
+) -> list[Value]:
+    values = []
+    for entry in directory.entries.values():
+        if (depth == 0 and entry.tag in STRUCTURAL) or entry.kind not in CLASSIC_TYPES or entry.size > 2**24:
+            continue
+        if entry.tag not in _POINTERS:
+            values.append(copied_value(file, entry))
+        elif depth < 2 and entry.count:
+            try:
+                nested = read_directory(file, layout, integers(file, layout, entry)[0])
+            except DirectoryError:
+                continue
+            inner = _copy(file, layout, nested, kept, block, depth=depth + 1)
+            if inner:
+                packed, position = pack_directory(kept, inner, len(block))
+                block += packed + bytes(len(packed) % 2)
+                values.append(integer_value(kept, entry.tag, (position,)))
+    return values
+
+
+def resolution_block(resolution: Resolution) -> bytes:
+    """The smallest EXIF block that states a resolution, for formats that have no other place for it."""
+    entries = b"".join(
+        struct.pack("<HHII", tag, kind, 1, value)
+        for tag, kind, value in (
+            (0x011A, 5, 50),
+            (0x011B, 5, 58),
+            (0x0128, _SHORT, 2 if resolution.per_metre else 1),
+        )
+    )
+    values = b"".join(pack_rational("<", value) for value in resolution.in_inches)
+    return b"II*\0\x08\0\0\0\x03\0" + entries + bytes(4) + values
+
+
+def pack_rational(order: str, value: float) -> bytes:
+    """A positive number as TIFF's fraction; whole numbers stay exact."""
+    scale = next((scale for scale in (1, 100, 10_000) if abs(value * scale - round(value * scale)) < 1e-6), 10_000)
+    top = min(round(value * scale), 2**32 - 1)
+    return struct.pack(order + "II", max(top, 1), scale)

@@ -1,0 +1,153 @@
+"""Which formats there are, how they are recognised, and what each can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from app.errors import InvalidImage, InvalidOption, OutputTooLarge, UnsupportedFormat
+
+
+@dataclass(frozen=True)
+class Format:
+    """What files of a format can hold.
+
+    Args:
+        name: as in the option ``format``.
+        media_type: for ``Content-Type``.
+        extension: with its dot.
+        max_side: largest width and height in pixels.
+        max_pixels: largest product of the two.
+        deep: 16-bit samples.
+        alpha: an alpha plane.
+        gray: images of one plane; others store gray as three equal planes.
+    """
+
+    name: str
+    media_type: str
+    extension: str
+    max_side: int
+    max_pixels: int
+    deep: bool = False
+    alpha: bool = True
+    gray: bool = True
+
+
+WRITABLE: Mapping[str, Format] = MappingProxyType(
+    {
+        format_.name: format_
+        for format_ in (
+            # libpng, and so nearly every reader of PNG, refuses more than a million a side.
+            Format("png", "image/png", ".png", 1_000_000, 2**31 - 1, deep=True),
+            # The file format has 65535; libjpeg's JPEG_MAX_DIMENSION is 65500.
+            Format("jpeg", "image/jpeg", ".jpg", 65_500, 65_500**2, alpha=False),
+            Format("webp", "image/webp", ".webp", 16_383, 16_383**2, gray=False),
+            # Offsets have 32 bits: eight bytes a pixel and some room for the rest.
+            Format("tiff", "image/tiff", ".tiff", 2**31 - 1, 2**29 - 2**24, deep=True),
+            # libavif reads no more by default (AVIF_DEFAULT_IMAGE_DIMENSION_LIMIT, AVIF_DEFAULT_IMAGE_SIZE_LIMIT).
+            Format("avif", "image/avif", ".avif", 32_768, 16_384**2),
+        )
+    }
+)
+"""Formats that are written, by name."""
+
+READABLE = ("png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif")
+"""Formats that are read (HEIF where pillow-heif is installed)."""
+
+_HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
+_REFUSED = (
+    (b"%PDF", "PDF"),
+    (b"8BPS", "Photoshop"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
+    (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
+    (b"\xff\x4f\xff\x51", "JPEG 2000"),
+    (b"\x00\x00\x01\x00", "ICO"),
+    (b"qoif", "QOI"),
+    (b"v/1\x01", "OpenEXR"),
+    (b"#?RADIANCE", "Radiance HDR"),
+    (b"<svg", "SVG"),
+    (b"<?xml", "XML or SVG"),
+)
+
+
+def sniff(body: bytes) -> str:
+    """The format that the first bytes of a file name; its extension and media type are not asked.
+
+    Raises:
+        InvalidImage: if there are no bytes.
+        UnsupportedFormat: if the format is none of ``READABLE``.
+    """
+    if not body:
+        raise InvalidImage("The file is empty; send an image.")
+    name = _magic(body[:32])
+    if name is None:
+        known = next((title for magic, title in _REFUSED if body.startswith(magic)), None)
+        what = f"This is a {known} file" if known else "This is not an image of a known format"
+        raise UnsupportedFormat(f"{what}; send one of {', '.join(READABLE)}.", supported=list(READABLE))
+    return name
+
+
+def _magic(head: bytes) -> str | None:
+    for magic, name in (
+        (b"\x89PNG\r\n\x1a\n", "png"),
+        (b"\xff\xd8\xff", "jpeg"),
+        (b"II*\0", "tiff"),
+        (b"MM\0*", "tiff"),
+        (b"II+\0", "tiff"),
+        (b"MM\0+", "tiff"),
+        (b"GIF87a", "gif"),
+        (b"GIF89a", "gif"),
+        (b"BM", "bmp"),
+    ):
+        if head.startswith(magic):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[4:8] == b"ftyp":
+        brands = {head[8:12], *(head[at : at + 4] for at in range(16, 32, 4))}
+        if brands & {b"avif", b"avis"}:
+            return "avif"
+        if brands & _HEIF_BRANDS:
+            return "heif"
+    return None
+
+
+def output_format(wish: str, source: str) -> str:
+    """The name of the format to write for the option ``format`` and an upload of format ``source``.
+
+    Raises:
+        InvalidOption: if the wish is neither writable nor ``same``.
+    """
+    if wish == "same":
+        return source if source in WRITABLE else "png"
+    if wish not in WRITABLE:
+        raise InvalidOption(f"format has to be one of {', '.join(WRITABLE)} or same, not {wish!r}.")
+    return wish
+
+
+def check_output(name: str, width: int, height: int) -> None:
+    """Refuse, before any computing, a result that the format ``name`` (of ``WRITABLE``) cannot hold.
+
+    Args:
+        name: the format to write.
+        width, height: of the result, in pixels.
+
+    Raises:
+        OutputTooLarge: with ``limit`` and ``actual`` in pixels a side, or in pixels.
+    """
+    format_ = WRITABLE[name]
+    side = max(width, height)
+    if side > format_.max_side:
+        raise OutputTooLarge(
+            f"{name} holds {format_.max_side} pixels a side, the result has {width}x{height}; choose another format.",
+            limit=format_.max_side,
+            actual=side,
+        )
+    if width * height > format_.max_pixels:
+        raise OutputTooLarge(
+            f"{name} holds {format_.max_pixels} pixels, the result has {width}x{height}; choose another format.",
+            limit=format_.max_pixels,
+            actual=width * height,
+        )

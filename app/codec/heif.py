@@ -1,0 +1,56 @@
+"""HEIF, where the optional package pillow-heif is installed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from app.codec import exif, planes
+from app.codec.containers import colour_description
+from app.codec.image import Limits, Metadata, Pixels
+from app.errors import UnsupportedFormat
+
+_PACKAGE = "pillow_heif"
+
+
+def read_header(body: bytes) -> tuple[int, int, int]:
+    """Width, height, pictures.
+
+    Raises:
+        UnsupportedFormat: if pillow-heif is missing.
+    """
+    file = _open(body)
+    width, height = file.size
+    return width, height, 1
+
+
+def read(body: bytes, limits: Limits) -> tuple[Pixels, Pixels | None, Metadata, int, tuple[str, ...]]:
+    """Planes of the primary picture, which libheif turns upright, its metadata, 1, and notices.
+
+    Raises:
+        UnsupportedFormat: if pillow-heif is missing.
+    """
+    file = _open(body)
+    count = len(file)
+    samples = np.asarray(file)
+    pixels, alpha = planes.split(samples)
+    packets = (file.info.get(name) for name in ("icc_profile", "exif", "xmp"))
+    icc, block, packet = (bytes(p) if p and len(p) <= limits.max_profile_bytes else None for p in packets)
+    description = colour_description(body) if icc is None else None
+    metadata = Metadata(
+        icc,
+        exif.strip_prefix(block) if block else None,
+        packet,
+        png_colour=((b"cICP", description),) if description else (),
+    )
+    notices = ("further pictures in the file were left out",) if count > 1 else ()
+    return pixels, alpha, metadata, 1, notices
+
+
+def _open(body: bytes) -> Any:  # noqa: ANN401 - the package is optional, so its types are not at hand
+    if find_spec(_PACKAGE) is None:
+        raise UnsupportedFormat("HEIF is read only where pillow-heif is installed; send a JPEG, PNG or AVIF.")
+    return import_module(_PACKAGE).open_heif(body, convert_hdr_to_8bit=False)

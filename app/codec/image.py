@@ -1,0 +1,151 @@
+"""An image between bytes and pixels: its planes, and everything that travels beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+"""Samples of 8 or 16 bits in this machine's byte order."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an upload may cost, checked on its header before anything is decoded.
+
+    Args:
+        max_pixels: largest width times height that is decoded.
+        max_profile_bytes: largest ICC profile, EXIF or XMP packet after inflating; larger ones are left out.
+    """
+
+    max_pixels: int = 50_000_000
+    max_profile_bytes: int = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file's first bytes say; nothing is decoded for it.
+
+    Args:
+        format: a name of ``formats.READABLE``.
+        width, height: pixels as stored, before the orientation is applied.
+        frames: pictures in the file that follow each other (animation, pages); one is all that is served.
+    """
+
+    format: str
+    width: int
+    height: int
+    frames: int = 1
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """Pixels for each metre, or, when ``per_metre`` is false, just the shape of a pixel as x to y."""
+
+    x: float
+    y: float
+    per_metre: bool = True
+
+    @property
+    def in_inches(self) -> tuple[float, float]:
+        """Pixels for each inch, or the shape of a pixel as it is."""
+        return (self.x * 0.0254, self.y * 0.0254) if self.per_metre else (self.x, self.y)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is kept beside the pixels.
+
+    Args:
+        icc: the profile that the pixels are in.
+        exif: a TIFF structure without the ``Exif`` prefix and without an orientation.
+        xmp: an XMP packet.
+        photoshop: Photoshop's resource block, where IPTC captions live.
+        resolution: pixels for each metre.
+        png_colour: the chunks cICP, gAMA, cHRM, sRGB, mDCV and cLLI of a PNG, as type and content.
+        texts: the text chunks of a PNG, as type and content.
+    """
+
+    icc: bytes | None = None
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    photoshop: bytes | None = None
+    resolution: Resolution | None = None
+    png_colour: tuple[tuple[bytes, bytes], ...] = ()
+    texts: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class Image:
+    """An upright image.
+
+    Args:
+        pixels: (H,W,C) uint8 or uint16, C is 1 (gray) or 3 (colour, in the space of ``metadata``); alpha not applied.
+        alpha: (H,W) of the same type, 0 is transparent; None when the file has none.
+        format: what it was read from, a name of ``formats.READABLE``.
+        metadata: what travels beside the pixels.
+        notices: sentences, in ASCII, on what reading gave up.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None = None
+    format: str = "png"
+    metadata: Metadata = field(default_factory=Metadata)
+    notices: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        """Rows."""
+        return int(self.pixels.shape[0])
+
+    @property
+    def gray(self) -> bool:
+        """Whether there is one colour plane."""
+        return int(self.pixels.shape[2]) == 1
+
+    @property
+    def deep(self) -> bool:
+        """Whether samples have 16 bits."""
+        return self.pixels.dtype == np.uint16
+
+
+@dataclass(frozen=True)
+class EncodeOptions:
+    """How an image is written.
+
+    Args:
+        format: a name of ``formats.WRITABLE``, or ``same`` for the format it came in.
+        quality: 1 to 100, for JPEG, WebP and AVIF; 100 makes WebP lossless.
+        metadata: ``keep``, or ``strip``: convert to sRGB, then drop everything.
+        png_level: zlib's level, 0 to 9; 1 is the fastest that compresses.
+    """
+
+    format: str = "png"
+    quality: int = 95
+    metadata: str = "keep"
+    png_level: int = 1
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A file.
+
+    Args:
+        body: its bytes.
+        media_type: for ``Content-Type``.
+        extension: with its dot.
+        notices: sentences, in ASCII, on what reading and writing gave up.
+    """
+
+    body: bytes
+    media_type: str
+    extension: str
+    notices: tuple[str, ...] = ()

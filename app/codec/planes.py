@@ -1,0 +1,144 @@
+"""Samples on their way between a decoder's array and an image's planes."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
+from app.codec.image import Pixels
+from app.errors import UnsupportedFormat
+
+
+def split(samples: NDArray[Any]) -> tuple[Pixels, Pixels | None]:
+    """Colour planes and alpha of (H,W), or of (H,W,C) with 1 to 4 samples a pixel."""
+    if samples.ndim == 2:
+        return cast("Pixels", samples[:, :, None]), None
+    if samples.shape[2] in (2, 4):
+        return cast("Pixels", samples[:, :, :-1]), cast("Pixels", samples[:, :, -1])
+    return cast("Pixels", samples), None
+
+
+def join(pixels: Pixels, alpha: Pixels | None) -> NDArray[Any]:
+    """(H,W) for plain gray, else (H,W,C) with alpha last; what encoders take."""
+    if alpha is not None:
+        return np.concatenate((pixels, alpha[:, :, None]), axis=2)
+    return np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def from_pillow(picture: PIL.Image.Image, *, palette_may_be_gray: bool) -> tuple[Pixels, Pixels | None]:
+    """Colour planes and alpha of a loaded picture of any mode but CMYK.
+
+    Args:
+        picture: loaded.
+        palette_may_be_gray: make one plane of a palette that holds grays alone.
+
+    Raises:
+        UnsupportedFormat: if the mode holds something else than gray or RGB of 8 or 16 bits.
+    """
+    palette = picture.mode in ("P", "PA")
+    transparent = "transparency" in picture.info
+    match picture.mode:
+        case "1" | "L":
+            picture = picture.convert("LA" if transparent else "L")
+        case "La":
+            picture = picture.convert("LA")
+        case "P":
+            picture = picture.convert("RGBA" if transparent else "RGB")
+        case "RGB" if transparent:
+            picture = picture.convert("RGBA")
+        case "PA" | "RGBa":
+            picture = picture.convert("RGBA")
+        case "RGBX" | "YCbCr":
+            picture = picture.convert("RGB")
+        case "LA" | "RGB" | "RGBA":
+            pass
+        case _:
+            raise UnsupportedFormat(f"Samples of the kind {picture.mode} are not read here; send RGB or gray.")
+    pixels, alpha = split(np.asarray(picture))
+    if palette and palette_may_be_gray and not np.any(pixels != pixels[:, :, :1]):
+        pixels = pixels[:, :, :1]
+    return pixels, alpha
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn (H,W) or (H,W,C) as EXIF's orientation 1 to 8 asks."""
+    if orientation >= 5:
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return cast("Pixels", np.ascontiguousarray(pixels))
+
+
+def key_alpha(pixels: Pixels, key: tuple[int, ...]) -> Pixels:
+    """Alpha of a picture in which one colour is transparent."""
+    visible = np.any(pixels != np.array(key, pixels.dtype), axis=2)
+    return cast("Pixels", visible.astype(pixels.dtype) * np.iinfo(pixels.dtype).max)
+
+
+def without_premultiplication(pixels: Pixels, alpha: Pixels) -> Pixels:
+    """Colours that were stored multiplied by their alpha."""
+    full = int(np.iinfo(pixels.dtype).max)
+    weight = np.maximum(alpha, 1).astype(np.uint64)[:, :, None]
+    colours = (pixels.astype(np.uint64) * full + weight // 2) // weight
+    return cast("Pixels", np.minimum(colours, full).astype(pixels.dtype))
+
+
+def to_eight_bits(pixels: Pixels) -> NDArray[np.uint8]:
+    """65535 to 255, rounded."""
+    if pixels.dtype == np.uint8:
+        return cast("NDArray[np.uint8]", pixels)
+    return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def flatten(pixels: Pixels, alpha: Pixels) -> Pixels:
+    """Colours over white, mixed as they are stored, as browsers do."""
+    full = int(np.iinfo(pixels.dtype).max)
+    mixed = np.empty_like(pixels)
+    weight = alpha.astype(np.uint32)
+    for channel in range(pixels.shape[2]):
+        plane = pixels[:, :, channel].astype(np.uint32) * weight + full * (full - weight)
+        mixed[:, :, channel] = (plane + full // 2) // full
+    return mixed
+
+
+def fill_transparent(pixels: Pixels, alpha: Pixels | None) -> Pixels:
+    """Give fully transparent pixels the colours that stand next to them.
+
+    What is stored there is arbitrary, often black, and a network that sees it draws it into the edge of what is
+    visible. Visible pixels stay as they are.
+
+    Args:
+        pixels: (H,W,C).
+        alpha: (H,W), 0 is transparent.
+    """
+    if alpha is None or alpha.all() or not alpha.any():
+        return pixels
+    visible = alpha > 0
+    filled = pixels.copy()
+    for channel in range(pixels.shape[2]):
+        plane = filled[:, :, channel]
+        around = _push_pull(np.where(visible, plane, 0).astype(np.float32), visible.astype(np.float32))
+        np.copyto(plane, np.rint(around).astype(pixels.dtype), where=~visible)
+    return filled
+
+
+def _push_pull(total: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Means where there is weight, and elsewhere means of ever larger squares; some weight has to be there."""
+    mean = total / np.maximum(weight, 1)
+    if weight.all():
+        return mean
+    height, width = weight.shape
+    coarse = _push_pull(_quarter(total), _quarter(weight))
+    spread = coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+    return np.where(weight > 0, mean, spread).astype(np.float32, copy=False)
+
+
+def _quarter(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    height, width = values.shape
+    even = np.pad(values, ((0, height % 2), (0, width % 2)))
+    return even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]

@@ -1,0 +1,234 @@
+"""TIFF: read strictly and handed to libtiff in a form that it cannot misread; written with EXIF as it came.
+
+Pillow reads 16-bit colour as 8-bit, libvips 8.18 returns wrong pixels for a truncated or an unknown stream, and
+tifffile fails in ways that no caller can name. So the directory is read here, and libtiff (through Pillow) sees a new
+one of nothing but known, checked tags. Samples of 16 bits are shown to it as twice as many of 8: the compressions do
+not know the difference, and the predictor is undone here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import TiffImagePlugin
+
+from app.codec import planes
+from app.codec.exif import ORIENTATION, directory_resolution, extract
+from app.codec.ifd import (
+    Directory,
+    DirectoryError,
+    Layout,
+    Value,
+    copied_value,
+    directories,
+    integer_value,
+    integers,
+    pack_directory,
+    pack_header,
+    read_layout,
+)
+from app.codec.image import Limits, Metadata
+from app.errors import InvalidImage, UnsupportedFormat
+
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
+_SUBFILE, _OFFSETS, _SAMPLES, _ROWS, _COUNTS, _PLANAR, _PREDICTOR = 254, 273, 277, 278, 279, 284, 317
+_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _SAMPLE_FORMAT = 322, 323, 324, 325, 338, 339
+_XMP, _PHOTOSHOP, _ICC = 700, 34377, 34675
+_PICTURE = frozenset(
+    (
+        *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _SAMPLES, _ROWS, _COUNTS, _PLANAR, _PREDICTOR),
+        *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _SAMPLE_FORMAT),
+        *(266, 292, 293, 320, 332, 347, 529, 530, 531, 532),
+    )
+)
+_BYTE_STREAMS = frozenset((1, 5, 8, 32946, 32773, 34925, 50000))
+_SEPARATE, _CMYK = 2, 5
+_REDUCED_OR_MASK = 0b101
+_LOSES_DEPTH = "samples of a kind that is not read here; send 8 or 16 bits of gray, RGB or CMYK"
+
+
+@dataclass(frozen=True)
+class TiffPicture:
+    """The one picture of a file, checked: its strips or tiles lie within the file."""
+
+    body: bytes
+    layout: Layout
+    directory: Directory
+    frames: int
+
+    def numbers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
+        """The values of a tag."""
+        entry = self.directory.entries.get(tag)
+        return default if entry is None or not entry.count else integers(self.body, self.layout, entry)
+
+    def number(self, tag: int, default: int = 0) -> int:
+        """The first value of a tag."""
+        return self.numbers(tag, (default,))[0]
+
+    def packet(self, tag: int, limits: Limits) -> bytes | None:
+        """The bytes of a tag."""
+        entry = self.directory.entries.get(tag)
+        if entry is None or not 0 < entry.size <= limits.max_profile_bytes:
+            return None
+        return self.body[entry.start : entry.start + entry.size]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.number(_WIDTH), self.number(_HEIGHT)
+
+    @property
+    def tile(self) -> tuple[int, int]:
+        """Height and width of a tile; strips are tiles as wide as the picture."""
+        width, height = self.size
+        if _TILE_OFFSETS in self.directory.entries:
+            return self.number(_TILE_HEIGHT), self.number(_TILE_WIDTH)
+        return min(self.number(_ROWS, height), height), width
+
+    @property
+    def streams(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Offsets and lengths of the strips or tiles."""
+        tiled = _TILE_OFFSETS in self.directory.entries
+        return self.numbers(_TILE_OFFSETS if tiled else _OFFSETS), self.numbers(_TILE_COUNTS if tiled else _COUNTS)
+
+
+def read_picture(body: bytes) -> TiffPicture:
+    """Find the picture, and count the pages; reduced copies and masks do not count.
+
+    Raises:
+        InvalidImage: if the file is broken.
+    """
+    try:
+        layout, first = read_layout(body)
+        pages = list(directories(body, layout, first))
+        pictures = [TiffPicture(body, layout, page, 1) for page in pages]
+        full = [page for page in pictures if not page.number(_SUBFILE) & _REDUCED_OR_MASK] or pictures[:1]
+    except DirectoryError as error:
+        raise InvalidImage("The TIFF is broken or truncated; send the whole file.") from error
+    if not full or not full[0].number(_WIDTH) or not full[0].number(_HEIGHT):
+        raise InvalidImage("The TIFF holds no picture.")
+    return TiffPicture(body, layout, full[0].directory, len(full))
+
+
+def read_metadata(picture: TiffPicture, limits: Limits) -> tuple[Metadata, int]:
+    """Everything kept beside the pixels, and the orientation."""
+    orientation = picture.number(ORIENTATION, 1)
+    try:
+        resolution = directory_resolution(picture.body, picture.layout, picture.directory)
+    except DirectoryError:
+        resolution = None
+    metadata = Metadata(
+        icc=picture.packet(_ICC, limits),
+        exif=extract(picture.body, picture.layout, picture.directory),
+        xmp=picture.packet(_XMP, limits),
+        photoshop=picture.packet(_PHOTOSHOP, limits),
+        resolution=resolution,
+    )
+    return metadata, orientation if 1 <= orientation <= 8 else 1
+
+
+def decode(picture: TiffPicture, limits: Limits) -> tuple[TiffImagePlugin.TiffImageFile | NDArray[Any], int]:
+    """The samples: a loaded picture for up to 8 bits, else (H,W,C) uint16; and how many of C are colours.
+
+    Raises:
+        InvalidImage: if the file is broken.
+        UnsupportedFormat: if its samples are floats, or have a depth that is not read here.
+    """
+    try:
+        _check(picture, limits)
+        bits = set(picture.numbers(_BITS, (1,)))
+        if set(picture.numbers(_SAMPLE_FORMAT, (1,))) - {1, 4} or picture.number(_PREDICTOR, 1) > 2:
+            raise UnsupportedFormat(f"This TIFF has {_LOSES_DEPTH}.")
+        if bits == {16}:
+            return _decode_deep(picture)
+        if max(bits) > 8:
+            raise UnsupportedFormat(f"This TIFF has {_LOSES_DEPTH}.")
+        entries = (entry for tag, entry in picture.directory.entries.items() if tag in _PICTURE)
+        return _load(picture, [copied_value(picture.body, entry) for entry in entries]), 0
+    except DirectoryError as error:
+        raise InvalidImage("The TIFF is broken or truncated; send the whole file.") from error
+
+
+def _check(picture: TiffPicture, limits: Limits) -> None:
+    width, height = picture.size
+    rows, columns = picture.tile
+    offsets, counts = picture.streams
+    if not rows or not columns:
+        raise DirectoryError("empty tiles")
+    across, down = -(-width // columns), -(-height // rows)
+    if across * columns * down * rows > 4 * limits.max_pixels + 2**22:
+        raise DirectoryError("tiles far larger than the picture")
+    each = picture.number(_SAMPLES, 1) if picture.number(_PLANAR, 1) == _SEPARATE else 1
+    if not len(offsets) == len(counts) == across * down * each:
+        raise DirectoryError("a wrong number of strips or tiles")
+    if any(offset + count > len(picture.body) for offset, count in zip(offsets, counts, strict=True)):
+        raise DirectoryError("strips or tiles outside the file")
+
+
+def _load(picture: TiffPicture, values: list[Value]) -> TiffImagePlugin.TiffImageFile:
+    """Let libtiff decode the file's streams by a directory of ours, appended to the file."""
+    at = len(picture.body) + len(picture.body) % 2
+    packed, position = pack_directory(picture.layout, values, at)
+    header = pack_header(picture.layout, position)
+    body = b"".join((header, memoryview(picture.body)[len(header) :], bytes(len(picture.body) % 2), packed))
+    try:
+        loaded = TiffImagePlugin.TiffImageFile(BytesIO(body))
+    except SyntaxError as error:
+        raise UnsupportedFormat(f"This TIFF has {_LOSES_DEPTH}.") from error
+    loaded.load()
+    return loaded
+
+
+def _decode_deep(picture: TiffPicture) -> tuple[NDArray[Any], int]:
+    samples, kind = picture.number(_SAMPLES, 1), picture.number(_PHOTOMETRIC, 1)
+    colours = {0: 1, 1: 1, 2: 3, _CMYK: 4}.get(kind, 0)
+    if not colours or samples < colours or samples > 16 or picture.number(_COMPRESSION, 1) not in _BYTE_STREAMS:
+        raise UnsupportedFormat(f"This TIFF has {_LOSES_DEPTH}.")
+    if picture.number(_PLANAR, 1) == _SEPARATE:
+        offsets, counts = picture.streams
+        size = len(offsets) // samples
+        slices = [slice(number * size, (number + 1) * size) for number in range(samples)]
+        deep = np.concatenate([_read_deep(picture, offsets[s], counts[s], 1) for s in slices], axis=2)
+    else:
+        deep = _read_deep(picture, *picture.streams, samples)
+    if kind == 0:
+        deep[:, :, 0] = 65535 - deep[:, :, 0]
+    extra = picture.number(_EXTRA)
+    if samples > colours and extra in (1, 2):
+        pixels, alpha = deep[:, :, :colours], deep[:, :, colours]
+        pixels = planes.without_premultiplication(pixels, alpha) if extra == 1 else pixels
+        return np.concatenate((pixels, alpha[:, :, None]), axis=2), colours
+    return deep[:, :, :colours], colours
+
+
+def _read_deep(
+    picture: TiffPicture, offsets: tuple[int, ...], counts: tuple[int, ...], samples: int
+) -> NDArray[np.uint16]:
+    """(H,W,samples) of interleaved 16-bit samples, which libtiff takes for rows of bytes."""
+    width, height = picture.size
+    rows, columns = picture.tile
+    tiled = _TILE_OFFSETS in picture.directory.entries
+    across = -(-width // columns)
+    stored = -(-height // rows) * rows if tiled else height
+    tags = {
+        _WIDTH: (across * columns * samples * 2,),
+        _HEIGHT: (stored,),
+        _BITS: (8,),
+        _COMPRESSION: (picture.number(_COMPRESSION, 1),),
+        _PHOTOMETRIC: (1,),
+        _SAMPLES: (1,),
+        266: (picture.number(266, 1),),
+        _TILE_OFFSETS if tiled else _OFFSETS: offsets,
+        _TILE_COUNTS if tiled else _COUNTS: counts,
+    }
+    tags |= {_TILE_WIDTH: (columns * samples * 2,), _TILE_HEIGHT: (rows,)} if tiled else {_ROWS: (rows,)}
+    loaded = _load(picture, [integer_value(picture.layout, tag, values) for tag, values in tags.items()])
+    stream = np.asarray(loaded).view(picture.layout.order + "u2").astype(np.uint16)
+    deep = stream.reshape(stored, across, columns, samples)
+    if picture.number(_PREDICTOR, 1) == 2:
+        deep = np.add.accumulate(deep, axis=2, dtype=np.uint16)
+    return np.ascontiguousarray(deep.reshape(stored, across * columns, samples)[:height, :width])
