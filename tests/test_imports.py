@@ -59,14 +59,16 @@ MODULES = modules()
 
 
 def imported(tree):
-    """Dotted names that a tree imports anywhere, those inside functions and for type checkers included."""
+    """Dotted names that a tree imports when it runs, inside functions too; what types alone need is left out."""
     names = set()
-    for node in ast.walk(tree):
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
             names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+        elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            names |= imported(node)
     return names
 
 
