@@ -63,7 +63,7 @@ async def upscale_files(work: Sequence[Job], options: UpscaleOptions, settings: 
                 written = await _upscale_file(
                     service, job, options, Caller(time.monotonic() + PATIENCE, on_progress=show)
                 )
-            except (ServiceError, OSError) as error:
+            except (ServiceError, OSError, ValueError) as error:
                 failures += 1
                 console.print(f"{job.source}: {error}", style="red", markup=False, highlight=False)
             else:

@@ -1,0 +1,106 @@
+"""The real server, started as a user starts it: a process of its own on a free port."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+ROOT = Path(__file__).parents[1]
+PATIENCE = 120.0
+"""Seconds from start to ready, and from SIGTERM to the end, after which a test has failed."""
+
+
+class ServerProcess:
+    """``swin2sr serve`` until the end of a ``with`` block; ready when the block begins.
+
+    Args:
+        arguments: options of ``serve``.
+        program: another program that prints what ``serve`` prints, as arguments of ``python``.
+        settings: as ``port=0``; environment variables of the process.
+
+    Attributes:
+        url: where it listens.
+        process: to send signals to.
+        output: lines of both its streams so far.
+    """
+
+    def __init__(
+        self, *arguments: str, program: Sequence[str] = ("-m", "app.cli", "serve"), **settings: object
+    ) -> None:
+        chosen = {"port": 0, "drain_delay_ms": 0, **settings}
+        self._command = [sys.executable, *program, *arguments]
+        self._environment = {
+            **{name: value for name, value in os.environ.items() if not name.startswith("SWIN2SR_")},
+            **{f"SWIN2SR_{name.upper()}": str(value) for name, value in chosen.items()},
+            "PYTHONUNBUFFERED": "1",
+        }
+        self.url = ""
+        self.output: list[str] = []
+        self._listening = threading.Event()
+        self._ready = threading.Event()
+
+    def __enter__(self) -> Self:
+        """Start, and wait until it says that it is ready."""
+        self.start()
+        self.wait_until_ready()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """End it, whatever state it is in."""
+        self.stop()
+
+    def start(self) -> None:
+        """Start, and wait until it listens."""
+        self.process = subprocess.Popen(
+            self._command,
+            cwd=ROOT,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._wait(self._listening, "listen")
+
+    def wait_until_ready(self) -> None:
+        """Wait until everything is loaded and warm."""
+        self._wait(self._ready, "become ready")
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send a signal, wait for the end, and return the exit status; kills it if it does not end."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            status = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+        self._reader.join(PATIENCE)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return status
+
+    def _wait(self, event: threading.Event, what: str) -> None:
+        if not event.wait(PATIENCE) or self.process.poll() is not None:
+            self.stop(signal.SIGKILL)
+            raise RuntimeError(f"the server did not {what}:\n" + "".join(self.output))
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.output.append(line)
+            if " listens on " in line:
+                self.url = line.split()[-1]
+                self._listening.set()
+            elif line.startswith("Ready."):
+                self._ready.set()
+        self._listening.set()  # it ended; whoever waits finds out
+        self._ready.set()

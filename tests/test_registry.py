@@ -1,0 +1,184 @@
+"""Which variants there are, what aliases stand for, and in which state each is."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import numpy as np
+import pytest
+
+from app.errors import NotReady, OutOfMemory, UnknownVariant
+from app.registry import ModelRegistry
+from model.variants import ALIASES, VARIANTS, embedded_path
+from tests.scripted import PATIENCE, Gate, ScriptedUpscaler, loading, model_dir
+
+
+@pytest.fixture
+def build(tmp_path):
+    """Makes registries over folders that look like checkpoints of the given names."""
+    made = []
+
+    def make(*names, wanted=("x2",), load=lambda _name, _path: ScriptedUpscaler()):
+        folder = model_dir(tmp_path / f"models{len(made)}", *names) if names else None
+        made.append(ModelRegistry(wanted, model_dir=folder, device="cpu", load=load))
+        return made[-1]
+
+    yield make
+    for registry in made:
+        registry.close()
+
+
+def ready(registry, name):
+    return asyncio.run(registry.upscaler(registry.resolve(name)))
+
+
+def test_an_alias_stands_for_the_first_variant_that_is_present(build):
+    """On a CPU lightweight comes before small, and classical last."""
+    assert build("classical-x2").aliases()["x2"] == ("small-x2" if embedded_path("small-x2") else "classical-x2")
+    assert build("classical-x2", "lightweight-x2").aliases()["x2"] == "lightweight-x2"
+
+
+def test_every_alias_names_variants_of_the_table():
+    """A preference that does not exist would never be bound."""
+    for preferences in ALIASES.values():
+        for names in preferences.values():
+            assert set(names) <= set(VARIANTS)
+            assert any(not VARIANTS[name].embedded for name in names)
+
+
+def test_own_checkpoints_are_variants_under_their_names_in_lower_case(tmp_path):
+    """Folders in Hugging Face layout and official files count, anything else does not."""
+    folder = model_dir(tmp_path / "own", "My-Weights")
+    (folder / "Tuned.pth").touch()
+    (folder / "notes.txt").touch()
+    (folder / "empty").mkdir()
+    registry = ModelRegistry(("my-weights",), model_dir=folder, device="cpu")
+    assert [name for name in registry.names() if name not in VARIANTS] == ["my-weights", "tuned"]
+    description = registry.describe("MY-WEIGHTS")
+    assert (description.task, description.state, description.scale) == ("custom", "absent", None)
+    registry.close()
+
+
+def test_own_weights_take_an_official_variants_place(build):
+    """A folder called as an official variant is that variant."""
+    registry = build("classical-x4", wanted=("classical-x4",))
+    assert registry.resolve("classical-x4").path is not None
+    assert registry.describe("classical-x4").parameters == VARIANTS["classical-x4"].parameters
+
+
+def test_what_is_not_present_names_the_command_that_fetches_it(build):
+    """For an official variant and for an alias of which nothing is here."""
+    registry = build()
+    with pytest.raises(NotReady, match="swin2sr fetch classical-x4"):
+        registry.resolve("classical-x4")
+    if registry.aliases()["compressed"] is None:
+        with pytest.raises(NotReady, match="swin2sr fetch compressed-x4"):
+            registry.resolve("compressed")
+    assert "swin2sr fetch jpeg" in registry.describe("jpeg").reason
+
+
+def test_an_unknown_name_says_what_there_is(build):
+    """Also when asked for a description."""
+    for ask in (build().resolve, build().describe):
+        with pytest.raises(UnknownVariant) as error:
+            ask("x3")
+        assert {"x2", "small-x2"} <= set(error.value.facts["available"])
+
+
+def test_a_wanted_variant_that_is_not_here_stops_the_boot(build):
+    """With its name; an alias without a variant does not, so that the defaults work anywhere."""
+    for name in ("classical-x2", "no-such-thing"):
+        with pytest.raises(ValueError, match=name):
+            build(wanted=(name,))
+    build(wanted=("x2", "x4", "jpeg-restore", "compressed"))
+
+
+def test_a_variant_is_ready_only_when_it_is_warm(build):
+    """Loading and two forward passes come before the state says so."""
+    gate = Gate(is_open=False)
+    upscaler = ScriptedUpscaler(skip=0)
+    upscaler.gate = gate
+    registry = build("classical-x2", wanted=("classical-x2",), load=loading(classical_x2=upscaler))
+
+    async def boot():
+        task = asyncio.create_task(registry.boot())
+        await asyncio.to_thread(gate.wait_until_reached)
+        state, reasons = registry.describe("classical-x2").state, registry.reasons_not_ready()
+        gate.open()
+        await task
+        return state, reasons
+
+    assert asyncio.run(boot()) == ("loading", ["classical-x2: loading"])
+    assert [len(call) for call in upscaler.calls] == [1, 2]
+    description = registry.describe("classical-x2")
+    assert (description.state, description.device, description.dtype) == ("ready", "scripted", "float32")
+    assert registry.reasons_not_ready() == []
+
+
+def test_weights_that_do_not_load_are_failed_with_the_reason(build):
+    """Requests get it too, and the next one does not try again."""
+    tries = []
+
+    def load(name, _path):
+        tries.append(name)
+        raise ValueError("keys are missing")
+
+    registry = build("classical-x2", wanted=("classical-x2",), load=load)
+    asyncio.run(registry.boot())
+    assert registry.describe("classical-x2").state == "failed"
+    assert registry.reasons_not_ready() == ["classical-x2: keys are missing"]
+    with pytest.raises(NotReady, match="keys are missing"):
+        ready(registry, "classical-x2")
+    assert tries == ["classical-x2"]
+
+
+def test_weights_that_compute_nonsense_are_not_ready(build):
+    """Warm-up looks at what comes out."""
+    upscaler = ScriptedUpscaler()
+    upscaler.forward = lambda tiles: [np.full((1, 1, 3), np.nan, np.float32) for _ in tiles]
+    registry = build("classical-x2", wanted=("classical-x2",), load=lambda _name, _path: upscaler)
+    asyncio.run(registry.boot())
+    assert "finite" in registry.describe("classical-x2").reason
+
+
+def test_a_present_variant_is_loaded_when_it_is_first_asked_for(build):
+    """Once, however many ask at the same time, and one load at a time."""
+    loads, busy = [], threading.Lock()
+
+    def load(name, _path):
+        assert busy.acquire(blocking=False), "two loads at a time"
+        loads.append(name)
+        busy.release()
+        return ScriptedUpscaler()
+
+    registry = build("classical-x2", "classical-x4", "lightweight-x2", load=load)
+
+    async def ask():
+        names = ["classical-x2", "classical-x4"] * 5
+        return await asyncio.gather(*(registry.upscaler(registry.resolve(name)) for name in names))
+
+    assert registry.describe("classical-x4").state == "absent"
+    asyncio.run(asyncio.wait_for(ask(), PATIENCE))
+    assert sorted(loads) == ["classical-x2", "classical-x4"]
+    assert registry.describe("classical-x4").state == "ready"
+
+
+def test_a_forward_pass_without_memory_says_so(build):
+    """Whatever the library raises, the batcher learns what it was."""
+    registry = build("classical-x2", load=lambda _name, _path: ScriptedUpscaler(memory=100))
+    ready(registry, "classical-x2")
+    with pytest.raises(OutOfMemory):
+        registry.forward("classical-x2", [np.zeros((16, 16, 3), np.uint8)])
+
+
+def test_the_real_embedded_weights_load(build):
+    """What comes with the package is a network."""
+    if embedded_path("small-x2") is None:
+        pytest.skip("this installation lacks the embedded weights")
+    registry = build(load=None)
+    upscaler = ready(registry, "small-x2")
+    (output,) = registry.forward("small-x2", [np.full((8, 8, 3), 128, np.uint8)])
+    assert upscaler.scale == 2
+    assert output.shape == (16, 16, 3)
+    np.testing.assert_allclose(output, 128 / 255, atol=0.05)
