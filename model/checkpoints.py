@@ -21,7 +21,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import Swin2SRConfig
-from model.keys import CheckpointError, infer_config, is_derived, is_huggingface, to_huggingface, to_official
+from model.keys import (
+    BODY_PREFIX,
+    CheckpointError,
+    infer_config,
+    is_derived,
+    is_head,
+    is_huggingface,
+    to_huggingface,
+    to_official,
+)
 from model.network import Swin2SR
 
 __all__ = [
@@ -171,12 +180,15 @@ def write_official(network: Swin2SR, file: str | Path) -> None:
 def write_pretrained(network: Swin2SR, folder: str | Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` as Transformers does, creating the folder.
 
-    Transformers itself cannot load weights with ``resi_connection="3conv"``; this project can.
+    Transformers itself cannot load weights with ``resi_connection="3conv"``; this project can. As there, the names of
+    a body without a head go without their common prefix.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network.config.save_pretrained(folder)
     state = to_huggingface(_portable(network.state_dict()), network.config)
+    if not any(is_head(key) for key in state):
+        state = {key.removeprefix(BODY_PREFIX): tensor for key, tensor in state.items()}
     save_file(state, folder / _WEIGHT_FILES[0], metadata={"format": "pt"})
 
 
@@ -228,7 +240,7 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take away what DataParallel puts before names, and add what Transformers leaves out for a body alone."""
     plain = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     if "first_convolution.weight" in plain:
-        plain = {f"swin2sr.{key}": tensor for key, tensor in plain.items()}
+        plain = {key if is_head(key) else BODY_PREFIX + key: tensor for key, tensor in plain.items()}
     return plain
 
 

@@ -141,8 +141,8 @@ class Swin2SRImageProcessor:
         do_pad = self.do_pad if do_pad is None else do_pad
         window = self.pad_size if pad_size is None else _checked_pad_size(pad_size)
         values, sizes = [], []
-        for image in _flatten(images):
-            found = source or _infer_format(image)
+        for image, known in _flatten(images):
+            found = known or source or _infer_format(image)
             planes = _planes(image, found)
             sizes.append((planes.shape[1], planes.shape[2]))
             if do_rescale:
@@ -212,8 +212,8 @@ def _option(name: str, value: object, allowed: tuple[str | None, ...]) -> str | 
     return value
 
 
-def _flatten(images: object) -> Iterator[np.ndarray]:
-    """Every image in a possibly nested list or batch, as an array (H, W), (H, W, C) or (C, H, W)."""
+def _flatten(images: object) -> Iterator[tuple[np.ndarray, str | None]]:
+    """Every image of a nested list or a batch, an array of two or three dimensions, and its format if known."""
     if isinstance(images, (list, tuple)):
         if not images:
             raise ValueError("there is no image in an empty list")
@@ -222,28 +222,27 @@ def _flatten(images: object) -> Iterator[np.ndarray]:
         return
     array = _array(images)
     if array.ndim == 4:
-        yield from array
+        yield from ((image, None) for image in array)
     elif array.ndim in (2, 3):
-        yield array
+        known = (_NONE if array.ndim == 2 else _LAST) if isinstance(images, Image.Image) else None
+        yield array, known
     else:
         raise ValueError(f"an image has two or three dimensions, a batch four; got shape {array.shape}")
 
 
 def _array(image: object) -> np.ndarray:
-    if isinstance(image, Image.Image):
-        if image.mode not in ("RGB", "L"):
-            raise ValueError(f"an image of mode {image.mode} is neither RGB nor L: use image.convert('RGB') first")
-        return np.asarray(image)
-    if isinstance(image, Tensor):
-        return image.detach().cpu().numpy()
+    """The pixels of one image, or of a batch."""
     if isinstance(image, np.ndarray):
         return image
-    if type(image).__module__.partition(".")[0] in _FOREIGN:
-        raise ValueError(
-            f"{type(image).__module__}.{type(image).__name__} is not supported: give a PIL image, a NumPy array or a "
-            "PyTorch tensor"
-        )
-    raise ValueError(f"a {type(image).__name__} is no image: give a PIL image, a NumPy array or a PyTorch tensor")
+    if isinstance(image, Tensor):
+        return image.detach().cpu().numpy()
+    if isinstance(image, Image.Image):
+        if image.mode in ("RGB", "L"):
+            return np.asarray(image)
+        raise ValueError(f"an image of mode {image.mode} is neither RGB nor L: use image.convert('RGB') first")
+    kind = f"{type(image).__module__}.{type(image).__name__}"
+    verdict = "is not supported" if kind.partition(".")[0] in _FOREIGN else "is no image"
+    raise ValueError(f"{kind} {verdict}: give a PIL image, a NumPy array or a PyTorch tensor")
 
 
 def _infer_format(image: np.ndarray) -> str:

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from model.config import Swin2SRConfig
 
+BODY_PREFIX = "swin2sr."
+"""What the Hugging Face names of the body's weights begin with where there is a head."""
+
 # An index stands for each asterisk; what follows the name (".weight", ".0.bias") is kept.
 _BODY = (
     ("conv_first", "swin2sr.first_convolution"),
@@ -87,12 +90,18 @@ class CheckpointError(ValueError):
 
 def is_huggingface(keys: Iterable[str]) -> bool:
     """Tell the Hugging Face layout, with or without a head, from the official one."""
-    return any(key.startswith("swin2sr.") for key in keys)
+    return any(key.startswith(BODY_PREFIX) for key in keys)
 
 
 def is_derived(key: str) -> bool:
     """Tell a buffer that follows from the configuration (masks, index tables) from a weight."""
     return key.rpartition(".")[2] in _DERIVED
+
+
+def is_head(key: str) -> bool:
+    """Tell a weight of the head, in either layout, from one of the body."""
+    names = {name.partition(".")[0] for pairs in _HEADS.values() for pair in pairs for name in pair}
+    return key.partition(".")[0] in names
 
 
 def to_huggingface(state: Mapping[str, Tensor], config: Swin2SRConfig) -> dict[str, Tensor]:

@@ -43,11 +43,11 @@ def tiny_config(**changes) -> Swin2SRConfig:
 
 def tiny_network(**changes) -> Swin2SR:
     torch.manual_seed(0)
-    network = Swin2SR(tiny_config(**changes)).eval()
+    network = Swin2SR(tiny_config(**changes))
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.copy_(torch.randn_like(parameter))
-    return network
+    return network.eval()
 
 
 def same_weights(left: Swin2SR, right: Swin2SR) -> bool:

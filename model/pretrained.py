@@ -1,0 +1,268 @@
+"""The seed's classes: ``Swin2SRModel`` and ``Swin2SRForImageSuperResolution``, thin over ``model.network``.
+
+Source: the Swin2SR page of Transformers 4.37.2. Where the port differs from the official network (the shift mask, the
+heads for compressed input and for restoration, sizes off the window grid), these classes compute what the official
+network does.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.checkpoints import load_weights, read_checkpoint, write_pretrained
+from model.config import Swin2SRConfig
+from model.hub import local_folder
+from model.keys import is_head
+from model.network import Swin2SR, convolve
+from model.observed import Observation, observe
+from model.packing import PackedLayout
+from model.processor import pad_tensor
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ModelOutput(Mapping[str, Any]):
+    """Results by attribute, by name, and by number among those that are not None, as in Transformers."""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """All results that are not None, in their order."""
+        return tuple(self.values())
+
+    def __getitem__(self, key: str | int | slice) -> Any:  # noqa: ANN401 (a tensor, or a tuple of tensors)
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in set(self):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return (field.name for field in fields(self) if getattr(self, field.name) is not None)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class BaseModelOutput(ModelOutput):
+    """What ``Swin2SRModel`` returns.
+
+    Attributes:
+        last_hidden_state: (B, embed_dim, H, W).
+        hidden_states: tokens (B, H * W, embed_dim) after the embedding and after every stage.
+        attentions: (B * nW, nH, N, N) of the last block of every stage, after softmax.
+    """
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ImageSuperResolutionOutput(ModelOutput):
+    """What ``Swin2SRForImageSuperResolution`` returns.
+
+    Attributes:
+        loss: mean absolute difference from the labels, a scalar, where labels were given.
+        reconstruction: (B, C, s * H, s * W), about [0, 1], not clamped.
+        hidden_states, attentions: as of ``BaseModelOutput``.
+    """
+
+    loss: Tensor | None = None
+    reconstruction: Tensor
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class _Pretrained(nn.Module):
+    """What both classes share: a network, and the ways from and to a folder."""
+
+    def __init__(self, config: Swin2SRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = Swin2SR(config)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        cache_dir: str | Path | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """Load weights, strictly; the result is in evaluation mode.
+
+        Args:
+            name: a Hugging Face folder, an official ``.pth`` or ``.safetensors`` file, or a hub id, which is looked up
+                in the local cache and not downloaded.
+            cache_dir: folder of the Hugging Face cache, where it is not the usual one.
+            device, dtype: where and how to compute.
+
+        Raises:
+            ValueError: if there is nothing of that name.
+            CheckpointError: if the weights are broken, or do not fit their configuration.
+        """
+        checkpoint = read_checkpoint(local_folder(name, cache_dir=cache_dir))
+        model = cls(checkpoint.config)
+        held = model.network.state_dict().keys()
+        if not any(is_head(key) for key in held):
+            body = {key: tensor for key, tensor in checkpoint.state.items() if not is_head(key)}
+            checkpoint = replace(checkpoint, state=body)
+        load_weights(model.network, checkpoint)
+        return model.to(device=device, dtype=dtype).eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``config.json`` and ``model.safetensors`` in a form that Transformers loads too."""
+        write_pretrained(self.network, folder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.network.conv_first.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return self.network.conv_first.weight.dtype
+
+    def _pad(self, pixel_values: Tensor) -> Tensor:
+        """Check the input and reflect it to the window grid, in the type of the weights."""
+        channels = self.config.num_channels
+        if not isinstance(pixel_values, Tensor):
+            raise ValueError(f"pixel_values must be a PyTorch tensor, not {type(pixel_values).__name__}")  # noqa: TRY004 (as the shape)
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be floating point of shape (B, {channels}, H, W), "
+                f"not {pixel_values.dtype} {tuple(pixel_values.shape)}"
+            )
+        return pad_tensor(pixel_values.to(self.dtype), self.config.window_size)
+
+    def _embed(self, padded: Tensor) -> tuple[Tensor, Tensor]:
+        """The normalised input and the first convolution's features."""
+        pixels = (padded - self.network.mean_in) * self.config.img_range
+        return pixels, self.network.conv_first(pixels)
+
+    def _layout(self, images: Tensor) -> PackedLayout:
+        batch, _, height, width = images.shape
+        return self.network.layouts([(height, width)] * batch, images.device)
+
+    def _run_body(self, features: Tensor, head_mask: Tensor | None, *, watched: bool) -> Observation:
+        """The body and its residual connection, by the short way where nobody watches."""
+        layout = self._layout(features)
+        if watched or head_mask is not None:
+            seen = observe(self.network, features, layout, self._head_masks(head_mask))
+        else:
+            seen = Observation(self.network.extract(features, layout), (), ())
+        deep = convolve(self.network.conv_after_body, seen.features, layout) + features
+        return seen._replace(features=deep)
+
+    def _head_masks(self, head_mask: Tensor | None) -> list[Tensor | None]:
+        """A factor (nH,) for every stage, of a mask (nH,) or (stages, nH)."""
+        heads = self.config.num_heads
+        if head_mask is None:
+            return [None] * len(heads)
+        masks = head_mask.expand(len(heads), -1) if head_mask.ndim == 1 else head_mask
+        if masks.ndim != 2 or len(masks) != len(heads) or any(masks.shape[1] != count for count in heads):
+            raise ValueError(
+                f"head_mask {tuple(head_mask.shape)} is neither (heads,) nor (stages, heads) for the heads {heads}"
+            )
+        return list(masks.to(device=self.device, dtype=self.dtype))
+
+
+class Swin2SRModel(_Pretrained):
+    """The body of the network, without a head.
+
+    Args:
+        config: its dimensions.
+    """
+
+    def __init__(self, config: Swin2SRConfig) -> None:
+        super().__init__(config)
+        for name in [name for name, _ in self.network.named_children() if is_head(name)]:
+            delattr(self.network, name)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        head_mask: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutput | tuple[Any, ...]:
+        """Compute deep features.
+
+        Args:
+            pixel_values: (B, C, H, W) in [0, 1]. Sides off the window grid are reflected up to it, and the last hidden
+                state is cropped again; hidden states and attentions are of the padded image.
+            head_mask: (heads,) or (stages, heads), a factor in [0, 1] on every head's attention.
+            output_attentions, output_hidden_states: whether to return these.
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: if an input has another shape or type.
+        """
+        _, features = self._embed(self._pad(pixel_values))
+        seen = self._run_body(features, head_mask, watched=bool(output_attentions or output_hidden_states))
+        output = BaseModelOutput(
+            last_hidden_state=seen.features[:, :, : pixel_values.shape[2], : pixel_values.shape[3]],
+            hidden_states=seen.hidden_states if output_hidden_states else None,
+            attentions=seen.attentions if output_attentions else None,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+
+class Swin2SRForImageSuperResolution(_Pretrained):
+    """The whole network: super-resolution, or restoration at scale 1.
+
+    Args:
+        config: its dimensions and its head.
+    """
+
+    def forward(  # noqa: PLR0917 (the order of Transformers)
+        self,
+        pixel_values: Tensor,
+        head_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> ImageSuperResolutionOutput | tuple[Any, ...]:
+        """Reconstruct images.
+
+        Args:
+            pixel_values: (B, C, H, W) in [0, 1]; sides off the window grid are reflected up to it and the result is
+                cropped again.
+            head_mask: (heads,) or (stages, heads), a factor in [0, 1] on every head's attention.
+            labels: (B, C, s * H, s * W), what the reconstruction should be; adds the loss.
+            output_attentions, output_hidden_states: whether to return these.
+            return_dict: False for a tuple.
+
+        Raises:
+            ValueError: if an input has another shape or type.
+        """
+        pixels, features = self._embed(self._pad(pixel_values))
+        seen = self._run_body(features, head_mask, watched=bool(output_attentions or output_hidden_states))
+        image = self._run_head(seen.features, pixels)
+        height, width = (side * self.config.upscale for side in pixel_values.shape[2:])
+        reconstruction = image[:, :, :height, :width]
+        output = ImageSuperResolutionOutput(
+            loss=None if labels is None else _loss(reconstruction, labels),
+            reconstruction=reconstruction,
+            hidden_states=seen.hidden_states if output_hidden_states else None,
+            attentions=seen.attentions if output_attentions else None,
+        )
+        return output.to_tuple() if return_dict is False else output
+
+    def _run_head(self, features: Tensor, pixels: Tensor) -> Tensor:
+        normalised = self.network._reconstruct(features, pixels, self._layout(features))  # noqa: SLF001
+        return normalised.image / self.config.img_range + self.network.mean_out
+
+
+def _loss(reconstruction: Tensor, labels: Tensor) -> Tensor:
+    if labels.shape != reconstruction.shape:
+        raise ValueError(f"labels {tuple(labels.shape)} must have the shape {tuple(reconstruction.shape)}")
+    return F.l1_loss(reconstruction, labels.to(reconstruction.dtype))
