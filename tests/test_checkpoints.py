@@ -13,18 +13,16 @@ from safetensors.torch import load_file, save_file
 from model.checkpoints import (
     CheckpointError,
     file_digest,
-    infer_config,
     load_network,
     read_checkpoint,
     write_official,
     write_pretrained,
 )
 from model.config import Swin2SRConfig
-from model.keys import is_derived, to_huggingface, to_official
+from model.keys import is_derived
 from model.network import Swin2SR
+from tests.test_keys import golden_state
 
-GOLDEN = Path(__file__).with_name("golden")
-GOLDEN_FILES = sorted(GOLDEN.glob("*.safetensors"))
 HEADS = [
     ("pixelshuffle", 2),
     ("pixelshuffle", 3),
@@ -53,52 +51,6 @@ def tiny_network(**changes) -> Swin2SR:
 def same_weights(left: Swin2SR, right: Swin2SR) -> bool:
     ours, theirs = left.state_dict(), right.state_dict()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
-
-
-def golden_state(file: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    with safe_open(file, "pt") as opened:
-        arguments = json.loads(opened.metadata()["config"])
-    weights = {
-        key.removeprefix("state_dict."): tensor for key, tensor in load_file(file).items() if "state_dict" in key
-    }
-    return weights, arguments
-
-
-@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: file.stem)
-def test_configuration_is_told_from_official_keys_and_shapes(file):
-    """Every field that leaves a trace in the golden networks' state dicts is told as the constructor was given it."""
-    state, arguments = golden_state(file)
-    config = infer_config(state)
-    assert config == Swin2SRConfig(
-        embed_dim=arguments["embed_dim"],
-        depths=arguments["depths"],
-        num_heads=arguments["num_heads"],
-        window_size=arguments["window_size"],
-        mlp_ratio=arguments["mlp_ratio"],
-        img_range=arguments["img_range"],
-        num_channels=arguments["in_chans"],
-        resi_connection=arguments["resi_connection"],
-        upsampler=arguments["upsampler"] or None,
-        upscale=arguments["upscale"],
-    )
-
-
-def test_there_are_eleven_golden_networks():
-    """The parametrised tests run on all of them."""
-    assert len(GOLDEN_FILES) == 11
-
-
-@pytest.mark.parametrize("file", GOLDEN_FILES, ids=lambda file: file.stem)
-def test_names_lead_to_hugging_face_and_back(file):
-    """Renaming to the Hugging Face layout and back returns every key and every bit."""
-    state, _ = golden_state(file)
-    weights = {key: tensor for key, tensor in state.items() if not is_derived(key)}
-    renamed = to_huggingface(weights, infer_config(state))
-    assert not renamed.keys() & weights.keys()
-    assert all(key.startswith(("swin2sr.", "upsample.", "final_convolution.")) for key in renamed)
-    returned = to_official(renamed)
-    assert returned.keys() == weights.keys()
-    assert all(torch.equal(returned[key], weights[key]) for key in weights)
 
 
 @pytest.mark.parametrize(("upsampler", "upscale"), HEADS)
@@ -130,7 +82,7 @@ def test_official_index_buffers_are_the_authors_own(tmp_path):
     network = tiny_network(upsampler=None, upscale=1, window_size=7, img_range=255.0, depths=(2, 3), num_heads=(2, 4))
     write_official(network, tmp_path / "network.pth")
     written = torch.load(tmp_path / "network.pth", weights_only=True)
-    golden, _ = golden_state(GOLDEN / "jpeg_color.safetensors")
+    golden, _ = golden_state("jpeg_color")
     buffers = [key for key in golden if is_derived(key)]
     assert len(buffers) == 10
     for key in buffers:
