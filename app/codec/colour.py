@@ -35,11 +35,14 @@ _BT709_LIKE, _SRGB_CURVE = (1, 6, 14, 15), 13
 _GAMMAS = MappingProxyType({4: 2.2, 5: 2.8, 8: 1.0})
 
 
-def usable_profile(icc: bytes | None) -> bool:
-    """Whether a profile is one of gray, RGB or CMYK that Little CMS can read."""
-    if icc is None or len(icc) < 132 or icc[36:40] != b"acsp" or profile_space(icc) not in ("GRAY", "RGB", "CMYK"):
-        return False
-    return imagecodecs.cms_check(icc) is not False
+def usable_profile(icc: bytes) -> bool:
+    """Whether a profile is one that Little CMS can read."""
+    return len(icc) >= 132 and icc[36:40] == b"acsp" and imagecodecs.cms_check(icc) is not False
+
+
+def fits(icc: bytes, *, gray: bool) -> bool:
+    """Whether a profile can describe an image; gray images with a profile of RGB are common."""
+    return usable_profile(icc) and profile_space(icc) in (("GRAY", "RGB") if gray else ("RGB",))
 
 
 def profile_space(icc: bytes) -> str:

@@ -29,9 +29,9 @@ from app.errors import ImageTooLarge, InvalidImage, UnsupportedFormat
 
 _BROKEN = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError),
-    *(struct.error, zlib.error, imagecodecs.PngError),
+    *(struct.error, zlib.error, RuntimeError),
 )
-"""What decoders raise over broken files."""
+"""What decoders raise over broken files; libavif's and libpng's wrappers raise RuntimeError."""
 
 Read = tuple[Pixels, Pixels | None, Metadata, int, tuple[str, ...]]
 """Planes as stored, metadata with its EXIF untouched, orientation, notices."""
@@ -80,7 +80,7 @@ def decode(body: bytes, limits: Limits) -> Image:
         raise InvalidImage(f"The {header.format} file is broken or truncated; send the whole file.") from error
     if pixels.shape[0] * pixels.shape[1] > limits.max_pixels:
         raise InvalidImage(f"The {header.format} file has another size than its header says.")
-    metadata, more = _upright_metadata(metadata, orientation)
+    metadata, more = _upright_metadata(metadata, orientation, gray=pixels.shape[2] == 1)
     return Image(
         planes.upright(pixels, orientation),
         None if alpha is None else planes.upright(alpha, orientation),
@@ -90,14 +90,14 @@ def decode(body: bytes, limits: Limits) -> Image:
     )
 
 
-def _upright_metadata(metadata: Metadata, orientation: int) -> tuple[Metadata, tuple[str, ...]]:
+def _upright_metadata(metadata: Metadata, orientation: int, *, gray: bool) -> tuple[Metadata, tuple[str, ...]]:
     notices = []
     if metadata.exif is not None:
         if not exif.readable(metadata.exif):
             notices.append("EXIF was broken and was left out")
         metadata = replace(metadata, exif=exif.remove_orientation(metadata.exif))
-    if metadata.icc is not None and not colour.usable_profile(metadata.icc):
-        notices.append("the ICC profile was broken and was left out")
+    if metadata.icc is not None and not colour.fits(metadata.icc, gray=gray):
+        notices.append("the ICC profile was broken, or of another kind of image, and was left out")
         metadata = replace(metadata, icc=None)
     if orientation != 1 and metadata.xmp is not None:
         metadata = replace(metadata, xmp=xmp.reset_orientation(metadata.xmp))

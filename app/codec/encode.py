@@ -62,9 +62,14 @@ def _fit(image: Image, format_: Format) -> tuple[Image, tuple[str, ...]]:
     if image.alpha is not None and not format_.alpha:
         notices.append(f"{format_.name} has no transparency: it was flattened on white")
         image = replace(image, pixels=planes.flatten(image.pixels, image.alpha), alpha=None)
+    gray = image.gray and (format_.gray if image.alpha is None else format_.gray_alpha)
     if format_.name != "png":
-        image, more = _without_chunks(image, format_)
+        image, more = _without_chunks(image, format_, gray=gray)
         notices.extend(more)
+    profile = image.metadata.icc
+    if profile is not None and image.gray and gray != (colour.profile_space(profile) == "GRAY"):
+        image = colour.to_srgb(image)
+        notices.append(f"{format_.name} cannot hold gray with such a profile: it was converted to sRGB")
     if image.deep and not format_.deep:
         notices.append(f"{format_.name} has 8 bits: 16 were reduced to 8")
         alpha = None if image.alpha is None else planes.to_eight_bits(image.alpha)
@@ -72,7 +77,7 @@ def _fit(image: Image, format_: Format) -> tuple[Image, tuple[str, ...]]:
     return image, tuple(notices)
 
 
-def _without_chunks(image: Image, format_: Format) -> tuple[Image, tuple[str, ...]]:
+def _without_chunks(image: Image, format_: Format, *, gray: bool) -> tuple[Image, tuple[str, ...]]:
     """What PNG says in chunks of its own, said as other formats can."""
     metadata = image.metadata
     notices = []
@@ -80,11 +85,8 @@ def _without_chunks(image: Image, format_: Format) -> tuple[Image, tuple[str, ..
         notices.append(f"{format_.name} has no place for PNG's texts: they were left out")
     if colour.high_dynamic_range(metadata):
         notices.append(f"{format_.name} cannot say that the colours are PQ or HLG")
-    profile = colour.described_profile(metadata, gray=image.gray)
+    profile = colour.described_profile(metadata, gray=gray)
     image = replace(image, metadata=replace(metadata, icc=profile, png_colour=(), texts=()))
-    if profile is not None and image.gray and not format_.gray and colour.profile_space(profile) == "GRAY":
-        image = colour.to_srgb(image)
-        notices.append(f"{format_.name} has no gray, so the gray profile was applied")
     if metadata.photoshop is not None and format_.name in ("webp", "avif"):
         notices.append(f"{format_.name} has no place for IPTC: it was left out")
     if metadata.resolution is not None and metadata.exif is None and format_.name in ("webp", "avif"):
@@ -94,7 +96,7 @@ def _without_chunks(image: Image, format_: Format) -> tuple[Image, tuple[str, ..
 
 def _write_png(image: Image, options: EncodeOptions) -> Written:
     body = imagecodecs.png_encode(
-        planes.join(image.pixels, image.alpha), level=options.png_level, filter=imagecodecs.PNG.FILTER.FAST
+        planes.join(image.pixels, image.alpha), level=options.png_level, filter=imagecodecs.PNG.FILTER.PAETH
     )
     return png.insert(body, png.metadata_chunks(image.metadata)), ()
 

@@ -8,7 +8,6 @@ from app.codec.ifd import (
     CLASSIC_TYPES,
     Directory,
     DirectoryError,
-    Entry,
     Layout,
     Value,
     copied_value,
@@ -92,37 +91,23 @@ def directory_resolution(block: bytes | memoryview, layout: Layout, directory: D
 def remove_orientation(block: bytes) -> bytes | None:
     """The block without its orientation; None where nothing else was in it, or where it is no EXIF at all.
 
-    A thumbnail that lies on its side is unlinked with it.
+    A thumbnail that lies on its side is unlinked with it, and entries that point outside the block go too, because
+    other readers stumble over them.
     """
     try:
         layout, first = read_layout(block)
         directory = read_directory(block, layout, first)
     except DirectoryError:
         return None
-    if layout.big:
+    kept = [entry.at for tag, entry in directory.entries.items() if tag != ORIENTATION]
+    if layout.big or not kept:
         return None
-    edited = bytearray(block)
-    entry = directory.entries.get(ORIENTATION)
-    if entry is None:
-        return block
-    if read_orientation(block) != 1:
-        layout.offset.pack_into(edited, _end(edited, layout, directory), 0)
-    _delete(edited, layout, directory, entry)
-    remaining = layout.count.unpack_from(edited, directory.at)[0]
-    return bytes(edited) if remaining else None
-
-
-def _end(block: bytearray, layout: Layout, directory: Directory) -> int:
-    count: int = layout.count.unpack_from(block, directory.at)[0]
-    return directory.at + layout.count.size + count * layout.stride
-
-
-def _delete(block: bytearray, layout: Layout, directory: Directory, entry: Entry) -> None:
-    end = _end(block, layout, directory) + layout.offset.size
-    tail = block[entry.at + layout.stride : end]
-    block[entry.at : end] = tail + bytes(layout.stride)
-    count = layout.count.unpack_from(block, directory.at)[0]
-    layout.count.pack_into(block, directory.at, count - 1)
+    start = directory.at + layout.count.size
+    end = start + layout.count.unpack_from(block, directory.at)[0] * layout.stride
+    following = layout.offset.pack(directory.next if read_orientation(block) == 1 else 0)
+    table = b"".join(block[at : at + layout.stride] for at in kept) + following
+    head = block[: directory.at] + layout.count.pack(len(kept))
+    return head + table.ljust(end + layout.offset.size - start, b"\0") + block[end + layout.offset.size :]
 
 
 def resize(block: bytes, width: int, height: int) -> bytes:

@@ -22,6 +22,7 @@ class Format:
         deep: 16-bit samples.
         alpha: an alpha plane.
         gray: images of one plane; others store gray as three equal planes.
+        gray_alpha: images of one plane and alpha.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Format:
     deep: bool = False
     alpha: bool = True
     gray: bool = True
+    gray_alpha: bool = False
 
 
 WRITABLE: Mapping[str, Format] = MappingProxyType(
@@ -39,12 +41,12 @@ WRITABLE: Mapping[str, Format] = MappingProxyType(
         format_.name: format_
         for format_ in (
             # libpng, and so nearly every reader of PNG, refuses more than a million a side.
-            Format("png", "image/png", ".png", 1_000_000, 2**31 - 1, deep=True),
+            Format("png", "image/png", ".png", 1_000_000, 2**31 - 1, deep=True, gray_alpha=True),
             # The file format has 65535; libjpeg's JPEG_MAX_DIMENSION is 65500.
             Format("jpeg", "image/jpeg", ".jpg", 65_500, 65_500**2, alpha=False),
             Format("webp", "image/webp", ".webp", 16_383, 16_383**2, gray=False),
             # Offsets have 32 bits: eight bytes a pixel and some room for the rest.
-            Format("tiff", "image/tiff", ".tiff", 2**31 - 1, 2**29 - 2**24, deep=True),
+            Format("tiff", "image/tiff", ".tiff", 2**31 - 1, 2**29 - 2**24, deep=True, gray_alpha=True),
             # libavif reads no more by default (AVIF_DEFAULT_IMAGE_DIMENSION_LIMIT, AVIF_DEFAULT_IMAGE_SIZE_LIMIT).
             Format("avif", "image/avif", ".avif", 32_768, 16_384**2),
         )

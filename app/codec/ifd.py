@@ -178,8 +178,14 @@ class Value:
 
 
 def integer_value(layout: Layout, tag: int, values: tuple[int, ...]) -> Value:
-    """Whole numbers as SHORT where they all fit, else as LONG, else, in BigTIFF, as LONG8."""
-    kind = 3 if max(values) < 2**16 else 4 if max(values) < 2**32 else 16
+    """Whole numbers as SHORT where they all fit, else as LONG.
+
+    Raises:
+        DirectoryError: if they need more than 32 bits.
+    """
+    if max(values) >= 2**32:
+        raise DirectoryError(f"tag {tag} is too large")
+    kind = 3 if max(values) < 2**16 else 4
     return Value(tag, kind, len(values), struct.pack(f"{layout.order}{len(values)}{_INTEGERS[kind]}", *values))
 
 
@@ -192,7 +198,7 @@ def pack_directory(layout: Layout, values: Iterable[Value], at: int) -> tuple[by
     """A directory, the last of its chain, with its values before it.
 
     Args:
-        layout: byte order and size of offsets.
+        layout: of a classic file.
         values: at least one, each tag once.
         at: the position, even, at which the result will stand in the file.
 
@@ -214,8 +220,5 @@ def pack_directory(layout: Layout, values: Iterable[Value], at: int) -> tuple[by
 
 
 def pack_header(layout: Layout, first: int) -> bytes:
-    """The beginning of a file whose first directory stands at ``first``."""
-    mark = b"II" if layout.order == "<" else b"MM"
-    if layout.big:
-        return mark + struct.pack(layout.order + "HHHQ", 43, 8, 0, first)
-    return mark + struct.pack(layout.order + "HI", 42, first)
+    """The beginning of a classic file whose first directory stands at ``first``."""
+    return (b"II" if layout.order == "<" else b"MM") + struct.pack(layout.order + "HI", 42, first)

@@ -129,13 +129,13 @@ def fill_transparent(pixels: Pixels, alpha: Pixels | None) -> Pixels:
 
 def _push_pull(total: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """Means where there is weight, and elsewhere means of ever larger squares; some weight has to be there."""
-    mean = total / np.maximum(weight, 1)
+    mean = np.asarray(total / np.maximum(weight, 1), np.float32)
     if weight.all():
         return mean
     height, width = weight.shape
     coarse = _push_pull(_quarter(total), _quarter(weight))
     spread = coarse.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
-    return np.where(weight > 0, mean, spread).astype(np.float32, copy=False)
+    return np.asarray(np.where(weight > 0, mean, spread), np.float32)
 
 
 def _quarter(values: NDArray[np.float32]) -> NDArray[np.float32]:

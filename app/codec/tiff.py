@@ -45,6 +45,8 @@ _PICTURE = frozenset(
         *(266, 292, 293, 320, 332, 347, 529, 530, 531, 532),
     )
 )
+_COPIED = frozenset((347, 529, 532))
+_SCALARS = _PICTURE - {_BITS, _OFFSETS, _COUNTS, _TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _SAMPLE_FORMAT, 320, 530}
 _BYTE_STREAMS = frozenset((1, 5, 8, 32946, 32773, 34925, 50000))
 _SEPARATE, _CMYK = 2, 5
 _REDUCED_OR_MASK = 0b101
@@ -147,8 +149,7 @@ def decode(picture: TiffPicture, limits: Limits) -> tuple[TiffImagePlugin.TiffIm
             return _decode_deep(picture)
         if max(bits) > 8:
             raise UnsupportedFormat(f"This TIFF has {_LOSES_DEPTH}.")
-        entries = (entry for tag, entry in picture.directory.entries.items() if tag in _PICTURE)
-        return _load(picture, [copied_value(picture.body, entry) for entry in entries]), 0
+        return _load(picture, [_structure(picture, tag) for tag in picture.directory.entries if tag in _PICTURE]), 0
     except DirectoryError as error:
         raise InvalidImage("The TIFF is broken or truncated; send the whole file.") from error
 
@@ -169,11 +170,19 @@ def _check(picture: TiffPicture, limits: Limits) -> None:
         raise DirectoryError("strips or tiles outside the file")
 
 
+def _structure(picture: TiffPicture, tag: int) -> Value:
+    if tag in _COPIED:
+        return copied_value(picture.body, picture.directory.entries[tag])
+    numbers = picture.numbers(tag, (0,))
+    return integer_value(picture.layout, tag, numbers[:1] if tag in _SCALARS else numbers)
+
+
 def _load(picture: TiffPicture, values: list[Value]) -> TiffImagePlugin.TiffImageFile:
-    """Let libtiff decode the file's streams by a directory of ours, appended to the file."""
+    """Let libtiff decode the file's streams by a directory of ours, appended to the file; BigTIFF becomes classic."""
     at = len(picture.body) + len(picture.body) % 2
-    packed, position = pack_directory(picture.layout, values, at)
-    header = pack_header(picture.layout, position)
+    layout = Layout(picture.layout.order)
+    packed, position = pack_directory(layout, values, at)
+    header = pack_header(layout, position)
     body = b"".join((header, memoryview(picture.body)[len(header) :], bytes(len(picture.body) % 2), packed))
     try:
         loaded = TiffImagePlugin.TiffImageFile(BytesIO(body))

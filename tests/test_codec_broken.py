@@ -1,0 +1,286 @@
+"""Files that are broken, hostile, too large, or not images at all."""
+
+from __future__ import annotations
+
+import random
+import struct
+import tracemalloc
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app import codec
+from app.errors import ImageTooLarge, InvalidImage, InvalidOption, OutputTooLarge, UnsupportedFormat
+from tests.pictures import LIMITS, ORIENTED_EXIF, chunk, image, photograph, png_with, samples, saved, tiff, written
+
+FILES = {
+    "png": lambda: written(image()),
+    "png palette": lambda: saved(photograph().quantize(32), "PNG"),
+    "png bits": lambda: saved(photograph("1"), "PNG"),
+    "png deep": lambda: written(image(dtype=np.uint16, alpha=True)),
+    "jpeg": lambda: saved(photograph(), "JPEG"),
+    "jpeg progressive": lambda: saved(photograph(), "JPEG", progressive=True),
+    "jpeg restarts": lambda: saved(photograph(), "JPEG", restart_marker_rows=1),
+    "jpeg cmyk": lambda: saved(photograph("CMYK"), "JPEG"),
+    "webp": lambda: saved(photograph(), "WEBP"),
+    "webp lossless": lambda: saved(photograph("RGBA"), "WEBP", lossless=True, exif=ORIENTED_EXIF),
+    "tiff": lambda: saved(photograph(), "TIFF"),
+    "tiff lzw": lambda: saved(photograph("RGBA"), "TIFF", compression="tiff_lzw"),
+    "tiff fax": lambda: saved(photograph("1"), "TIFF", compression="group4"),
+    "tiff deep": lambda: written(image(dtype=np.uint16), "tiff"),
+    "tiff deep tiles": lambda: tiff(samples(channels=3, dtype=np.uint16), compression=5, tile=16, separate=True),
+    "tiff big": lambda: tiff(samples(channels=3), compression=8, big=True),
+    "avif": lambda: saved(photograph(), "AVIF"),
+    "avif alpha": lambda: saved(photograph("RGBA"), "AVIF"),
+    "bmp": lambda: saved(photograph(), "BMP"),
+    "gif": lambda: saved(photograph(), "GIF"),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_truncated_file_is_refused_wherever_it_ends(kind):
+    """No end but the last bytes, which hold no pixels, gives an image; none gives a wrong one or another error."""
+    body = FILES[kind]()
+    whole = codec.decode(body, LIMITS)
+    ends = {
+        *range(min(len(body), 200)),
+        *range(0, len(body), max(1, len(body) // 150)),
+        *range(len(body) - 40, len(body)),
+    }
+    for end in sorted(ends):
+        try:
+            decoded = codec.decode(body[:end], LIMITS)
+        except InvalidImage:
+            continue
+        except UnsupportedFormat:
+            assert end < 32, "a file is known by its first bytes"
+        else:
+            assert end >= len(body) - 2
+            assert np.array_equal(decoded.pixels, whole.pixels)
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_mutated_files_are_read_or_refused_and_never_crash(kind):
+    """Bytes changed, removed and inserted lead to an image or to an error of the caller's."""
+    chance = random.Random(kind)
+    body = FILES[kind]()
+    for _ in range(150):
+        mutated = bytearray(body)
+        for _ in range(chance.choice([1, 1, 2, 8, 30])):
+            at = chance.randrange(min(len(mutated), chance.choice([60, 200, len(mutated)])))
+            match chance.randrange(4):
+                case 0:
+                    del mutated[at : at + chance.randrange(1, 9)]
+                case 1:
+                    mutated[at:at] = chance.randbytes(chance.randrange(1, 9))
+                case _:
+                    mutated[at] = chance.choice([0, 1, 127, 128, 255, chance.randrange(256)])
+        try:
+            decoded = codec.decode(bytes(mutated), LIMITS)
+        except (InvalidImage, UnsupportedFormat, ImageTooLarge):
+            continue
+        for name in ("png", "tiff", "jpeg"):
+            assert codec.encode(decoded, codec.EncodeOptions(name)).body
+
+
+def test_nothing_is_not_an_image():
+    """Zero bytes are a broken image."""
+    with pytest.raises(InvalidImage, match="empty"):
+        codec.decode(b"", LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("body", "name"),
+    [
+        (b"%PDF-1.7 ...", "PDF"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
+        (b"\0\0\1\0\1\0", "ICO"),
+        (b"P6 1 1 255 abc", "known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "known format"),
+        (b"\x89PNG\n\x1a\n", "known format"),
+        (b"hello", "known format"),
+    ],
+)
+def test_other_formats_are_refused_by_name(body, name):
+    """Nothing but the listed formats is opened, though Pillow knows dozens; the answer lists them."""
+    with pytest.raises(UnsupportedFormat, match=name) as caught:
+        codec.decode(body, LIMITS)
+    assert caught.value.facts["supported"] == list(codec.READABLE)
+
+
+def test_formats_are_known_by_their_bytes_alone():
+    """One format's body behind another's signature is broken, not read as what it is."""
+    with pytest.raises(InvalidImage):
+        codec.decode(b"\x89PNG\r\n\x1a\n" + saved(photograph(), "JPEG"), LIMITS)
+    with pytest.raises(InvalidImage):
+        codec.decode(b"\xff\xd8\xff" + written(image()), LIMITS)
+    with pytest.raises(InvalidImage):
+        codec.decode(b"II*\0" + saved(photograph(), "GIF"), LIMITS)
+
+
+def test_what_stands_behind_a_picture_is_neither_read_nor_kept():
+    """A ZIP archive behind a PNG or a JPEG, and a script in a text, do not reach the answer's end."""
+    for body in (written(image()), saved(photograph(), "JPEG")):
+        decoded = codec.decode(body + b"PK\x03\x04 secret", LIMITS)
+        assert np.array_equal(decoded.pixels, codec.decode(body, LIMITS).pixels)
+        assert b"secret" not in written(decoded)
+
+
+def header_of(name, width, height):
+    """A file with nothing but a header of a size."""
+    ihdr = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    match name:
+        case "png":
+            pixels = zlib.compress(bytes(2**20))
+            return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", ihdr) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+        case "jpeg":
+            frame = struct.pack(">BBHBHHB", 0xFF, 0xC0, 11, 8, height, width, 1) + bytes((1, 0x11, 0))
+            return b"\xff\xd8" + frame + b"\xff\xda\0\x08\1\1\0\0\x3f\0"
+        case "webp":
+            size = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
+            return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + size
+        case "gif":
+            return b"GIF89a" + struct.pack("<HHBBB", width, height, 0, 0, 0) + b"," + bytes(9) + b"\2\0;"
+        case "bmp":
+            return b"BM" + struct.pack("<IIIIiiHHIIiiII", 54, 0, 54, 40, width, height, 1, 24, 0, 0, 0, 0, 0, 0)
+        case _:
+            return tiff(samples(8, 8, 3), t256=(width,), t257=(height,))
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp", "gif", "bmp", "tiff"])
+def test_a_billion_pixels_are_refused_on_their_header_and_cost_no_memory(name):
+    """Before any decoding, with the limit and the actual number in the answer."""
+    body = header_of(name, 40_000, 25_000)
+    for work in (codec.read_header, codec.decode):
+        tracemalloc.start()
+        with pytest.raises(ImageTooLarge) as caught:
+            work(body, codec.Limits())
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert caught.value.facts == {"limit": 50_000_000, "actual": 10**9}
+        assert peak < 2**21
+
+
+def test_the_limit_is_exact():
+    """One pixel more than the limit is one too many."""
+    body = written(image())
+    assert codec.read_header(body, codec.Limits(max_pixels=40 * 56)) == codec.Header("png", 56, 40)
+    with pytest.raises(ImageTooLarge):
+        codec.read_header(body, codec.Limits(max_pixels=40 * 56 - 1))
+
+
+def test_more_pixels_than_pillow_likes_are_read_where_the_limit_allows_them():
+    """The only limit is ours: Pillow's warning for 90 million pixels and its error for 179 do not exist here."""
+    body = saved(Image.new("1", (20_000, 9_000)), "PNG")
+    assert codec.decode(body, codec.Limits(max_pixels=180_000_000)).pixels.shape == (9_000, 20_000, 1)
+
+
+def test_a_tile_far_larger_than_its_picture_is_refused():
+    """A TIFF of one pixel with a tile of four gigapixels is no picture."""
+    body = tiff(samples(8, 8, 1), tile=16, t322=(65_536,), t323=(65_536,), t324=(8,), t325=(64,))
+    with pytest.raises(InvalidImage):
+        codec.decode(body, LIMITS)
+
+
+@pytest.mark.parametrize("kind", [b"iCCP", b"iTXt", b"zTXt"])
+def test_a_bomb_in_a_chunk_is_left_out(kind):
+    """A gigabyte of zeros that a PNG's profile or text inflates to is never inflated."""
+    squeeze = zlib.compressobj()
+    bomb = b"".join(squeeze.compress(bytes(2**20)) for _ in range(64)) + squeeze.flush()
+    head = {
+        b"iCCP": b"x\0\0",
+        b"iTXt": b"XML:com.adobe.xmp\0\1\0\0\0",
+        b"zTXt": b"Raw profile type exif\0\0",
+    }[kind]
+    tracemalloc.start()
+    decoded = codec.decode(png_with(written(image()), (kind, head + bomb)), codec.Limits(max_profile_bytes=2**20))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert decoded.metadata == codec.Metadata()
+    assert peak < 2**23
+
+
+def animated(name):
+    """Two frames of other colours, or two pages."""
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    return saved(frames[0], name, save_all=True, append_images=frames[1:])
+
+
+@pytest.mark.parametrize("name", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_animations_and_pages_are_refused_by_name(name):
+    """Never the first frame in silence."""
+    with pytest.raises(UnsupportedFormat, match="2 frames") as caught:
+        codec.read_header(animated(name), LIMITS)
+    assert caught.value.facts["frames"] == 2
+
+
+def test_one_frame_is_no_animation():
+    """A GIF and a WebP that could be animated and are not."""
+    for name in ("GIF", "WEBP", "PNG"):
+        body = saved(Image.new("RGB", (8, 8), "red"), name, save_all=True)
+        assert codec.read_header(body, LIMITS).frames == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        tiff(samples(channels=1, dtype=np.uint16), t258=(12,)),
+        tiff(samples(channels=1, dtype=np.uint16), t339=(3,)),
+        tiff(samples(channels=3, dtype=np.uint16), t262=(8,)),
+        tiff(samples(channels=1), t262=(8,)),
+        header_of("jpeg", 8, 8).replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc0\0\x0b\x0c"),
+        header_of("jpeg", 8, 8).replace(b"\xff\xc0", b"\xff\xc3"),
+    ],
+)
+def test_samples_that_cannot_be_kept_are_refused_by_name(body):
+    """Floats, 12 bits, Lab and lossless JPEG are unsupported, not broken, and not read as something else."""
+    with pytest.raises(UnsupportedFormat, match="bits|Samples|samples"):
+        codec.decode(body, LIMITS)
+
+
+def test_a_damaged_checksum_is_a_broken_image():
+    """One wrong byte in a PNG's palette, which zlib would not notice, is noticed."""
+    body = bytearray(FILES["png palette"]())
+    at = body.index(b"PLTE") + 6
+    body[at] ^= 1
+    with pytest.raises(InvalidImage, match="checksum"):
+        codec.decode(bytes(body), LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("jpeg", 65_500), ("webp", 16_383), ("avif", 32_768), ("png", 1_000_000), ("tiff", 2**31 - 1)]
+)
+def test_the_largest_side_of_each_format(name, side):
+    """A side that fits passes; one more is refused with both numbers."""
+    codec.check_output(name, side, 1)
+    with pytest.raises(OutputTooLarge) as caught:
+        codec.check_output(name, 1, side + 1)
+    assert caught.value.facts == {"limit": side, "actual": side + 1}
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp", "avif", "png"])
+def test_the_largest_side_can_be_written_and_read(name):
+    """The table is true: a strip of that length survives."""
+    side = min(codec.WRITABLE[name].max_side, 100_000)
+    strip = codec.Image(np.zeros((1, side, 1), np.uint8))
+    assert codec.decode(written(strip, name), LIMITS).width == side
+
+
+def test_the_area_of_each_format_is_checked():
+    """TIFF's 32-bit offsets and AVIF's area bound the product of the sides."""
+    for name, side in (("tiff", 25_000), ("avif", 20_000)):
+        with pytest.raises(OutputTooLarge, match=name):
+            codec.check_output(name, side, side)
+
+
+@pytest.mark.parametrize(
+    "options", [{"quality": 0}, {"quality": 101}, {"metadata": "some"}, {"png_level": 10}, {"format": "gif"}]
+)
+def test_impossible_options_are_refused(options):
+    """With the caller's own mistake as the error."""
+    with pytest.raises(InvalidOption):
+        codec.encode(image(), codec.EncodeOptions(**options))
