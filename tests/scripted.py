@@ -103,6 +103,6 @@ def loading(**upscalers: ScriptedUpscaler) -> Callable[[str, Path], ScriptedUpsc
 def model_dir(folder: Path, *names: str) -> Path:
     """A folder that looks as if it held checkpoints of these names; only a scripted ``load`` can load them."""
     for name in names:
-        (folder / name).mkdir(parents=True)
+        (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "config.json").write_text("{}")
     return folder

@@ -1,0 +1,70 @@
+"""What a person can choose from."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from model.variants import ALIASES, VARIANTS
+from tests.scripted import ScriptedUpscaler
+from tests.service import running, scripted_app
+
+
+@pytest.fixture
+def ask(tmp_path):
+    """Asks a booted service with the variant ``classical-x2``."""
+
+    def send(path):
+        app = scripted_app(tmp_path, classical_x2=ScriptedUpscaler())
+
+        async def scenario():
+            async with running(app) as client:
+                await app.state.service.boot(lambda: None)
+                return await client.get(path)
+
+        return asyncio.run(scenario())
+
+    return send
+
+
+def test_every_variant_is_listed_with_what_it_is_for(ask):
+    """Official and embedded, present or not; the default is named."""
+    listing = ask("/v1/variants").json()
+    assert listing["default"] == "classical-x2"
+    assert [each["name"] for each in listing["variants"]] == list(VARIANTS)
+    for each in listing["variants"]:
+        assert each["summary"].endswith(".")
+        assert each["state"] in ("absent", "loading", "ready", "failed")
+        assert each["reason"] or each["state"] == "ready"
+    aliases = [alias for each in listing["variants"] for alias in each["aliases"]]
+    assert len(aliases) == len(set(aliases)) <= len(ALIASES)
+
+
+def test_a_ready_variant_says_where_it_runs(ask):
+    """Device and type, beside the table's facts."""
+    description = ask("/v1/variants/classical-x2").json()
+    assert description["state"] == "ready"
+    assert (description["device"], description["dtype"]) == ("scripted", "float32")
+    assert (description["scale"], description["parameters"]) == (2, 12_091_571)
+    assert description["licence"] == "Apache-2.0"
+
+
+def test_an_alias_describes_what_it_stands_for(ask):
+    """So that a person sees what a request would get."""
+    description = ask("/v1/variants/x2").json()
+    assert "x2" in description["aliases"]
+
+
+def test_an_absent_variant_says_how_to_get_it(ask):
+    """In its reason."""
+    description = ask("/v1/variants/realworld-x4").json()
+    assert description["state"] == "absent"
+    assert "swin2sr fetch realworld-x4" in description["reason"]
+
+
+def test_an_unknown_variant_is_404(ask):
+    """As a problem document."""
+    response = ask("/v1/variants/x3")
+    assert response.status_code == 404
+    assert response.json()["code"] == "unknown_variant"
