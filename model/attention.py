@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import windows
+from model import fused, windows
 
 # The official code clamps to the float32 logarithm, and so does a network in float64.
 MAX_LOGIT_SCALE = float(torch.log(torch.tensor(100.0)))
@@ -22,8 +22,8 @@ MAX_LOGIT_SCALE = float(torch.log(torch.tensor(100.0)))
 class WindowAttention(nn.Module):
     """Attention among the tokens of a window.
 
-    Outside training, what depends on the weights alone (``logit_bias``, ``scale``) is computed once: by ``eval()``,
-    and again whenever weights are loaded, moved or cast.
+    Outside training, what depends on the weights alone (``logit_bias``, ``scale``, ``kernel_tables``) is computed once:
+    by ``eval()``, and again whenever weights are loaded, moved or cast.
 
     Args:
         dim: C, channels.
@@ -55,6 +55,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("masks", masks, persistent=False)
         self.logit_bias: Tensor | None = None
         self.scale: Tensor | None = None
+        self.kernel_tables: fused.KernelTables | None = None
         self.register_load_state_dict_post_hook(_refresh)  # type: ignore[no-untyped-call]  # likewise
 
     def position_bias(self) -> Tensor:
@@ -71,12 +72,13 @@ class WindowAttention(nn.Module):
 
     def refresh(self) -> None:
         """Compute the tables from the weights as they are now; in training mode forget them."""
+        self.logit_bias = self.scale = self.kernel_tables = None
         if self.training:
-            self.logit_bias = self.scale = None
-        else:
-            with torch.no_grad():
-                bias, scale = self.tables()
-                self.logit_bias, self.scale = bias.contiguous(), scale
+            return
+        with torch.no_grad():
+            bias, self.scale = self.tables()
+            self.logit_bias = bias.contiguous()
+            self.kernel_tables = fused.build_tables(self.qkv_bias(), self.scale, bias)
 
     def train(self, mode: bool = True) -> WindowAttention:
         """Switch between training and evaluation, which alone holds the tables."""
@@ -89,13 +91,16 @@ class WindowAttention(nn.Module):
         self.refresh()
         return self
 
+    def qkv_bias(self) -> Tensor:
+        """The bias (3 C) of query, key and value; the key has none."""
+        if self.q_bias is None or self.v_bias is None:
+            return self.qkv.weight.new_zeros(3 * self.dim)
+        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+
     def project(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Query, key and value, each (nW, nH, N, C / nH), of tokens (nW, N, C)."""
-        bias = None
-        if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
         count, length, _ = tokens.shape
-        qkv = F.linear(tokens, self.qkv.weight, bias).view(count, length, 3, self.heads, -1)
+        qkv = F.linear(tokens, self.qkv.weight, self.qkv_bias()).view(count, length, 3, self.heads, -1)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         return query, key, value
 

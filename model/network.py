@@ -11,12 +11,14 @@ N tokens per window, nW windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model import fused
 from model.attention import WindowAttention
 from model.config import Swin2SRConfig
 from model.packing import LayoutCache, PackedLayout
@@ -28,6 +30,10 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "selu": nn.SELU,
 }
+
+
+CHUNK = 32
+"""Windows that pass a block together on a CPU without the kernel: few enough for their attention to stay in cache."""
 
 
 class Mlp(nn.Module):
@@ -70,10 +76,33 @@ class SwinTransformerBlock(nn.Module):
         self.mlp = Mlp(config)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
 
-    def forward(self, tokens: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """Tokens (nW, N, C), windows sorted by mask kind with ``counts`` of each, to the same shape."""
-        tokens = tokens + self._drop(self.norm1(self._dropout(self.attn(tokens, counts))))
-        return tokens + self._drop(self.norm2(self._dropout(self.mlp(tokens))))
+    def forward(self, tokens: Tensor, counts: tuple[int, ...], gather: Tensor | None = None) -> Tensor:
+        """Run all windows through the block.
+
+        Args:
+            tokens: (T, C).
+            counts: how many windows, in the block's order, have which kind of attention mask.
+            gather: (T,), the row of ``tokens`` that each token of the block comes from; None where that is itself.
+
+        Returns:
+            (T, C) in the block's order.
+        """
+        if fused.can_run(self, tokens):
+            return fused.run(self, tokens, gather, counts)
+        if gather is not None:
+            tokens = tokens.index_select(0, gather)
+        windows = tokens.view(-1, self.attn.window**2, tokens.shape[1])
+        if torch.is_grad_enabled() or tokens.device.type != "cpu":
+            return self.attend_and_mix(windows, counts).view_as(tokens)
+        output = torch.empty_like(windows)
+        for first, last, kinds in split_counts(counts, CHUNK):
+            output[first:last] = self.attend_and_mix(windows[first:last], kinds)
+        return output.view_as(tokens)
+
+    def attend_and_mix(self, windows: Tensor, counts: tuple[int, ...]) -> Tensor:
+        """Windows (nW, N, C), sorted by mask kind with ``counts`` of each, to the same shape."""
+        windows = windows + self._drop(self.norm1(self._dropout(self.attn(windows, counts))))
+        return windows + self._drop(self.norm2(self._dropout(self.mlp(windows))))
 
     def _dropout(self, tokens: Tensor) -> Tensor:
         return F.dropout(tokens, self.dropout, self.training)
@@ -84,6 +113,16 @@ class SwinTransformerBlock(nn.Module):
             return tokens
         kept = torch.rand(tokens.shape[0], 1, 1, device=tokens.device) >= self.drop_path
         return tokens * kept.to(tokens.dtype) / (1 - self.drop_path)
+
+
+def split_counts(counts: tuple[int, ...], size: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+    """Cut windows sorted by kind into runs of at most ``size``: first, last (excluded) and the counts within."""
+    ends = list(itertools.accumulate(counts))
+    starts = [end - count for end, count in zip(ends, counts, strict=True)]
+    for first in range(0, ends[-1], size):
+        last = min(first + size, ends[-1])
+        within = (max(0, min(end, last) - max(start, first)) for start, end in zip(starts, ends, strict=True))
+        yield first, last, tuple(within)
 
 
 class PatchEmbedding(nn.Module):
@@ -130,14 +169,13 @@ class ResidualGroup(nn.Module):
 
     def forward(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
         """Tokens (T, C) in window order to a canvas (S, C, H, W)."""
-        length, channels, shifted = layout.window**2, tokens.shape[1], False
+        shifted = False
         for block in self.blocks:
+            gather = None
             if bool(block.shift) != shifted:
                 shifted = not shifted
-                table = layout.shifted_from_windows if shifted else layout.windows_from_shifted
-                tokens = tokens.index_select(0, table)
-            counts = layout.counts if shifted else (layout.windows_count,)
-            tokens = block(tokens.view(-1, length, channels), counts).view(-1, channels)
+                gather = layout.shifted_from_windows if shifted else layout.windows_from_shifted
+            tokens = block(tokens, layout.counts if shifted else (layout.windows_count,), gather)
         return layout.to_canvas(tokens, shifted=shifted)
 
 
