@@ -179,7 +179,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
 def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    shown = "" if default in (None, "", False) else f" [default: {default}]"
+    shown = "" if default in (None, "", False) else f" (default: {default})"
     flag = f"--{name.replace('_', '-')}"
     kind: Any = str | None
     if field.annotation is bool:

@@ -53,7 +53,8 @@ class ServerProcess:
 
     def __exit__(self, *_error: object) -> None:
         """End it, whatever state it is in."""
-        self.stop()
+        if self.process.poll() is None:
+            self.stop()
 
     def start(self) -> None:
         """Start, and wait until it listens."""
@@ -73,10 +74,13 @@ class ServerProcess:
         """Wait until everything is loaded and warm."""
         self._wait(self._ready, "become ready")
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal, wait for the end, and return the exit status; kills it if it does not end."""
+    def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal, if it still runs."""
         if self.process.poll() is None:
             self.process.send_signal(number)
+
+    def wait(self) -> int:
+        """Wait for the end, and return the exit status; kills it if it does not end."""
         try:
             status = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
@@ -88,9 +92,15 @@ class ServerProcess:
             self.process.stdout.close()
         return status
 
+    def stop(self) -> int:
+        """Ask it to end, and wait."""
+        self.signal()
+        return self.wait()
+
     def _wait(self, event: threading.Event, what: str) -> None:
         if not event.wait(PATIENCE) or self.process.poll() is not None:
-            self.stop(signal.SIGKILL)
+            self.signal(signal.SIGKILL)
+            self.wait()
             raise RuntimeError(f"the server did not {what}:\n" + "".join(self.output))
 
     def _read(self) -> None:
