@@ -65,15 +65,15 @@ def test_return_dict_false_gives_a_tuple():
 @torch.inference_mode()
 def test_watching_changes_nothing():
     """The reconstruction is the network's own, whether hidden states and attentions are asked for or not."""
-    model, pixels = pretrained(), images(2, 3, 16, 24)
+    model, pixels = pretrained().double(), images(2, 3, 16, 24)
     plain = model(pixels).reconstruction
     watched = model(pixels, output_hidden_states=True, output_attentions=True)
-    assert torch.equal(plain, model.network(pixels).image)
-    torch.testing.assert_close(watched.reconstruction, plain, rtol=0, atol=1e-6)
+    torch.testing.assert_close(plain, model.network(pixels.double()).image, rtol=0, atol=1e-10)
+    torch.testing.assert_close(watched.reconstruction, plain, rtol=0, atol=1e-10)
     assert [tuple(state.shape) for state in watched.hidden_states] == [(2, 16 * 24, 12)] * 3
     assert [tuple(attention.shape) for attention in watched.attentions] == [(12, 2, 64, 64), (12, 3, 64, 64)]
     for attention in watched.attentions:
-        torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1]))
+        torch.testing.assert_close(attention.sum(-1), torch.ones(attention.shape[:-1], dtype=attention.dtype))
 
 
 @torch.inference_mode()
@@ -95,13 +95,13 @@ def test_any_size_is_padded_and_cropped(size, window_size):
 @pytest.mark.parametrize("shape", ["heads", "stages and heads"])
 def test_a_head_mask_leaves_heads_out(shape):
     """Masking a head is the same as taking its columns out of the projection, in all blocks of its stage alone."""
-    model, pixels = pretrained(num_heads=(2, 2)), images(1, 3, 16, 16)
+    model, pixels = pretrained(num_heads=(2, 2)).double(), images(1, 3, 16, 16)
     mask = torch.tensor([0.0, 1.0]) if shape == "heads" else torch.tensor([[1.0, 1.0], [0.0, 0.5]])
     masked = model(pixels, head_mask=mask, output_attentions=True)
     for stage, factors in zip(model.network.layers, mask.expand(2, 2), strict=True):
         for block in stage.residual_group.blocks:
             block.attn.proj.weight *= factors.repeat_interleave(6)
-    torch.testing.assert_close(masked.reconstruction, model(pixels).reconstruction, rtol=0, atol=1e-6)
+    torch.testing.assert_close(masked.reconstruction, model(pixels).reconstruction, rtol=0, atol=1e-10)
     assert (masked.attentions[1][:, 0] == 0).all()
     assert (masked.attentions[0][:, 1] > 0).any()
 
