@@ -17,8 +17,8 @@ FILES = sorted(Path(__file__).with_name("golden").glob("*.safetensors"))
 INPUTS = ("multiple", "ragged", "window", "small", "tiny", "pixel")
 # Golden weights are random, so some tokens have a query or a key next to zero, whose direction a factor of 100 on the
 # cosines blows up. Here rounding the input of the exact network to float32 moves its output by fifty to eight hundred
-# times that, up to 5e-5, and float32 rounds some hundred times on its way: up to 4e-4 (classical_x2, lightweight_x2) and 6e-5
-# (the others) were seen with different instruction sets; Transformers is 1.6e-4 off for lightweight_x2.
+# times that, up to 5e-5, and float32 rounds some hundred times on its way. With different instruction sets up to 4e-4
+# were seen (classical_x2, lightweight_x2) and 6e-5 (the others); Transformers is 1.6e-4 off for lightweight_x2.
 ILL_CONDITIONED = {
     "classical_x2": (5e-4, ("multiple", "ragged", "small")),
     "classical_x4": (2e-4, ("multiple", "ragged", "small")),
