@@ -55,7 +55,7 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(wildcard setup.py model/kernels/*.c)
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(wildcard setup.py model/kernels/*.[ch])
 	$(PIP) --editable .
 	@touch $@
 

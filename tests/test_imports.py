@@ -185,3 +185,12 @@ def test_importing_the_application_does_nothing():
         [sys.executable, "-c", WATCH], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_the_picture_shows_every_room():
+    """CONTRIBUTING's picture of the house names every room that there is."""
+    picture = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("## The picture", 1)[1].split("\n## ", 1)[0]
+    for room in sorted({".".join(name.split(".")[:2]) for name in MODULES} - set(FLOORS)):
+        path = ROOT.joinpath(*room.split("."))
+        name = f"{path.name}/" if path.is_dir() else f"{path.name}.py"
+        assert f" {name}" in picture, f"{room} is missing in CONTRIBUTING's picture"
