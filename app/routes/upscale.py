@@ -14,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from app.middleware import arrived_at, note
 from app.pipeline import Caller, Upscaled
 from app.routes import ServiceDependency, problems
+from app.routes.access import ClientDependency
 from app.schemas import UpscaleOptions
 from app.uploads import PART, read_upload
 
@@ -31,7 +32,7 @@ _BODY = {
         },
     }
 }
-_ERRORS = problems(400, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+_ERRORS = problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 _IMAGE: dict[int | str, dict[str, object]] = {
     200: {"content": {"image/*": {"schema": _BINARY}}, "description": "The upscaled image."}
 }
@@ -45,12 +46,15 @@ _IMAGE: dict[int | str, dict[str, object]] = {
     responses={**_IMAGE, **_ERRORS},
 )
 async def upscale(
-    request: Request, service: ServiceDependency, options: Annotated[UpscaleOptions, Query()]
+    request: Request,
+    service: ServiceDependency,
+    client: ClientDependency,
+    options: Annotated[UpscaleOptions, Query()],
 ) -> Response:
     """Send the image as the part ``file`` of a form, or as the body itself; options are query parameters."""
     settings = service.settings
     timeout = min(options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
-    caller = Caller(deadline=arrived_at(request.scope) + timeout)
+    caller = Caller(arrived_at(request.scope) + timeout, client)
     upload = await read_upload(request, max_bytes=settings.max_body_bytes, patience=settings.upload_timeout_ms / 1000)
     upscaled = await _while_connected(request, service.pipeline.upscale(upload, options, caller))
     note(
