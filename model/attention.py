@@ -23,7 +23,7 @@ class WindowAttention(nn.Module):
     """Attention among the tokens of a window.
 
     Outside training, what depends on the weights alone (``logit_bias``, ``scale``, ``kernel_tables``) is computed once:
-    by ``eval()``, and again whenever weights are loaded, moved or cast.
+    by ``eval()``, and again whenever weights are loaded, moved or cast; call ``refresh`` after changing them otherwise.
 
     Args:
         dim: C, channels.
@@ -75,7 +75,7 @@ class WindowAttention(nn.Module):
         self.logit_bias = self.scale = self.kernel_tables = None
         if self.training:
             return
-        with torch.no_grad():
+        with torch.inference_mode(mode=False), torch.no_grad():  # an inference tensor could not meet gradients later
             bias, self.scale = self.tables()
             self.logit_bias = bias.contiguous()
             self.kernel_tables = fused.build_tables(self.qkv_bias(), self.scale, bias)

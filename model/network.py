@@ -101,14 +101,14 @@ class SwinTransformerBlock(nn.Module):
 
     def attend_and_mix(self, windows: Tensor, counts: tuple[int, ...]) -> Tensor:
         """Windows (nW, N, C), sorted by mask kind with ``counts`` of each, to the same shape."""
-        windows = windows + self._drop(self.norm1(self._dropout(self.attn(windows, counts))))
-        return windows + self._drop(self.norm2(self._dropout(self.mlp(windows))))
+        windows = windows + self.stochastic_depth(self.norm1(self._dropout(self.attn(windows, counts))))
+        return windows + self.stochastic_depth(self.norm2(self._dropout(self.mlp(windows))))
 
     def _dropout(self, tokens: Tensor) -> Tensor:
         return F.dropout(tokens, self.dropout, self.training)
 
-    def _drop(self, tokens: Tensor) -> Tensor:
-        """Stochastic depth, window by window, scaled so that the expectation stays."""
+    def stochastic_depth(self, tokens: Tensor) -> Tensor:
+        """Drop the branch (nW, N, C) of some windows in training, scaled so that the expectation stays."""
         if not self.training or not self.drop_path:
             return tokens
         kept = torch.rand(tokens.shape[0], 1, 1, device=tokens.device) >= self.drop_path
@@ -220,7 +220,7 @@ class Swin2SR(nn.Module):
         head = build_head(config)
         for name, module in head.named_children():  # the official layout has them at the top level
             self.add_module(name, module)
-        self._reconstruct = head.forward
+        self.reconstruct_features = head.forward
         self.register_buffer("mean_in", mean_of(config.num_channels), persistent=False)
         self.register_buffer("mean_out", mean_of(config.out_channels), persistent=False)
         self.apply(self._initialise)
@@ -252,7 +252,7 @@ class Swin2SR(nn.Module):
         pixels = layout.clear_gaps((canvas - self.mean_in) * self.config.img_range)
         features = self.conv_first(pixels.contiguous(memory_format=torch.channels_last))
         features = convolve(self.conv_after_body, self.extract(features, layout), layout) + features
-        image, aux = self._reconstruct(layout.clear_gaps(features), pixels, layout)
+        image, aux = self.reconstruct_features(layout.clear_gaps(features), pixels, layout)
         image = image / self.config.img_range + self.mean_out
         return Reconstruction(image, None if aux is None else aux / self.config.img_range + self.mean_out)
 

@@ -75,9 +75,9 @@ def _run_block(
     block: SwinTransformerBlock, tokens: Tensor, counts: tuple[int, ...], head_mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     attended, attention = _attend(block.attn, tokens, counts, head_mask)
-    tokens = tokens + _drop_path(block, block.norm1(F.dropout(attended, block.dropout, block.training)))
+    tokens = tokens + block.stochastic_depth(block.norm1(F.dropout(attended, block.dropout, block.training)))
     branch = F.dropout(block.mlp(tokens), block.dropout, block.training)
-    return tokens + _drop_path(block, block.norm2(branch)), attention
+    return tokens + block.stochastic_depth(block.norm2(branch)), attention
 
 
 def _attend(
@@ -88,13 +88,6 @@ def _attend(
     if head_mask is not None:
         attention = attention * head_mask[:, None, None]
     return attn.proj((attention @ value).transpose(1, 2).reshape(tokens.shape)), attention
-
-
-def _drop_path(block: SwinTransformerBlock, branch: Tensor) -> Tensor:
-    if not block.training or not block.drop_path:
-        return branch
-    kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= block.drop_path
-    return branch * kept.to(branch.dtype) / (1 - block.drop_path)
 
 
 def _in_reading_order(tokens: Tensor, layout: PackedLayout) -> Tensor:

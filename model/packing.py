@@ -172,7 +172,8 @@ class LayoutCache:
             if key in self._layouts:
                 self._layouts.move_to_end(key)
                 return self._layouts[key]
-        layout = PackedLayout(sizes, self.window, self.shift, device)
+        with torch.inference_mode(mode=False):  # whoever asks first, tables may meet gradients later
+            layout = PackedLayout(sizes, self.window, self.shift, device)
         with self._lock:
             if key not in self._layouts:
                 self._layouts[key] = layout

@@ -258,7 +258,7 @@ class Swin2SRForImageSuperResolution(_Pretrained):
         return output.to_tuple() if return_dict is False else output
 
     def _run_head(self, features: Tensor, pixels: Tensor) -> Tensor:
-        normalised = self.network._reconstruct(features, pixels, self._layout(features))  # noqa: SLF001
+        normalised = self.network.reconstruct_features(features, pixels, self._layout(features))
         return normalised.image / self.config.img_range + self.network.mean_out
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import cache
 from io import BytesIO
 
 import imagecodecs
@@ -14,7 +15,7 @@ from app import codec
 
 LIMITS = codec.Limits(max_pixels=1_000_000)
 ORIENTED_EXIF = (
-    b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIHHHHII", 0x0112, 3, 1, 6, 0, 0x010F, 2, 4, 0x474153) + bytes(4)
+    b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIHHHHII", 0x0112, 3, 1, 6, 0, 0x010F, 2, 4, 0x534147) + bytes(4)
 )
 """Orientation 6, and a Make that fits its entry."""
 
@@ -59,11 +60,13 @@ def png_with(body, *chunks):
     return body[:33] + b"".join(chunk(*each) for each in chunks) + body[33:]
 
 
+@cache
 def adobe_rgb():
     """A profile that is far from sRGB."""
     return bytes(imagecodecs.cms_profile("adobergb"))
 
 
+@cache
 def gray_profile(gamma=1.0):
     """A gray profile."""
     return bytes(imagecodecs.cms_profile("gray", gamma=gamma))

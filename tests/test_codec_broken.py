@@ -238,7 +238,7 @@ def test_one_frame_is_no_animation():
 )
 def test_samples_that_cannot_be_kept_are_refused_by_name(body):
     """Floats, 12 bits, Lab and lossless JPEG are unsupported, not broken, and not read as something else."""
-    with pytest.raises(UnsupportedFormat, match="bits|Samples|samples"):
+    with pytest.raises(UnsupportedFormat, match=r"bits|[Ss]amples"):
         codec.decode(body, LIMITS)
 
 
@@ -252,7 +252,8 @@ def test_a_damaged_checksum_is_a_broken_image():
 
 
 @pytest.mark.parametrize(
-    ("name", "side"), [("jpeg", 65_500), ("webp", 16_383), ("avif", 32_768), ("png", 1_000_000), ("tiff", 2**31 - 1)]
+    ("name", "side"),
+    [("jpeg", 65_500), ("webp", 16_383), ("avif", 32_768), ("png", 10**6), ("tiff", 2**29 - 2**24)],
 )
 def test_the_largest_side_of_each_format(name, side):
     """A side that fits passes; one more is refused with both numbers."""

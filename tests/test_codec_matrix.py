@@ -124,7 +124,7 @@ def test_same_writes_the_format_that_came(name):
 
 
 def test_transparent_palettes_and_keys_become_alpha():
-    """Transparency (tRNS) of a palette, of gray and of colours, in 8, 16 and fewer bits, and GIF's transparent index."""
+    """Transparency (tRNS) of a palette, gray and colours, in 8, 16 and fewer bits, and GIF's transparent index."""
     palette = photograph("RGB").quantize(16)
     body = saved(palette, "PNG", transparency=bytes(range(0, 160, 10)))
     indices = np.asarray(palette)

@@ -73,6 +73,18 @@ def test_every_parameter_learns(head: str):
         assert parameter.grad.abs().max() > 0, name
 
 
+def test_a_network_can_learn_after_it_has_inferred():
+    """Tables made in inference mode are no obstacle to a backward pass."""
+    network = tiny_network()
+    with torch.inference_mode():
+        network.train().eval()
+        network(random_image(network, 2, 2)[None])
+    batch = random_image(network, 2, 2)[None]
+    network.requires_grad_()(batch).image.sum().backward()
+    assert network.conv_first.weight.grad is not None
+    network.train()(batch).image.sum().backward()
+
+
 def test_drop_path_and_dropout_act_in_training_only():
     """Two passes differ in training and are equal in evaluation."""
     network = tiny_network(hidden_dropout_prob=0.2, attention_probs_dropout_prob=0.2, drop_path_rate=0.5)

@@ -46,7 +46,7 @@ WRITABLE: Mapping[str, Format] = MappingProxyType(
             Format("jpeg", "image/jpeg", ".jpg", 65_500, 65_500**2, alpha=False),
             Format("webp", "image/webp", ".webp", 16_383, 16_383**2, gray=False),
             # Offsets have 32 bits: eight bytes a pixel and some room for the rest.
-            Format("tiff", "image/tiff", ".tiff", 2**31 - 1, 2**29 - 2**24, deep=True, gray_alpha=True),
+            Format("tiff", "image/tiff", ".tiff", 2**29 - 2**24, 2**29 - 2**24, deep=True, gray_alpha=True),
             # libavif reads no more by default (AVIF_DEFAULT_IMAGE_DIMENSION_LIMIT, AVIF_DEFAULT_IMAGE_SIZE_LIMIT).
             Format("avif", "image/avif", ".avif", 32_768, 16_384**2),
         )

@@ -70,10 +70,14 @@ class Entry:
 
 @dataclass(frozen=True)
 class Directory:
-    """Entries by tag; ``at`` is where the directory stands, ``next`` the position of the one that follows, or 0."""
+    """Entries by tag, and the tags whose values lie outside the block or are of no known type.
+
+    ``at`` is where the directory stands, ``next`` the position of the one that follows, or 0.
+    """
 
     at: int
     entries: dict[int, Entry]
+    broken: frozenset[int]
     next: int
 
 
@@ -96,7 +100,7 @@ def read_layout(block: bytes | memoryview) -> tuple[Layout, int]:
 
 
 def read_directory(block: bytes | memoryview, layout: Layout, at: int) -> Directory:
-    """The directory at a position; entries of unknown type or with values outside the block are left out.
+    """The directory at a position.
 
     Raises:
         DirectoryError: if the directory itself does not lie within the block.
@@ -109,22 +113,25 @@ def read_directory(block: bytes | memoryview, layout: Layout, at: int) -> Direct
     if not 0 < count <= MAX_ENTRIES or end + layout.offset.size > len(block):
         raise DirectoryError("a directory has an impossible number of entries")
     entries: dict[int, Entry] = {}
+    broken = set()
     for position in range(start, end, layout.stride):
-        entry = _read_entry(block, layout, position)
-        if entry is not None:
-            entries.setdefault(entry.tag, entry)
-    return Directory(at, entries, layout.offset.unpack_from(block, end)[0])
+        tag, entry = _read_entry(block, layout, position)
+        if entry is None:
+            broken.add(tag)
+        else:
+            entries.setdefault(tag, entry)
+    return Directory(at, entries, frozenset(broken), layout.offset.unpack_from(block, end)[0])
 
 
-def _read_entry(block: bytes | memoryview, layout: Layout, at: int) -> Entry | None:
+def _read_entry(block: bytes | memoryview, layout: Layout, at: int) -> tuple[int, Entry | None]:
     tag, kind, count = layout.entry.unpack_from(block, at)
     if kind not in WIDTHS:
-        return None
+        return tag, None
     start = at + layout.entry.size
     if WIDTHS[kind] * count > layout.offset.size:
         start = layout.offset.unpack_from(block, start)[0]
     entry = Entry(tag, kind, count, at, start)
-    return entry if start + entry.size <= len(block) else None
+    return tag, entry if start + entry.size <= len(block) else None
 
 
 def directories(block: bytes | memoryview, layout: Layout, first: int) -> Iterator[Directory]:
