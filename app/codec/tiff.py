@@ -141,8 +141,6 @@ def decode(picture: TiffPicture, limits: Limits) -> tuple[TiffImagePlugin.TiffIm
         UnsupportedFormat: if its samples are floats, or have a depth that is not read here.
     """
     try:
-        if picture.directory.broken & _PICTURE:
-            raise DirectoryError("values outside the file")
         _check(picture, limits)
         bits = set(picture.numbers(_BITS, (1,)))
         if set(picture.numbers(_SAMPLE_FORMAT, (1,))) - {1, 4} or picture.number(_PREDICTOR, 1) > 2:
@@ -157,6 +155,8 @@ def decode(picture: TiffPicture, limits: Limits) -> tuple[TiffImagePlugin.TiffIm
 
 
 def _check(picture: TiffPicture, limits: Limits) -> None:
+    if picture.directory.broken & _PICTURE:
+        raise DirectoryError("values outside the file")
     width, height = picture.size
     rows, columns = picture.tile
     offsets, counts = picture.streams
