@@ -100,14 +100,14 @@ def compress(pixels: Pixels, quality: int, subsampling: Subsampling = "4:2:0") -
 
     Args:
         pixels: (H, W, C) uint8; one channel is stored as gray, and ``subsampling`` does not apply.
-        quality: 1 to 95 in libjpeg's scale.
+        quality: 1 to 100 in libjpeg's scale.
         subsampling: how chroma is stored.
 
     Raises:
         ValueError: if ``quality`` is out of range.
     """
-    if not 1 <= quality <= 95:
-        raise ValueError(f"quality must be 1 to 95, got {quality}")
+    if not 1 <= quality <= 100:
+        raise ValueError(f"quality must be 1 to 100, got {quality}")
     gray = pixels.shape[2] == 1
     file = BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels[:, :, 0] if gray else pixels))
