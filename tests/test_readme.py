@@ -123,6 +123,14 @@ def test_make_test_runs_the_tests():
     ]
 
 
+def test_make_serve_hands_options_on():
+    """``SERVE`` takes options of ``swin2sr serve``, as README shows it."""
+    assert 'make serve SERVE="--port 9000"' in README
+    command = ["make", "-n", *make_arguments("serve"), "SERVE=--port 9000"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"{sys.prefix}/bin/swin2sr serve --sample build/sample.png --port 9000\n" in result.stdout
+
+
 def rows(heading):
     """The body of the table below a heading, as README has it."""
     section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
