@@ -1,0 +1,85 @@
+"""What was measured, for people and for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from model import fused
+
+NOISY = 1.25
+"""Slowest over fastest run from which on a reader should know."""
+
+Meaning = Literal["times as fast", "times as long", "of the memory", "of the throughput", "largest difference"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        work: what was done.
+        against: what it was compared with.
+        figure: the ratio; None where there is nothing to compare with.
+        meaning: of the ratio.
+        here, there: what was measured on the two sides, with units; or why there is nothing.
+    """
+
+    work: str
+    against: str
+    figure: float | None
+    meaning: Meaning
+    here: str = ""
+    there: str = ""
+
+
+def describe_machine(device: torch.device, threads: int) -> dict[str, str | int | None]:
+    """What the figures depend on: processor or GPU, cores, threads, versions, and the kernel if it is built."""
+    cpuinfo = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
+    return {
+        "cpu": named[1].strip() if named else platform.processor() or platform.machine(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": threads,
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "kernel": "built" if fused.load_kernel() else "not built",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+    }
+
+
+HEADER = "| work | against | figure | here | there |\n| --- | --- | --- | --- | --- |"
+
+
+def tabulate(row: Row) -> str:
+    """The row as one of a Markdown table under ``HEADER``."""
+    figure = "-" if row.figure is None else f"{row.figure:.3g} {row.meaning}"
+    return f"| {row.work} | {row.against} | {figure} | {row.here} | {row.there} |"
+
+
+def seconds(value: float, spread: float = 1.0) -> str:
+    """A time to read; how far its runs lay apart is said where that was much."""
+    text = f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
+    return text if spread < NOISY else f"{text} (runs {spread:.1f}x apart)"
+
+
+def mebibytes(value: float) -> str:
+    """A size in memory to read."""
+    return f"{value / 2**20:.0f} MiB"
+
+
+def write_json(file: Path, machine: Mapping[str, object], rows: Iterable[Row], **more: object) -> None:
+    """Write everything to a file."""
+    content = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows], **more}
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,175 @@
+"""The comparisons, in the order of the table; each section yields its rows as they are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from model.bench.baselines import BASELINES, load_port
+from model.bench.floor import matrix_product, multiply_adds_per_pixel
+from model.bench.memory import NoMemoryError, measure_peak
+from model.bench.report import Row, mebibytes, seconds
+from model.bench.timing import Run, Timing, interleave
+from model.bench.works import draw_pixels, make_network, mixed_sizes, pad_to_largest, upscale_tiled
+from model.network import Swin2SR
+from model.processor import to_tensor
+from model.upscaler import Upscaler
+
+FORWARD = (("lightweight-x2", 128), ("lightweight-x2", 256), ("classical-x2", 128))
+"""Variants and sides of the images that are compared with other runtimes."""
+
+GROWTH = (64, 128, 256, 512, 1024)
+UNIT = 128
+"""Sides of the images whose time per pixel is compared, and the one that it is compared with."""
+
+MIXED = (16, 32, 200)
+"""How many images of different sizes share a pack, and their smallest and largest side."""
+
+LARGE = 1024
+"""Side of the image whose peak memory is measured."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all sections have in common.
+
+    Attributes:
+        device: where everything runs.
+        threads: of the forward pass on a CPU.
+        runs: measurements of each side, an odd number.
+        checkpoint: of a lightweight x2 network; random weights without one.
+    """
+
+    device: torch.device
+    threads: int
+    runs: int = 5
+    checkpoint: Path | None = None
+
+    def network(self, variant: str) -> Swin2SR:
+        """The variant's network; the checkpoint is the lightweight one's."""
+        return make_network(variant, self.checkpoint if variant == "lightweight-x2" else None)
+
+    def upscaler(self, variant: str = "lightweight-x2") -> Upscaler:
+        """The same, ready to call."""
+        return Upscaler(self.network(variant), device=str(self.device))
+
+    def time(self, sides: Mapping[str, Run]) -> dict[str, Timing]:
+        """The sides in turns."""
+        return interleave(sides, self.runs, self.device)
+
+
+def compare_forward(bench: Bench) -> Iterator[Row]:
+    """One image through the network, against other runtimes and against the arithmetic floor."""
+    for variant, side in FORWARD:
+        yield from _compare(bench, variant, side)
+
+
+def _compare(bench: Bench, variant: str, side: int) -> Iterator[Row]:
+    work, network, image = f"{variant} {side}x{side}", bench.network(variant), draw_pixels(side, side)
+    work_per_pixel = multiply_adds_per_pixel(network)
+    baselines, missing = _baselines(network, image, bench.device)
+    upscaler = Upscaler(network, device=str(bench.device))
+    product, product_work = matrix_product(bench.device, upscaler.dtype)
+    [expected] = upscaler.forward([image])
+    here = {"here": lambda: upscaler.forward([image])}
+    timings = bench.time({**here, **baselines, "floor": product})
+    mine = timings["here"]
+    for name, run in baselines.items():
+        theirs = timings[name]
+        apart = float(np.abs(np.asarray(run())[0].transpose(1, 2, 0) - expected).max())
+        yield Row(f"{work}, values", name, apart, "largest difference")
+        yield Row(work, name, theirs.median / mine.median, "times as fast", _show(mine), _show(theirs))
+    for name in missing:
+        yield Row(work, name, None, "times as fast", _show(mine), "not installed")
+    rate = product_work / timings["floor"].median
+    floor = work_per_pixel * side**2 / rate
+    there = f"{seconds(floor)} at {2 * rate / 1e9:.0f} GFLOP/s"
+    yield Row(work, "arithmetic floor", mine.median / floor, "times as long", _show(mine), there)
+
+
+def _baselines(network: Swin2SR, image: np.ndarray, device: torch.device) -> tuple[dict[str, Run], list[str]]:
+    """The baselines that are installed, ready to run on an image, and the names of those that are not."""
+    try:
+        port: nn.Module = load_port(network).to(device)
+    except ImportError:
+        return {}, list(BASELINES)
+    ready: dict[str, Run] = {}
+    canvas = to_tensor(image)[None].to(device)
+    for name, make in BASELINES.items():
+        try:
+            ready[name] = make(port, canvas)
+        except ImportError:
+            continue
+    return ready, [name for name in BASELINES if name not in ready]
+
+
+def compare_growth(bench: Bench) -> Iterator[Row]:
+    """Time per pixel as the image grows, tiled and stitched as the service does."""
+    upscaler = bench.upscaler()
+    images = {side: draw_pixels(side, side) for side in GROWTH}
+    timings = bench.time({str(side): _tiled(upscaler, images[side]) for side in GROWTH})
+    microseconds = {side: timings[str(side)].median / side**2 * 1e6 for side in GROWTH}
+    for side in GROWTH:
+        if side != UNIT:
+            here = f"{microseconds[side]:.2f} us a pixel"
+            there = f"{microseconds[UNIT]:.2f} us a pixel"
+            growth = microseconds[side] / microseconds[UNIT]
+            yield Row(
+                f"lightweight-x2 {side}x{side}, per pixel", f"{UNIT}x{UNIT}", growth, "times as long", here, there
+            )
+
+
+def _tiled(upscaler: Upscaler, image: np.ndarray) -> Run:
+    return lambda: upscale_tiled(upscaler, image)
+
+
+def compare_mixed(bench: Bench) -> Iterator[Row]:
+    """Images of different sizes in one pack, against the two ways that need no packing."""
+    upscaler = bench.upscaler()
+    count, smallest, largest = MIXED
+    images = [draw_pixels(*size) for size in mixed_sizes(count, smallest, largest)]
+    padded = pad_to_largest(images)
+    sides: dict[str, Run] = {
+        "packed": lambda: upscaler(images),
+        "one by one": lambda: [upscaler([image]) for image in images],
+        "padding all to the largest": lambda: upscaler(padded),
+    }
+    timings = bench.time(sides)
+    work, packed = f"{count} images of {smallest} to {largest} a side, packed", timings["packed"]
+    for name in list(sides)[1:]:
+        ratio = timings[name].median / packed.median
+        yield Row(work, name, ratio, "times as fast", _show(packed), _show(timings[name]))
+
+
+def compare_memory(bench: Bench) -> Iterator[Row]:
+    """Peak resident memory of one large image, against the whole image in Transformers."""
+    if bench.device.type != "cpu":
+        return
+    work = f"lightweight-x2 {LARGE}x{LARGE}, peak resident memory"
+    here = measure_peak("here", LARGE, bench.checkpoint, bench.threads)
+    try:
+        there = measure_peak("Transformers", LARGE, bench.checkpoint, bench.threads)
+    except ImportError:
+        yield Row(work, "Transformers", None, "of the memory", mebibytes(here), "not installed")
+    except NoMemoryError as error:
+        yield Row(work, "Transformers", None, "of the memory", mebibytes(here), f"more than there is: {error}")
+    else:
+        yield Row(work, "Transformers", here / there, "of the memory", mebibytes(here), mebibytes(there))
+
+
+def _show(timing: Timing) -> str:
+    return seconds(timing.median, timing.spread)
+
+
+SECTIONS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
+    "forward": compare_forward,
+    "mixed": compare_mixed,
+    "growth": compare_growth,
+    "memory": compare_memory,
+}
+"""All comparisons by the names of the command line."""

@@ -1,0 +1,66 @@
+"""Wall clock time of things that are compared with one another."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Run = Callable[[], object]
+
+SHORTEST = 0.1
+"""Seconds that one measurement takes at least, by repeating what is shorter."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of each warm run of one side."""
+
+    runs: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """Seconds of the run in the middle."""
+        return statistics.median(self.runs)
+
+    @property
+    def spread(self) -> float:
+        """Slowest over fastest run: far above 1 where something else used the machine."""
+        return max(self.runs) / min(self.runs)
+
+
+def interleave(sides: Mapping[str, Run], runs: int, device: torch.device) -> dict[str, Timing]:
+    """Time the sides in turns, A B A B, so that what slows the machine down slows all of them.
+
+    Args:
+        sides: what to run, by name.
+        runs: measurements of each side, after one that is thrown away.
+        device: what to wait for; work on a GPU goes on after a call has returned.
+    """
+    repeats = {}
+    for name, run in sides.items():
+        run()
+        repeats[name] = math.ceil(SHORTEST / max(_seconds(run, 1, device), 1e-6))
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(runs):
+        for name, run in sides.items():
+            seconds[name].append(_seconds(run, repeats[name], device))
+    return {name: Timing(tuple(values)) for name, values in seconds.items()}
+
+
+def _seconds(run: Run, repeats: int, device: torch.device) -> float:
+    _synchronise(device)
+    started = time.perf_counter()
+    for _ in range(repeats):
+        run()
+    _synchronise(device)
+    return (time.perf_counter() - started) / repeats
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
