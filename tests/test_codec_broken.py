@@ -6,6 +6,7 @@ import random
 import struct
 import tracemalloc
 import zlib
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -13,7 +14,19 @@ from PIL import Image
 
 from app import codec
 from app.errors import ImageTooLarge, InvalidImage, InvalidOption, OutputTooLarge, UnsupportedFormat
-from tests.pictures import LIMITS, ORIENTED_EXIF, chunk, image, photograph, png_with, samples, saved, tiff, written
+from tests.pictures import (
+    LIMITS,
+    ORIENTED_EXIF,
+    adobe_rgb,
+    chunk,
+    image,
+    photograph,
+    png_with,
+    samples,
+    saved,
+    tiff,
+    written,
+)
 
 FILES = {
     "png": lambda: written(image()),
@@ -240,6 +253,36 @@ def test_samples_that_cannot_be_kept_are_refused_by_name(body):
     """Floats, 12 bits, Lab and lossless JPEG are unsupported, not broken, and not read as something else."""
     with pytest.raises(UnsupportedFormat, match=r"bits|[Ss]amples"):
         codec.decode(body, LIMITS)
+
+
+def test_heif_without_its_package_is_refused_with_the_way_out(monkeypatch):
+    """The package is optional; without it the answer says so."""
+    monkeypatch.setattr("app.codec.heif.find_spec", lambda _: None)
+    with pytest.raises(UnsupportedFormat, match="pillow-heif"):
+        codec.decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", LIMITS)
+
+
+def test_heif_is_read_where_its_package_is():
+    """Lossless colours come back with their profile; ``same`` is a PNG; a file that ends too early is broken."""
+    pillow_heif = pytest.importorskip("pillow_heif", reason="the optional package pillow-heif is not here")
+    stream = BytesIO()
+    heif = pillow_heif.from_pillow(photograph())
+    heif.save(stream, quality=-1, chroma=444, matrix_coefficients=0, icc_profile=adobe_rgb())
+    decoded = codec.decode(stream.getvalue(), LIMITS)
+    assert np.array_equal(decoded.pixels, np.asarray(photograph()))
+    assert decoded.metadata.icc == adobe_rgb()
+    assert codec.encode(decoded, codec.EncodeOptions("same")).media_type == "image/png"
+    with pytest.raises(InvalidImage):
+        codec.decode(stream.getvalue()[:-50], LIMITS)
+
+
+def test_broken_exif_in_an_avif_is_no_crash():
+    """Where warnings are errors, as here, the file is broken; elsewhere its EXIF is left out."""
+    body = saved(photograph(), "AVIF", exif=ORIENTED_EXIF[:-8] + bytes(8))
+    at = body.index(b"II*\0")
+    broken = body[: at + 8] + b"\xff\xff" + body[at + 10 :]
+    with pytest.raises(InvalidImage):
+        codec.decode(broken, LIMITS)
 
 
 def test_a_damaged_checksum_is_a_broken_image():

@@ -61,9 +61,11 @@ def test_strip_leaves_srgb_alone():
 def test_strip_keeps_gray_gray():
     """A linear gray becomes sRGB's gray: one plane, brighter in the middle."""
     gray = np.full((8, 8, 1), 55, np.uint8)
-    after = strip(codec.Image(gray, metadata=codec.Metadata(icc=gray_profile())))
-    assert after.gray
-    assert abs(int(after.pixels[0, 0, 0]) - 128) <= 1
+    for pixels in (gray, gray.astype(np.uint16) * 257):
+        after = strip(codec.Image(pixels, metadata=codec.Metadata(icc=gray_profile())))
+        assert after.gray
+        assert after.pixels.dtype == pixels.dtype
+        assert after.pixels[0, 0, 0] / (257 if after.deep else 1) == pytest.approx(srgb_of(55 / 255), abs=1)
     as_colours = strip(codec.Image(gray, metadata=codec.Metadata(icc=bytes(imagecodecs.cms_profile("rgb", gamma=1.0)))))
     assert as_colours.gray
 
@@ -110,6 +112,16 @@ def test_primaries_of_cicp_are_display_p3s():
     linear = np.array([((v / 255 + 0.055) / 1.055) ** 2.4 for v in (200, 60, 60)])
     to_srgb = np.array([[1.2249, -0.2247, 0.0], [-0.0420, 1.0419, 0.0], [-0.0197, -0.0786, 1.0979]])
     assert np.abs(np.array([srgb_of(v) for v in to_srgb @ linear]) - (r, g, b)).max() <= 2
+
+
+def test_the_primaries_that_an_avif_states_beside_no_profile_are_kept():
+    """AVIF's own description of its colours, Display P3 here, becomes cICP in PNG and a profile elsewhere."""
+    body = saved(photograph(), "AVIF", quality=100)
+    assert body.count(b"nclx\0\1\0\x0d") == 1
+    decoded = codec.decode(body.replace(b"nclx\0\1\0\x0d", b"nclx\0\x0c\0\x0d"), LIMITS)
+    assert decoded.metadata.png_colour == ((b"cICP", bytes((12, 13, 0, 1))),)
+    assert codec.decode(body, LIMITS).metadata.png_colour == ()
+    assert codec.decode(written(decoded, "jpeg"), LIMITS).metadata.icc is not None
 
 
 def test_high_dynamic_range_is_kept_in_png_and_missed_elsewhere():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -14,6 +16,7 @@ from tests.pictures import (
     COMPRESSIONS,
     LIMITS,
     adobe_rgb,
+    chunk,
     gray_profile,
     image,
     photograph,
@@ -225,3 +228,26 @@ def test_the_level_of_png_is_the_callers():
     fast, small = (written(image(), png_level=level) for level in (1, 9))
     assert len(small) < len(fast)
     assert np.array_equal(codec.decode(small, LIMITS).pixels, image().pixels)
+
+
+ADAM7 = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize(("channels", "kind"), [(1, 0), (2, 4), (3, 2), (4, 6)])
+def test_interlaced_pngs_are_read_exactly(dtype, channels, kind):
+    """Adam7's seven passes come together in every kind and depth, also where some passes are empty."""
+    for height, width in ((41, 53), (3, 1)):
+        planes = samples(height, width, channels, dtype)
+        rows = b"".join(
+            b"\0" + row.astype(row.dtype.newbyteorder(">")).tobytes()
+            for top, left, down, across in ADAM7
+            for row in planes[top::down, left::across]
+            if len(row)
+        )
+        header = struct.pack(">IIBBBBB", width, height, planes.itemsize * 8, kind, 0, 0, 1)
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+        decoded = codec.decode(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks), LIMITS)
+        colours = channels - (channels in (2, 4))
+        assert np.array_equal(decoded.pixels, planes[:, :, :colours])
+        assert decoded.alpha is None if colours == channels else np.array_equal(decoded.alpha, planes[:, :, colours])

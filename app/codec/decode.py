@@ -29,9 +29,10 @@ from app.errors import ImageTooLarge, InvalidImage, UnsupportedFormat
 
 _BROKEN = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError),
-    *(struct.error, zlib.error, RuntimeError),
+    *(struct.error, zlib.error, RuntimeError, UserWarning),
 )
-"""What decoders raise over broken files; libavif's and libpng's wrappers raise RuntimeError."""
+"""What decoders raise over broken files: wrappers of libavif and libpng RuntimeError, and Pillow UserWarning where
+warnings are errors."""
 
 Read = tuple[Pixels, Pixels | None, Metadata, int, tuple[str, ...]]
 """Planes as stored, metadata with its EXIF untouched, orientation, notices."""
