@@ -50,6 +50,19 @@ class Upscaler:
         """
         return cls(load_network(path), device=device, dtype=dtype)
 
+    @property
+    def bytes_per_pixel(self) -> int:
+        """An upper bound on the memory that a forward pass takes for every pixel of its tiles, weights apart.
+
+        Tokens and canvases of the body, then the head's features at the output's size; where windows do not pass a
+        block in chunks, on a GPU, also their attention. Held against measured peaks by a test.
+        """
+        features = 16 if self.config.upsampler in (None, "pixelshuffledirect") else 200
+        floats = 10 * self.config.embed_dim + self.scale**2 * features
+        if self.device.type != "cpu":
+            floats += 4 * max(self.config.num_heads) * self.window_size**2
+        return 4 * floats
+
     @torch.inference_mode()
     def forward(self, tiles: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Reconstruct tiles of any sizes in one forward pass.
@@ -104,7 +117,7 @@ def find_device(name: str) -> torch.device:
         raise ValueError(f"The device must be auto, cpu, cuda or cuda:N, not {name!r}.") from error
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"The device must be auto, cpu, cuda or cuda:N, not {name!r}.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         raise ValueError(f"The device {name} is not there: PyTorch sees {torch.cuda.device_count()} GPUs.")
     return device
 

@@ -1,0 +1,113 @@
+"""Pixels in, pixels out: any size and depth, one forward pass, bounded memory."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from model.upscaler import Upscaler, find_device, find_dtype
+from tests.networks import HEADS, tiny_network
+
+PEAK = """
+import json, sys
+import numpy as np
+from model.upscaler import Upscaler
+from tests.networks import tiny_network
+
+head, fields = sys.argv[1], json.loads(sys.argv[2])
+upscaler = Upscaler(tiny_network(head, **fields), device="cpu")
+window, channels = upscaler.window_size, upscaler.channels
+upscaler.forward([np.zeros((4 * window, 4 * window, channels), np.uint8)])
+
+def memory(name):
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
+
+open("/proc/self/clear_refs", "w").write("5")
+before = memory("VmRSS")
+side = 256 // window * window
+upscaler.forward([np.zeros((side, side, channels), np.uint8)])
+print(json.dumps([(memory("VmHWM") - before) / side**2, upscaler.bytes_per_pixel]))
+"""
+
+
+@pytest.fixture
+def upscaler() -> Upscaler:
+    return Upscaler(tiny_network("classical_x2"), device="cpu")
+
+
+def random_pixels(height: int, width: int, channels: int = 3, dtype: type = np.uint8) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, endpoint=True)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_images_of_any_size_come_back_enlarged_in_their_own_depth(upscaler: Upscaler, dtype: type):
+    """One pixel, one window, ragged sizes: all in one call, each (s H, s W, C) of its own type."""
+    images = [random_pixels(height, width, dtype=dtype) for height, width in ((1, 1), (8, 8), (3, 21), (17, 9))]
+    outputs = upscaler(images)
+    assert [output.shape for output in outputs] == [(2 * h, 2 * w, 3) for h, w, _ in (i.shape for i in images)]
+    assert all(output.dtype == dtype for output in outputs)
+
+
+def test_16_bits_are_not_computed_from_8(upscaler: Upscaler):
+    """An image that differs in its low byte alone gives another 16-bit answer, and the same 8-bit one."""
+    image = random_pixels(8, 8).astype(np.uint16) * 257
+    (coarse,), (fine,) = upscaler([image]), upscaler([image ^ 3])
+    assert not np.array_equal(coarse, fine)
+    assert np.abs(coarse.astype(int) - fine).max() < 257
+
+
+def test_an_image_alone_is_the_image_in_a_batch(upscaler: Upscaler):
+    """Eight-bit answers do not depend on the company, rounding ties apart."""
+    images = [random_pixels(height, width) for height, width in ((21, 9), (8, 40), (16, 16))]
+    for together, image in zip(upscaler(images), images, strict=True):
+        (alone,) = upscaler([image])
+        assert np.abs(together.astype(int) - alone).max() <= 1
+        assert (together != alone).mean() <= 0.001
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8), (8, 8, 4)])
+def test_other_channels_are_refused(upscaler: Upscaler, shape: tuple[int, ...]):
+    """A tile of another number of channels is a ValueError that says what was expected."""
+    with pytest.raises(ValueError, match=r"Expected \(H, W, 3\)"):
+        upscaler.forward([np.zeros(shape, np.uint8)])
+
+
+def test_other_types_are_refused(upscaler: Upscaler):
+    """Floats have no range of their own."""
+    with pytest.raises(ValueError, match="uint8 or uint16"):
+        upscaler.forward([np.zeros((8, 8, 3), np.float32)])
+
+
+def test_bfloat16_is_close_to_float32():
+    """The reduced dtype changes an image by little, and float32 stays the default on a CPU."""
+    network, image = tiny_network("lightweight_x4"), random_pixels(16, 16)
+    assert Upscaler(network, device="cpu").dtype is torch.float32
+    (exact,) = Upscaler(network, device="cpu")([image])
+    (reduced,) = Upscaler(network, device="cpu", dtype="bfloat16")([image])
+    assert 0 < np.abs(exact.astype(int) - reduced).mean() < 3
+
+
+@pytest.mark.parametrize("name", ["gpu", "mps", "cuda:99", "cuda:999", "meta"])
+def test_a_device_that_is_not_there_is_refused(name: str):
+    """The message names the device that was asked for."""
+    with pytest.raises(ValueError, match=name):
+        find_device(name)
+
+
+def test_an_unknown_dtype_is_refused():
+    """There is no float16: it overflows."""
+    with pytest.raises(ValueError, match="float16"):
+        find_dtype("float16", torch.device("cpu"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("head", HEADS)
+def test_memory_stays_within_its_bound(head: str):
+    """The peak of a forward pass over 256x256 pixels is below bytes_per_pixel, and not so far that it says nothing."""
+    fields = {"embed_dim": 60, "depths": [2, 1], "num_heads": [6, 6]}
+    command = [sys.executable, "-c", PEAK, head, json.dumps(fields)]
+    measured, bound = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    assert bound / 6 < measured < bound
