@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -34,6 +34,11 @@ def arrived_at(scope: Scope) -> float:
 def note(scope: Scope, **facts: object) -> None:
     """Remember facts about a request for its log line and the metrics."""
     scope.setdefault(KEY, {}).setdefault("facts", {}).update(facts)
+
+
+def on_failure(scope: Scope, end: Callable[[InternalError], Awaitable[None]]) -> None:
+    """How to end an answer that has begun, if something unexpected stops it."""
+    scope.setdefault(KEY, {})["end"] = end
 
 
 class RequestContext:
@@ -80,9 +85,13 @@ class RequestContext:
         except Exception:  # the outermost handler: whatever it was, the caller gets an answer and the log the truth
             logger.exception("a request failed", extra={"request_id": identity})
             facts["outcome"] = InternalError.code
-            if status:
+            error = InternalError("Something went wrong here. The log has it under this request id.")
+            if not status:
+                await _send_internal_error(send_with_id, error, identity)
+            elif "end" in scope[KEY]:
+                await scope[KEY]["end"](error)
+            else:
                 raise
-            await _send_internal_error(send_with_id, identity)
         finally:
             seconds = time.monotonic() - started
             self.on_end(scope["path"], facts, seconds)
@@ -94,10 +103,8 @@ class RequestContext:
             )
 
 
-async def _send_internal_error(send: Send, identity: str) -> None:
-    body = json.dumps(
-        InternalError("Something went wrong here. The log has it under this request id.").problem(identity)
-    )
+async def _send_internal_error(send: Send, error: InternalError, identity: str) -> None:
+    body = json.dumps(error.problem(identity))
     headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 500, "headers": headers})
     await send({"type": "http.response.body", "body": body.encode()})

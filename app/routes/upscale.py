@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable
+from collections.abc import Callable
 from pathlib import PurePosixPath
-from typing import Annotated, TypeVar
+from typing import Annotated
 from urllib.parse import quote
 
 from fastapi import APIRouter, Query, Request, Response
-from starlette.requests import ClientDisconnect
+from starlette.types import Scope
 
+from app.jobs import Progress
 from app.middleware import arrived_at, note
 from app.pipeline import Caller, Upscaled
 from app.routes import ServiceDependency, problems
 from app.routes.access import ClientDependency
+from app.routes.connection import while_connected
+from app.routes.progress import MIXED, ProgressResponse, wants_progress
 from app.schemas import UpscaleOptions
 from app.uploads import PART, read_upload
-
-V = TypeVar("V")
 
 router = APIRouter(tags=["upscale"])
 
@@ -34,7 +34,7 @@ _BODY = {
 }
 _ERRORS = problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
 _IMAGE: dict[int | str, dict[str, object]] = {
-    200: {"content": {"image/*": {"schema": _BINARY}}, "description": "The upscaled image."}
+    200: {"content": {"image/*": {"schema": _BINARY}, MIXED: {"schema": _BINARY}}, "description": "The upscaled image."}
 }
 
 
@@ -51,43 +51,36 @@ async def upscale(
     client: ClientDependency,
     options: Annotated[UpscaleOptions, Query()],
 ) -> Response:
-    """Send the image as the part ``file`` of a form, or as the body itself; options are query parameters."""
+    """Send the image as the part ``file`` of a form, or as the body itself; options are query parameters.
+
+    With ``Accept: multipart/mixed`` the answer tells its progress in JSON parts before the image.
+    """
     settings = service.settings
     timeout = min(options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
-    caller = Caller(arrived_at(request.scope) + timeout, client)
+    deadline = arrived_at(request.scope) + timeout
     upload = await read_upload(request, max_bytes=settings.max_body_bytes, patience=settings.upload_timeout_ms / 1000)
-    upscaled = await _while_connected(request, service.pipeline.upscale(upload, options, caller))
+
+    async def answer(on_progress: Callable[[Progress], None] | None = None) -> Response:
+        upscaled = await service.pipeline.upscale(upload, options, Caller(deadline, client, on_progress))
+        _note(request.scope, upscaled)
+        return Response(
+            upscaled.encoded.body, media_type=upscaled.encoded.media_type, headers=_headers(upscaled, upload.filename)
+        )
+
+    if wants_progress(request):
+        return ProgressResponse(answer)
+    return await while_connected(request.receive, answer())
+
+
+def _note(scope: Scope, upscaled: Upscaled) -> None:
     note(
-        request.scope,
+        scope,
         outcome="ok",
         variant=upscaled.variant,
         pixels=upscaled.pixels,
         tiles=upscaled.tiles,
         **{f"{stage}_ms": round(seconds * 1000, 1) for stage, seconds in upscaled.seconds.items()},
     )
-    return Response(
-        upscaled.encoded.body, media_type=upscaled.encoded.media_type, headers=_headers(upscaled, upload.filename)
-    )
-
-
-async def _while_connected(request: Request, work: Awaitable[V]) -> V:
-    """The work's result, unless the caller leaves: then the work is cancelled."""
-    task = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_until_disconnect(request))
-    try:
-        await asyncio.wait((task, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise ClientDisconnect
-        return task.result()
-    finally:
-        task.cancel()
-        leaving.cancel()
-        await asyncio.wait((task, leaving))
-
-
-async def _until_disconnect(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _headers(upscaled: Upscaled, filename: str) -> dict[str, str]:

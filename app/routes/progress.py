@@ -1,0 +1,189 @@
+r"""An answer that tells how far it is: ``multipart/mixed``, for who asks with ``Accept: multipart/mixed``.
+
+What is refused before the request has its place in the queue is answered as ever, with a status and a problem
+document. From then on the status is 200, and the body's parts arrive as things happen (CRLF line ends, a boundary that
+stands in ``Content-Type``, ``Content-Length`` in every part)::
+
+    --BOUNDARY
+    content-type: application/json
+    content-length: 50
+
+    {"state":"queued","position":3,"tile":0,"tiles":6}
+    --BOUNDARY
+    content-type: application/json
+    content-length: 38
+
+    {"state":"running","tile":2,"tiles":6}
+    --BOUNDARY
+    content-disposition: inline; filename="photo-small-x2.png"; filename*=UTF-8''photo-small-x2.png
+    x-swin2sr-variant: small-x2
+    x-swin2sr-scale: 2
+    x-swin2sr-tiles: 6
+    server-timing: decode;dur=6.1, queue;dur=0.2, forward;dur=412.0, encode;dur=20.3
+    content-length: 81672
+    content-type: image/png
+
+    (the image)
+    --BOUNDARY--
+
+- ``queued``: ``position`` 1 is next. ``running``: ``tile`` of ``tiles`` are done; a tile counts once for the colours,
+  once more for a transparency, and eight times with the ensemble.
+- There is at least one part of each state; of several that wait for a slow reader only the newest is sent.
+- The last part is the image, with the headers that a plain answer has, or ``application/problem+json``, whose
+  ``status`` and ``Retry-After`` are what a plain answer would have had.
+- A part is complete when it is sent: the delimiter behind it comes with it.
+- Whoever leaves cancels, as ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from app.errors import InternalError, ServiceError
+from app.handlers import problem_response
+from app.jobs import Progress
+from app.middleware import note, on_failure
+from app.routes.connection import while_connected
+
+MIXED = "multipart/mixed"
+
+
+def wants_progress(request: Request) -> bool:
+    """Whether the caller accepts ``multipart/mixed`` by name."""
+    ranges = request.headers.get("accept", "").split(",")
+    return any(each.partition(";")[0].strip().lower() == MIXED for each in ranges)
+
+
+class ProgressResponse(Response):
+    """The progress of some work, then its answer.
+
+    Args:
+        work: given whom to tell about progress, in any thread, returns the answer that becomes the last part.
+
+    Raises:
+        ServiceError: when called, if the work fails before it made any progress; nothing was sent then.
+    """
+
+    def __init__(self, work: Callable[[Callable[[Progress], None]], Awaitable[Response]]) -> None:
+        super().__init__()
+        self._work = work
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        parts = _Parts(send)
+
+        async def end(error: InternalError) -> None:
+            await parts.end(problem_response(Request(scope), error))
+
+        try:
+            await while_connected(receive, self._stream(scope, parts, end))
+        except ClientDisconnect:
+            if not parts.begun:
+                raise
+            note(scope, outcome="cancelled")
+
+    async def _stream(self, scope: Scope, parts: _Parts, end: Callable[[InternalError], Awaitable[None]]) -> None:
+        mailbox = _Mailbox()
+        task = asyncio.ensure_future(self._work(mailbox.put))
+        task.add_done_callback(lambda _task: mailbox.ring())
+        try:
+            while not (task.done() and mailbox.is_empty):
+                for progress in await mailbox.take():
+                    if not parts.begun:
+                        await parts.begin()
+                        on_failure(scope, end)
+                    await parts.add(json.dumps(_describe(progress), separators=(",", ":")).encode())
+            await parts.end(await self._answer(task, scope, begun=parts.begun))
+        finally:
+            task.cancel()
+
+    async def _answer(self, task: asyncio.Future[Response], scope: Scope, *, begun: bool) -> Response:
+        try:
+            return await task
+        except ServiceError as error:
+            if not begun:
+                raise
+            return problem_response(Request(scope), error)
+
+
+def _describe(progress: Progress) -> dict[str, object]:
+    place = {"position": progress.position} if progress.state == "queued" else {}
+    return {"state": progress.state, **place, "tile": progress.done, "tiles": progress.total}
+
+
+class _Mailbox:
+    """Progress on its way from any thread to a reader that may be slow: of each state only the newest waits."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Progress] = deque()
+        self._bell = asyncio.Event()
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._waiting
+
+    def put(self, progress: Progress) -> None:
+        """Called in any thread."""
+        with suppress(RuntimeError):  # the loop has ended, and nobody reads any more
+            self._loop.call_soon_threadsafe(self._keep, progress)
+
+    def ring(self) -> None:
+        """Wake the reader though there is no progress."""
+        self._bell.set()
+
+    async def take(self) -> deque[Progress]:
+        """What waits, as soon as something does or the bell rings."""
+        await self._bell.wait()
+        self._bell.clear()
+        taken, self._waiting = self._waiting, deque()
+        return taken
+
+    def _keep(self, progress: Progress) -> None:
+        if self._waiting and self._waiting[-1].state == progress.state:
+            self._waiting.pop()
+        self._waiting.append(progress)
+        self._bell.set()
+
+
+class _Parts:
+    """A multipart body, sent part by part, each with the delimiter behind it."""
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.begun = False
+        self._boundary = secrets.token_hex(16).encode()
+
+    async def begin(self) -> None:
+        self.begun = True
+        headers = [
+            (b"content-type", f"{MIXED}; boundary={self._boundary.decode()}".encode()),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),  # asks nginx to pass on what it gets
+        ]
+        await self.send({"type": "http.response.start", "status": 200, "headers": headers})
+        await self._write(b"--" + self._boundary)
+
+    async def add(self, document: bytes) -> None:
+        """A JSON part."""
+        await self._write(self._part({"content-type": "application/json", "content-length": len(document)}, document))
+
+    async def end(self, answer: Response) -> None:
+        """The last part: an answer with its headers."""
+        await self._write(self._part(answer.headers, bytes(answer.body)) + b"--\r\n", more=False)
+
+    def _part(self, headers: Mapping[str, object], content: bytes) -> bytes:
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        return b"\r\n" + lines.encode("latin-1") + b"\r\n" + content + b"\r\n--" + self._boundary
+
+    async def _write(self, chunk: bytes, *, more: bool = True) -> None:
+        await self.send({"type": "http.response.body", "body": chunk, "more_body": more})
