@@ -62,15 +62,6 @@ def readable(block: bytes) -> bool:
     return not layout.big
 
 
-def read_resolution(block: bytes) -> Resolution | None:
-    """XResolution and YResolution, where both are there with a unit."""
-    try:
-        layout, first = read_layout(block)
-        return directory_resolution(block, layout, read_directory(block, layout, first))
-    except DirectoryError:
-        return None
-
-
 def directory_resolution(block: bytes | memoryview, layout: Layout, directory: Directory) -> Resolution | None:
     """The resolution that a TIFF directory states.
 
