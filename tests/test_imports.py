@@ -65,8 +65,9 @@ def imported(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            # Relative imports are the client's alone, which is installed under another name too.
+            above = {0: "", 1: "app.client.", 2: "app."}[node.level]
+            names |= {f"{above}{node.module}.{alias.name}" for alias in node.names} | {f"{above}{node.module}"}
         elif not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
             names |= imported(node)
     return names
