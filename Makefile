@@ -30,7 +30,7 @@ format: $(VENV)/.installed-dev ## apply what `make check` wants, where a machine
 
 lock: ## take the newest versions of all but torch into constraints.txt
 	$(PYTHON) -m venv --clear build/lock
-	build/lock/bin/pip install --quiet $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) $(shell grep ^torch== constraints.txt)
+	build/lock/bin/pip install --quiet --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) $(shell grep ^torch== constraints.txt)
 	build/lock/bin/pip install --quiet --editable '.[dev,bench]'
 	{ sed '/^[^#]/,$$d' constraints.txt; \
 	  build/lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+.*//'; echo 'colorama==0.4.6'; } \
