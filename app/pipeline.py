@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,18 +21,19 @@ from app.batcher import Batcher
 from app.errors import DeadlineExceeded
 from app.jobs import Progress, Ticket
 from app.passes import Pass, Pixels, Values, fit, is_constant, turn, turn_back
-from app.registry import ModelRegistry, TileUpscaler
+from app.registry import ModelRegistry
 from app.schemas import UpscaleOptions
 from app.settings import Settings
 from app.sizes import Outline, final_size, outline, reduce_to
 from app.uploads import Upload
+from app.weights import Piece, TileUpscaler
 from model.processor import pad_direct
 from model.tiling import Stitcher, Tile
 
 P = ParamSpec("P")
 V = TypeVar("V")
-TileBatcher = Batcher[NDArray[Any], NDArray[np.float32]]
-TileTicket = Ticket[NDArray[Any], NDArray[np.float32]]
+TileBatcher = Batcher[Piece, NDArray[np.float32]]
+TileTicket = Ticket[Piece, NDArray[np.float32]]
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,16 @@ class Pipeline:
     async def _upscale(self, upload: Upload, options: UpscaleOptions, caller: Caller) -> Upscaled:
         entry = self._registry.resolve(options.variant)
         header = await self._in_pool(codec.read_header, upload.body, self._limits)
-        upscaler = await self._registry.upscaler(entry)
+        loaded = await self._registry.obtain(entry)
+        upscaler = loaded.upscaler
         watch = _Stopwatch()
         least = await self._in_pool(self._outline, header.height, header.width, options, upscaler)
         with self._batcher.reserve(least.cost) as place:
             work = await self._in_pool(self._prepare, upload.body, options, upscaler)
             watch.lap("decode")
             ticket = self._batcher.admit(
-                entry.name,
-                work.tiles,
+                loaded.key,
+                [Piece(upscaler, tile) for tile in work.tiles],
                 client=caller.client,
                 deadline=caller.deadline,
                 on_progress=caller.on_progress,

@@ -1,61 +1,42 @@
-"""Which variants there are, where their weights lie, and which are ready; one is loaded at a time."""
+"""Which variants are ready: their states, loading and warming, one at a time, under traffic."""
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from app.catalogue import Catalogue, Entry, absent
 from app.errors import NotReady, OutOfMemory, UnknownVariant
+from app.memory import give_back, is_out_of_memory
 from app.schemas import State, VariantDescription
+from app.weights import Load, Loaded, Piece, TileUpscaler, warm_up
 from model.upscaler import Upscaler, find_device
-from model.variants import ALIASES, VARIANTS, Variant, embedded_path
-
-WARM_UP_SIDES = (64, 48)
-"""Sides in windows' multiples of the images that are computed before a variant is ready, pixels."""
 
 logger = logging.getLogger(__name__)
 
 
-class TileUpscaler(Protocol):
-    """What the service needs of ``model.upscaler.Upscaler``."""
-
-    scale: int
-    window_size: int
-    channels: int
-    device: Any
-    dtype: Any
-
-    def forward(self, tiles: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
-        """Reconstruct tiles (H,W,C) on the window grid in one forward pass: (s H, s W, C) in about [0,1]."""
-
-
-Load = Callable[[str, Path], TileUpscaler]
-"""Makes the weights of a variant, found at a path, ready to call; raises ValueError if they are no use."""
-
-
 @dataclass
-class Entry:
-    """A variant on this server; its state is changed by the loading thread and read by everybody."""
+class _Condition:
+    """How a variant is; changed by the loading thread alone, read by everybody."""
 
-    name: str
-    variant: Variant | None
-    path: Path | None
     state: State = "absent"
-    reason: str | None = None
-    upscaler: TileUpscaler | None = None
+    reason: str | None = "present, and loaded when it is first asked for"
+    loaded: Loaded | None = None
+    withdrawn: bool = False
+    """Whether it was unloaded on purpose, and is not loaded again before somebody says so."""
 
 
 class ModelRegistry:
-    """Variants by name and alias.
+    """The variants of a catalogue, and their states.
 
     Args:
         wanted: names and aliases to load at boot; the first is the default.
@@ -63,6 +44,7 @@ class ModelRegistry:
         device, dtype: as in ``Upscaler``; the device decides what aliases stand for.
         threads: of a forward pass on a CPU.
         load: makes weights ready to call.
+        beat: called again and again while a network computes.
 
     Raises:
         ValueError: if a wanted variant is unknown or not present, or the device is not there.
@@ -77,14 +59,17 @@ class ModelRegistry:
         dtype: str = "auto",
         threads: int = 1,
         load: Load | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = find_device(device)
         self._dtype = dtype
         self._threads = threads
         self._load = load or self._load_upscaler
+        self._beat = beat
         self._loader = ThreadPoolExecutor(1, "swin2sr-loader")
-        self._entries = {entry.name: entry for entry in _find_entries(model_dir)}
-        self._aliases = self._bind_aliases()
+        self._catalogue = Catalogue(model_dir, self.device.type)
+        self._conditions = {name: _Condition() for name in self._catalogue.entries}
+        self._versions = itertools.count(1)
         self._boot = self._find_wanted(wanted)
         self.default = wanted[0]
         self.booted = False
@@ -98,23 +83,19 @@ class ModelRegistry:
             UnknownVariant: if there is no such name.
             NotReady: if its weights are not present; the text says how to get them.
         """
-        wish = (name or self.default).lower()
-        bound = self._aliases.get(wish, wish)
-        if bound is None:
-            raise _absent(wish, self._official(wish))
-        entry = self._entries.get(bound)
-        if entry is None:
-            raise UnknownVariant(
-                f"There is no variant {wish[:100]!r}. GET /v1/variants lists what there is.",
-                available=[*self._aliases, *self._entries],
-            )
-        if entry.path is None:
-            raise _absent(entry.name, entry.name)
-        return entry
+        return self._catalogue.resolve(name or self.default)
 
     def aliases(self) -> Mapping[str, str | None]:
         """What each alias stands for on this server; None where none of its variants is present."""
-        return dict(self._aliases)
+        return self._catalogue.aliases
+
+    def names(self) -> list[str]:
+        """Every variant's name."""
+        return list(self._catalogue.entries)
+
+    def is_present(self, name: str) -> bool:
+        """Whether a variant's weights are on this server."""
+        return self._catalogue.entries[name].path is not None
 
     def describe(self, name: str) -> VariantDescription:
         """A variant, by its name or an alias.
@@ -122,110 +103,156 @@ class ModelRegistry:
         Raises:
             UnknownVariant: if there is no such name.
         """
-        wish = name.lower()
-        entry = self._entries.get(self._aliases.get(wish) or wish)
-        if entry is None and wish in self._aliases:
-            entry = self._entries[self._official(wish)]
-        if entry is None:
-            self.resolve(name)
-        assert entry is not None, "resolve refuses what is unknown"
-        return self._describe(entry)
+        return self._describe(self._catalogue.find(name))
 
     def describe_all(self) -> list[VariantDescription]:
         """Every variant, in the table's order, own ones last."""
-        return [self._describe(entry) for entry in self._entries.values()]
-
-    def is_present(self, name: str) -> bool:
-        """Whether a variant's weights are on this server."""
-        return self._entries[name].path is not None
-
-    def names(self) -> list[str]:
-        """Every variant's name."""
-        return list(self._entries)
+        return [self._describe(entry) for entry in self._catalogue.entries.values()]
 
     # States.
 
     async def boot(self) -> None:
         """Load and warm the wanted variants, one after the other; failures are kept in their states."""
         for entry in self._boot:
-            await asyncio.wrap_future(self._loader.submit(self._make_ready, entry))
+            (fault,) = await asyncio.gather(self._in_loader(self._make_ready, entry), return_exceptions=True)
+            if isinstance(fault, Exception):
+                logger.error("loading %s failed unexpectedly", entry.name, exc_info=fault)
         self.booted = True
 
-    async def upscaler(self, entry: Entry) -> TileUpscaler:
-        """The upscaler of a present variant, loaded first if nobody has asked for it yet.
+    async def obtain(self, entry: Entry) -> Loaded:
+        """The weights of a present variant, loaded first if nobody has asked for them yet.
 
         Raises:
-            NotReady: if it cannot be loaded; the text has the reason.
+            NotReady: if they cannot be loaded, or were unloaded on purpose; the text has the reason.
         """
-        if entry.upscaler is None and entry.state != "failed":
-            await asyncio.wrap_future(self._loader.submit(self._make_ready, entry))
-        if entry.upscaler is None:
-            raise NotReady(f"The variant {entry.name!r} could not be loaded: {entry.reason}", retry_after=60)
-        return entry.upscaler
+        condition = self._conditions[entry.name]
+        if condition.loaded is None and condition.state != "failed" and not condition.withdrawn:
+            await self._in_loader(self._make_ready, entry)
+        return self._loaded(entry)
 
-    def forward(self, name: str, tiles: list[NDArray[Any]]) -> list[NDArray[np.float32]]:
-        """Run a batch of one variant: what the batcher's worker calls."""
-        upscaler = self._entries[name].upscaler
-        assert upscaler is not None, "only what is ready is admitted"
+    async def load(self, entry: Entry) -> None:
+        """Load a present variant, also one that failed before or was unloaded.
+
+        Raises:
+            NotReady: if it cannot be loaded.
+        """
+        self._conditions[entry.name].withdrawn = False
+        await self._in_loader(self._make_ready, entry)
+        self._loaded(entry)
+
+    async def reload(self, entry: Entry) -> None:
+        """Replace a variant's weights by what lies at its path now; until then, and if that fails, the old ones serve.
+
+        Raises:
+            NotReady: if it cannot be loaded.
+        """
+        self._conditions[entry.name].withdrawn = False
+        reason = await self._in_loader(self._replace, entry)
+        if reason is not None:
+            kept = "; the weights from before stay" if self._conditions[entry.name].loaded else ""
+            raise NotReady(f"The variant {entry.name!r} could not be loaded: {reason}{kept}", retry_after=60)
+
+    async def unload(self, entry: Entry) -> None:
+        """Let a variant's weights go: new requests are refused, those that were admitted are finished first."""
+        await self._in_loader(self._let_go, entry)
+
+    def forward(self, _key: str, pieces: list[Piece]) -> list[NDArray[np.float32]]:
+        """Run a batch of one variant: what the batcher's worker calls.
+
+        Raises:
+            OutOfMemory: if there was not enough; what could be given back was.
+        """
         self._set_threads()
         try:
-            return upscaler.forward(tiles)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise OutOfMemory("There is not enough memory now. Send the request later, or a smaller tile.") from error
+            return pieces[0].upscaler.forward([piece.tile for piece in pieces])
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Here the failed pass is over, and its tensors are gone with its traceback.
+        give_back(self.device)
+        raise OutOfMemory("There is not enough memory now. Send the request later, or with a smaller `tile`.")
 
     def reasons_not_ready(self) -> list[str]:
         """Why requests for what was wanted at boot cannot be served yet; empty when they can."""
-        reasons = [f"{entry.name}: {entry.reason or entry.state}" for entry in self._boot if entry.upscaler is None]
+        conditions = [(entry.name, self._conditions[entry.name]) for entry in self._boot]
+        reasons = [
+            f"{name}: {each.reason or each.state}"
+            for name, each in conditions
+            if each.loaded is None and not each.withdrawn
+        ]
         return reasons if self._boot else ["no variant is present"]
 
     def close(self) -> None:
         """Stop loading; what is loaded stays usable."""
         self._loader.shutdown(wait=False, cancel_futures=True)
 
-    def _make_ready(self, entry: Entry) -> None:
-        """Load and warm one variant; runs in the loading thread."""
-        if entry.upscaler is not None:
-            return
+    async def _in_loader(self, work: Callable[[Entry], str | None], entry: Entry) -> str | None:
+        return await asyncio.wrap_future(self._loader.submit(work, entry))
+
+    def _loaded(self, entry: Entry) -> Loaded:
+        condition = self._conditions[entry.name]
+        loaded = condition.loaded
+        if loaded is None and condition.withdrawn:
+            raise NotReady(f"The variant {entry.name!r} {condition.reason}.", retry_after=60)
+        if loaded is None:
+            raise NotReady(f"The variant {entry.name!r} could not be loaded: {condition.reason}", retry_after=60)
+        return loaded
+
+    # In the loading thread.
+
+    def _make_ready(self, entry: Entry) -> str | None:
+        condition = self._conditions[entry.name]
+        if condition.loaded is not None or condition.withdrawn:
+            return None
+        condition.state, condition.reason = "loading", None
+        return self._replace(entry)
+
+    def _replace(self, entry: Entry) -> str | None:
+        """Load and warm; the reason why not, and then what served before serves on."""
         assert entry.path is not None, "resolve refuses what is absent"
-        entry.state, entry.reason = "loading", None
+        condition = self._conditions[entry.name]
+        reason: str | None = "something unexpected; the server's log has it"
         try:
             self._set_threads()
             upscaler = self._load(entry.name, entry.path)
-            _warm_up(upscaler)
-        except (ValueError, OSError, RuntimeError) as error:
-            logger.warning("variant %s could not be loaded: %s", entry.name, error)
-            entry.state, entry.reason = "failed", str(error)
-            return
-        entry.upscaler = upscaler
-        entry.state = "ready"
-        logger.info("variant %s is ready on %s in %s", entry.name, upscaler.device, upscaler.dtype)
+            warm_up(upscaler)
+            condition.loaded = Loaded(f"{entry.name} {next(self._versions)}", upscaler)
+            condition.state, condition.reason, reason = "ready", None, None
+            logger.info("variant %s is ready on %s in %s", entry.name, upscaler.device, upscaler.dtype)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            reason = str(error) or type(error).__name__
+            logger.warning("variant %s could not be loaded: %s", entry.name, reason)
+        finally:
+            if condition.loaded is None:
+                condition.state, condition.reason = "failed", reason
+        give_back(self.device)
+        return reason
+
+    def _let_go(self, entry: Entry) -> str | None:
+        condition = self._conditions[entry.name]
+        condition.withdrawn = True
+        condition.state, condition.loaded = "absent", None
+        condition.reason = f"was unloaded; POST /v1/variants/{entry.name}/load brings it back"
+        give_back(self.device)
+        logger.info("variant %s was unloaded", entry.name)
+        return None
 
     def _load_upscaler(self, _name: str, path: Path) -> TileUpscaler:
-        return Upscaler.from_pretrained(path, device=str(self.device), dtype=self._dtype)
+        upscaler = Upscaler.from_pretrained(path, device=str(self.device), dtype=self._dtype)
+        if self.device.type == "cpu":  # on a GPU a pass takes moments, and hooks would hinder compilation
+            for module in upscaler.network.modules():
+                module.register_forward_pre_hook(lambda _module, _args: self._beat())
+        return upscaler
 
     def _set_threads(self) -> None:
         # The number is the calling thread's own, so every thread that computes sets it.
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
 
-    def _preference(self, alias: str) -> Sequence[str]:
-        return ALIASES[alias]["cuda" if self.device.type == "cuda" else "cpu"]
-
-    def _official(self, alias: str) -> str:
-        """The variant to fetch where nothing is present for an alias."""
-        return next(name for name in self._preference(alias) if not VARIANTS[name].embedded)
-
-    def _bind_aliases(self) -> dict[str, str | None]:
-        present = {name for name, entry in self._entries.items() if entry.path is not None}
-        bound = {alias: next((name for name in self._preference(alias) if name in present), None) for alias in ALIASES}
-        for alias, name in bound.items():
-            logger.info("%s stands for %s", alias, name or "nothing yet: none of its variants is present")
-        return bound
-
     def _find_wanted(self, wanted: Sequence[str]) -> list[Entry]:
         entries: dict[str, Entry] = {}
         for wish in wanted:
-            if wish in self._aliases and self._aliases[wish] is None:
+            if wish in self._catalogue.aliases and self._catalogue.aliases[wish] is None:
                 continue
             try:
                 entry = self.resolve(wish)
@@ -235,13 +262,8 @@ class ModelRegistry:
         return list(entries.values())
 
     def _describe(self, entry: Entry) -> VariantDescription:
-        upscaler, variant = entry.upscaler, entry.variant
-        aliases = [alias for alias, name in self._aliases.items() if name == entry.name]
-        reason = entry.reason
-        if entry.path is None:
-            reason = _absent(entry.name, entry.name).detail
-        elif entry.state == "absent":
-            reason = "present, and loaded when it is first asked for"
+        condition, variant = self._conditions[entry.name], entry.variant
+        upscaler = condition.loaded and condition.loaded.upscaler
         return VariantDescription(
             name=entry.name,
             task=variant.task if variant else "custom",
@@ -252,47 +274,9 @@ class ModelRegistry:
             licence=variant.licence if variant else None,
             source=variant.source if variant else "MODEL_DIR",
             digest=variant.digest if variant else None,
-            state=entry.state,
-            reason=reason,
+            state=condition.state,
+            reason=absent(entry.name, entry.name).detail if entry.path is None else condition.reason,
             device=str(upscaler.device) if upscaler else None,
             dtype=str(upscaler.dtype).removeprefix("torch.") if upscaler else None,
-            aliases=aliases,
+            aliases=self._catalogue.aliases_of(entry),
         )
-
-
-def _absent(wish: str, name: str) -> NotReady:
-    if VARIANTS[name].embedded:
-        advice = "They belong into the package, and this installation lacks them: install it again."
-    else:
-        advice = (
-            f"On the server, run `swin2sr fetch {name}`, or put the checkpoint into SWIN2SR_MODEL_DIR as {name!r}, and "
-            "start it again."
-        )
-    return NotReady(f"The weights of {wish!r} are not on this server. {advice}", retry_after=60, variant=name)
-
-
-def _warm_up(upscaler: TileUpscaler) -> None:
-    """Compute what every first forward pass would compute once, and find out whether the weights work at all."""
-    sides = [-(-side // upscaler.window_size) * upscaler.window_size for side in WARM_UP_SIDES]
-    tiles = [np.full((side, side, upscaler.channels), 128, np.uint8) for side in sides]
-    for batch in (tiles[:1], tiles):
-        outputs = upscaler.forward(batch)
-        if not all(np.isfinite(output).all() for output in outputs):
-            raise ValueError("the network's answer to a gray image is not finite")
-
-
-def _find_entries(model_dir: Path | None) -> Iterator[Entry]:
-    """The table's variants, with own checkpoints of the same names in their places, then the other own ones."""
-    own = dict(_checkpoints(model_dir)) if model_dir else {}
-    for name, variant in VARIANTS.items():
-        yield Entry(name, variant, own.pop(name, None) or embedded_path(name))
-    for name, path in own.items():
-        yield Entry(name, None, path)
-
-
-def _checkpoints(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and (path / "config.json").is_file():
-            yield path.name.lower(), path
-        elif path.is_file() and path.suffix in (".pth", ".safetensors"):
-            yield path.stem.lower(), path

@@ -7,10 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
@@ -20,8 +17,9 @@ from app.jobs import BatchReport
 from app.metrics import Metrics, gauge, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
 from app.quota import usable_cpus
-from app.registry import Load, ModelRegistry
+from app.registry import ModelRegistry
 from app.settings import Settings
+from app.weights import Load, Piece
 
 TILES_PER_BATCH = {"cpu": 1, "cuda": 16}
 """How many of the largest tiles a batch holds, where the setting is auto."""
@@ -131,14 +129,14 @@ def build_service(settings: Settings, load: Load | None = None) -> Service:
     return Service(settings, registry, batcher, pipeline, metrics, ServiceState())
 
 
-def _pixels(tile: NDArray[Any]) -> int:
-    return int(tile.shape[0] * tile.shape[1])
+def _pixels(piece: Piece) -> int:
+    return int(piece.tile.shape[0] * piece.tile.shape[1])
 
 
 class _Gauges(Collector):
     """What is looked up when somebody asks for the metrics."""
 
-    def __init__(self, registry: ModelRegistry, batcher: Batcher[NDArray[Any], NDArray[np.float32]]) -> None:
+    def __init__(self, registry: ModelRegistry, batcher: TileBatcher) -> None:
         self._registry = registry
         self._batcher = batcher
 

@@ -23,6 +23,7 @@ FLOORS = {
     ],
     "app": [
         {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"},
+        {"catalogue", "memory", "weights"},
         {"jobs", "sizes", "uploads", "middleware"},
         {"codec", "batcher", "registry", "handlers", "client"},
         {"pipeline"},

@@ -10,6 +10,7 @@ import pytest
 
 from app.errors import NotReady, OutOfMemory, UnknownVariant
 from app.registry import ModelRegistry
+from app.weights import Piece
 from model.variants import ALIASES, VARIANTS, embedded_path
 from tests.scripted import PATIENCE, Gate, ScriptedUpscaler, loading, model_dir
 
@@ -30,7 +31,7 @@ def build(tmp_path):
 
 
 def ready(registry, name):
-    return asyncio.run(registry.upscaler(registry.resolve(name)))
+    return asyncio.run(registry.obtain(registry.resolve(name))).upscaler
 
 
 def test_an_alias_stands_for_the_first_variant_that_is_present(build):
@@ -156,7 +157,7 @@ def test_a_present_variant_is_loaded_when_it_is_first_asked_for(build):
 
     async def ask():
         names = ["classical-x2", "classical-x4"] * 5
-        return await asyncio.gather(*(registry.upscaler(registry.resolve(name)) for name in names))
+        return await asyncio.gather(*(registry.obtain(registry.resolve(name)) for name in names))
 
     assert registry.describe("classical-x4").state == "absent"
     asyncio.run(asyncio.wait_for(ask(), PATIENCE))
@@ -167,9 +168,9 @@ def test_a_present_variant_is_loaded_when_it_is_first_asked_for(build):
 def test_a_forward_pass_without_memory_says_so(build):
     """Whatever the library raises, the batcher learns what it was."""
     registry = build("classical-x2", load=lambda _name, _path: ScriptedUpscaler(memory=100))
-    ready(registry, "classical-x2")
+    upscaler = ready(registry, "classical-x2")
     with pytest.raises(OutOfMemory):
-        registry.forward("classical-x2", [np.zeros((16, 16, 3), np.uint8)])
+        registry.forward("", [Piece(upscaler, np.zeros((16, 16, 3), np.uint8))])
 
 
 def test_the_real_embedded_weights_load(build):
@@ -178,7 +179,7 @@ def test_the_real_embedded_weights_load(build):
         pytest.skip("this installation lacks the embedded weights")
     registry = build(load=None)
     upscaler = ready(registry, "small-x2")
-    (output,) = registry.forward("small-x2", [np.full((8, 8, 3), 128, np.uint8)])
+    (output,) = registry.forward("", [Piece(upscaler, np.full((8, 8, 3), 128, np.uint8))])
     assert upscaler.scale == 2
     assert output.shape == (16, 16, 3)
     np.testing.assert_allclose(output, 128 / 255, atol=0.05)

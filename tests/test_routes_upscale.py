@@ -314,7 +314,7 @@ def test_a_client_that_leaves_stops_its_work(tmp_path):
 
     async def scenario():
         async with running(app):
-            await service.registry.upscaler(service.registry.resolve(None))
+            await service.registry.obtain(service.registry.resolve(None))
             upscaler.gate.close()
             request = asyncio.create_task(app(scope, receive, send))
             await asyncio.to_thread(upscaler.gate.wait_until_reached)

@@ -10,7 +10,7 @@ from fastapi import Depends
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
-from app.errors import Unauthorized
+from app.errors import Forbidden, Unauthorized
 from app.routes import ServiceDependency
 
 Credentials = Annotated[
@@ -25,7 +25,27 @@ def current_client(service: ServiceDependency, credentials: Credentials) -> str:
     Raises:
         Unauthorized: if a key is needed and none, or a wrong one, was sent.
     """
-    return identify(credentials.credentials if credentials else None, service.settings.api_keys)
+    token, settings = credentials.credentials if credentials else None, service.settings
+    if settings.admin_token is not None and _is_one_of(token, [settings.admin_token]):
+        return "admin"
+    return identify(token, settings.api_keys)
+
+
+def require_admin(service: ServiceDependency, credentials: Credentials) -> None:
+    """Let nobody but the administrator through.
+
+    Raises:
+        Forbidden: if there is no admin token on this server, or a user's key was sent.
+        Unauthorized: if none, or a wrong one, was sent.
+    """
+    token, settings = credentials.credentials if credentials else None, service.settings
+    if settings.admin_token is None:
+        raise Forbidden("This server has no SWIN2SR_ADMIN_TOKEN, so nobody may change what is loaded.")
+    if _is_one_of(token, [settings.admin_token]):
+        return
+    if _is_one_of(token, settings.api_keys):
+        raise Forbidden("This is a user's key. What is loaded changes with the admin token only.")
+    raise Unauthorized("The admin token is needed. Send it as `Authorization: Bearer TOKEN`.")
 
 
 ClientDependency = Annotated[str, Depends(current_client)]
@@ -41,9 +61,17 @@ def identify(token: str | None, keys: Sequence[SecretStr]) -> str:
     """
     if not keys:
         return ""
-    sent = (token or "").encode()
-    matches = [secrets.compare_digest(sent, key.get_secret_value().encode()) for key in keys]
+    matches = _matches(token, keys)
     if not any(matches):
         what = "This key is not known" if token else "A key is needed"
         raise Unauthorized(f"{what}. Send one as `Authorization: Bearer KEY`.")
     return f"key-{matches.index(True) + 1}"
+
+
+def _matches(token: str | None, keys: Sequence[SecretStr]) -> list[bool]:
+    sent = (token or "").encode()
+    return [secrets.compare_digest(sent, key.get_secret_value().encode()) for key in keys]
+
+
+def _is_one_of(token: str | None, keys: Sequence[SecretStr]) -> bool:
+    return any(_matches(token, keys))

@@ -1,12 +1,13 @@
-"""What a request can ask for."""
+"""What a request can ask for, and, for the administrator, what is loaded."""
 
 from fastapi import APIRouter, Depends
 
 from app.routes import ServiceDependency, problems
-from app.routes.access import current_client
+from app.routes.access import current_client, require_admin
 from app.schemas import VariantDescription, VariantList
 
 router = APIRouter(prefix="/v1/variants", tags=["variants"], dependencies=[Depends(current_client)])
+admin_router = APIRouter(prefix="/v1/variants", tags=["admin"], dependencies=[Depends(require_admin)])
 
 
 @router.get("", summary="All variants, what each is for, and its state", responses=problems(401))
@@ -19,3 +20,27 @@ async def list_variants(service: ServiceDependency) -> VariantList:
 async def describe_variant(name: str, service: ServiceDependency) -> VariantDescription:
     """A variant, by its name or by an alias."""
     return service.registry.describe(name)
+
+
+@admin_router.post("/{name}/load", summary="Load a variant", responses=problems(401, 403, 404, 503))
+async def load_variant(name: str, service: ServiceDependency) -> VariantDescription:
+    """Answers when it is loaded and warm; what is loaded already stays as it is."""
+    registry = service.registry
+    await registry.load(registry.resolve(name))
+    return registry.describe(name)
+
+
+@admin_router.post("/{name}/unload", summary="Let a variant's weights go", responses=problems(401, 403, 404, 503))
+async def unload_variant(name: str, service: ServiceDependency) -> VariantDescription:
+    """New requests for it are refused from now on; those that were accepted are finished."""
+    registry = service.registry
+    await registry.unload(registry.resolve(name))
+    return registry.describe(name)
+
+
+@admin_router.post("/{name}/reload", summary="Load a variant's weights again", responses=problems(401, 403, 404, 503))
+async def reload_variant(name: str, service: ServiceDependency) -> VariantDescription:
+    """Answers when the new weights serve; if they cannot be loaded, the old ones stay."""
+    registry = service.registry
+    await registry.reload(registry.resolve(name))
+    return registry.describe(name)

@@ -1,0 +1,47 @@
+"""When memory runs out: telling it from other faults, and giving back what is not needed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+_PHRASES = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "not enough memory")
+"""How torch's CPU allocator, CUDA and its libraries say it in a RuntimeError that has no class of its own."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an allocation failed."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _PHRASES)
+
+
+def give_back(device: torch.device) -> None:
+    """Return memory that nobody uses to the device and to the operating system."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def measure(device: torch.device) -> Iterator[tuple[str, float]]:
+    """Kinds of memory of a device and their bytes: what is ``used`` by this process, and the ``total`` there is."""
+    if device.type == "cuda":
+        yield "allocated", float(torch.cuda.memory_allocated(device))
+        yield "used", float(torch.cuda.memory_reserved(device))
+        yield "total", float(torch.cuda.get_device_properties(device).total_memory)
+        return
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        page = os.sysconf("SC_PAGE_SIZE")
+        yield "used", float(int(statm.read_text().split()[1]) * page)
+        yield "total", float(os.sysconf("SC_PHYS_PAGES") * page)
