@@ -12,8 +12,8 @@ REASON = "the folder ../shared with real weights and photographs is not here"
 
 
 def pytest_configure():
-    """Take settings away that the person's shell may hold, and bound torch's threads, which are not chosen yet."""
-    for name in [name for name in os.environ if name.startswith("SWIN2SR_")]:
+    """Take away what a person's shell, or the make that runs this, says; bound torch's threads, not chosen yet."""
+    for name in [name for name in os.environ if name.startswith(("SWIN2SR_", "MAKE", "MFLAGS"))]:
         del os.environ[name]
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
 
