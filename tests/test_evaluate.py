@@ -71,6 +71,15 @@ def test_released_lightweight_weights_reach_their_published_figure(shared: Path)
     assert mean.ssim_y == pytest.approx(0.9612, abs=0.0005)
 
 
+@pytest.mark.shared
+def test_embedded_x2_keeps_its_promise_over_bicubic(shared: Path) -> None:
+    """``small-x2`` gains 2.6 dB on Set5 at least, and no image loses by it."""
+    weights = Path(__file__).parents[1] / "model" / "weights" / "small-x2.safetensors"
+    evaluation = evaluate_folder(Upscaler.from_pretrained(weights, device="cpu"), shared / "testsets" / "Set5")
+    assert evaluation.upscaled.psnr_y >= evaluation.baseline.psnr_y + 2.6
+    assert all(image.upscaled.psnr_y >= image.baseline.psnr_y - 0.1 for image in evaluation.images)
+
+
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(0, 255))
 def test_resizing_keeps_a_flat_image_flat(height: int, width: int, to_height: int, to_width: int, value: int) -> None:
     """Weights add up to one at every position, borders included, whatever the sizes."""
