@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.errors import InvalidOption, MethodNotAllowed, NotFound, RequestError, ServiceError
+from app.errors import InvalidOption, MethodNotAllowed, NotFound, OutOfMemory, RequestError, ServiceError
 from app.middleware import note, request_id
 
 PROBLEM = "application/problem+json"
@@ -48,6 +48,12 @@ async def answer_validation_error(request: Request, error: Exception) -> Respons
     return problem_response(request, InvalidOption("; ".join(sentences), errors=sentences))
 
 
+async def answer_memory_error(request: Request, error: Exception) -> Response:
+    """No memory, wherever it was: the same request may succeed later."""
+    assert isinstance(error, MemoryError)
+    return problem_response(request, OutOfMemory("There is not enough memory now. Send the request later."))
+
+
 async def answer_disconnect(request: Request, error: Exception) -> Response:
     """Nobody is there to read this."""
     assert isinstance(error, ClientDisconnect)
@@ -58,6 +64,8 @@ async def answer_disconnect(request: Request, error: Exception) -> Response:
 def problem_response(request: Request, error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
     """An error as a problem document."""
     note(request.scope, outcome=error.code)
+    if "reason" in error.facts:
+        note(request.scope, reason=error.facts["reason"])
     more = dict(headers or {})
     if error.retry_after is not None:
         more["Retry-After"] = str(error.retry_after)
@@ -79,4 +87,5 @@ EXCEPTION_HANDLERS: Mapping[int | type[Exception], Handler] = {
     HTTPException: answer_http_exception,
     RequestValidationError: answer_validation_error,
     ClientDisconnect: answer_disconnect,
+    MemoryError: answer_memory_error,
 }

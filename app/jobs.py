@@ -32,6 +32,8 @@ class Job(Generic[T, R]):
     cost: int
     ticket: Ticket[T, R]
     future: Future[R] = field(default_factory=Future)
+    retried: bool = False
+    """Whether it ran out of memory alone once, and is given a second chance."""
 
     def claim(self) -> bool:
         """Whether the job is still wanted; from then on its future cannot be cancelled."""
@@ -106,6 +108,12 @@ class Status:
     running_jobs: int
     running_seconds: float
     """How long the batch that is running has been running; 0 when none is."""
+    silent_seconds: float
+    """How long nothing was heard of the worker though there is work; 0 when there is none."""
+    batch_budget: int
+    """What a batch may cost now."""
+    out_of_memory: int
+    """How often memory ran out."""
     alive: bool
     draining: bool
 
@@ -113,8 +121,9 @@ class Status:
 class Place:
     """A reservation in the queue, made before the work itself is at hand; left unused it is given back."""
 
-    def __init__(self, cost: int, give_back: Callable[[Place], None]) -> None:
+    def __init__(self, cost: int, client: str, give_back: Callable[[Place], None]) -> None:
         self.cost = cost
+        self.client = client
         self._give_back = give_back
 
     def __enter__(self) -> Self:

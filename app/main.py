@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -21,7 +22,12 @@ ROUTERS = (upscale.router, variants.router, variants.admin_router, health.router
 
 
 def create_app(
-    settings: Settings | None = None, *, load: Load | None = None, on_ready: Callable[[], None] = lambda: None
+    settings: Settings | None = None,
+    *,
+    load: Load | None = None,
+    on_ready: Callable[[], None] = lambda: None,
+    on_fatal: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
     """Build a complete, independent service; its threads run while the application's lifespan does.
 
@@ -29,12 +35,14 @@ def create_app(
         settings: read from the environment by default.
         load: makes weights ready to call; a test puts something else in the model's place.
         on_ready: called when everything that was asked for is loaded and warm.
+        on_fatal: called, in another thread, when the service cannot go on and its process should end.
+        clock: of the queue; a test puts another in its place.
 
     Raises:
         pydantic.ValidationError: if a setting is impossible.
         ValueError: if a wanted variant or the device is not there.
     """
-    service = build_service(settings or Settings(), load)
+    service = build_service(settings or Settings(), load, on_fatal=on_fatal, clock=clock)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:

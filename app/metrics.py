@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 UPSCALE = "/v1/upscale"
@@ -66,8 +66,8 @@ class Metrics:
             duration = facts.get(f"{stage}_ms")
             if isinstance(duration, float):
                 self.stages.labels(stage).observe(duration / 1000)
-        if outcome == "queue_full":
-            self.rejected.labels(outcome).inc()
+        if outcome in ("queue_full", "draining"):
+            self.rejected.labels(str(facts.get("reason", outcome))).inc()
 
     def watch(self, gauges: Collector) -> None:
         """Show values that are looked up when somebody asks."""
@@ -81,6 +81,11 @@ class Metrics:
 def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
     """One value."""
     return GaugeMetricFamily(name, text, value=value)
+
+
+def counter(name: str, text: str, value: float) -> CounterMetricFamily:
+    """One number that only grows."""
+    return CounterMetricFamily(name, text, value=value)
 
 
 def labelled_gauge(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> GaugeMetricFamily:

@@ -104,7 +104,7 @@ class Pipeline:
         upscaler = loaded.upscaler
         watch = _Stopwatch()
         least = await self._in_pool(self._outline, header.height, header.width, options, upscaler)
-        with self._batcher.reserve(least.cost) as place:
+        with self._batcher.reserve(least.cost, client=caller.client) as place:
             work = await self._in_pool(self._prepare, upload.body, options, upscaler)
             watch.lap("decode")
             ticket = self._batcher.admit(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,15 +15,25 @@ from prometheus_client.registry import Collector
 from app.batcher import Batcher
 from app.errors import NotReady
 from app.jobs import BatchReport
-from app.metrics import Metrics, gauge, labelled_gauge
+from app.memory import measure
+from app.metrics import Metrics, counter, gauge, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
 from app.quota import usable_cpus
 from app.registry import ModelRegistry
 from app.settings import Settings
+from app.supervision import Pulse
+from app.uploads import BodyRoom
 from app.weights import Load, Piece
 
 TILES_PER_BATCH = {"cpu": 1, "cuda": 16}
 """How many of the largest tiles a batch holds, where the setting is auto."""
+
+STALL_SECONDS = 15.0
+"""Without a sign of life for so long, though there is work, the worker is frozen: nobody should send requests here. A
+network gives one at each of its modules, which on a slow processor take some seconds."""
+
+RESTART_SECONDS = 300.0
+"""Silence after which nothing but a restart helps."""
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +46,7 @@ class Service:
     registry: ModelRegistry
     batcher: TileBatcher
     pipeline: Pipeline
+    bodies: BodyRoom
     metrics: Metrics
     state: ServiceState
 
@@ -46,7 +58,21 @@ class Service:
             reasons.append("shutting down")
         elif not status.alive:
             reasons.append("the worker is not running")
+        elif status.silent_seconds > STALL_SECONDS:
+            reasons.append(f"the worker has given no sign of life for {status.silent_seconds:.0f} s")
         return reasons
+
+    def make_sure_of_life(self) -> None:
+        """Raise the reason for a restart, if there is one.
+
+        Raises:
+            NotReady: if the worker stopped for good, or is frozen.
+        """
+        status = self.batcher.status()
+        if self.registry.booted and not status.alive and not status.draining:
+            raise NotReady("The worker has stopped for good.")
+        if status.silent_seconds > RESTART_SECONDS:
+            raise NotReady(f"The worker is frozen: no sign of life for {status.silent_seconds:.0f} s.")
 
     def make_sure_of_readiness(self) -> None:
         """Raise the reasons, if there are any.
@@ -59,7 +85,9 @@ class Service:
 
     def announce_end(self) -> None:
         """Be not ready from now on; what comes is still accepted."""
-        self.state.leaving = True
+        if not self.state.leaving:
+            self.state.leaving = True
+            self.state.ends_at = time.monotonic() + self.settings.drain_timeout_ms / 1000
 
     async def boot(self, on_ready: Callable[[], None]) -> None:
         """Load and warm what was asked for."""
@@ -72,9 +100,10 @@ class Service:
         on_ready()
 
     async def close(self) -> None:
-        """Finish what was admitted, within the time there is, and stop every thread."""
+        """Finish what was admitted, within what is left of the time for it, and stop every thread."""
         self.announce_end()
-        await asyncio.to_thread(self.batcher.close, self.settings.drain_timeout_ms / 1000)
+        left = max(0.0, self.state.ends_at - time.monotonic())
+        self.state.finished = await asyncio.to_thread(self.batcher.close, left)
         self.registry.close()
         self.pipeline.close()
 
@@ -85,19 +114,32 @@ class ServiceState:
 
     leaving: bool = False
     """Whether the end was announced: not ready any more, still accepting."""
+    ends_at: float = math.inf
+    """Time of ``time.monotonic()`` at which what is not finished will be given up."""
+    finished: bool = False
+    """Whether everything that was accepted was finished."""
 
 
-def build_service(settings: Settings, load: Load | None = None) -> Service:
+def build_service(
+    settings: Settings,
+    load: Load | None = None,
+    *,
+    on_fatal: Callable[[], None] = lambda: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Service:
     """Make a service of settings; no thread is started and nothing is loaded yet.
 
     Args:
         settings: checked.
         load: makes weights ready to call; the real thing by default.
+        on_fatal: called, in the worker's thread, when it has died too often in a row.
+        clock: what the queue's times are of; close to ``time.monotonic()``.
 
     Raises:
         ValueError: if a wanted variant or the device is not there.
     """
     cpus = usable_cpus()
+    pulse = Pulse(clock)
     registry = ModelRegistry(
         settings.variants,
         model_dir=settings.model_dir,
@@ -105,6 +147,7 @@ def build_service(settings: Settings, load: Load | None = None) -> Service:
         dtype=settings.dtype,
         threads=cpus if settings.threads == "auto" else settings.threads,
         load=load,
+        beat=pulse.beat,
     )
     metrics = Metrics()
 
@@ -122,11 +165,15 @@ def build_service(settings: Settings, load: Load | None = None) -> Service:
         max_queue_cost=settings.max_queue_pixels,
         max_queue_requests=settings.max_queue_requests,
         max_queue_delay=settings.max_queue_delay_ms / 1000,
+        clock=clock,
         on_batch=count,
+        on_fatal=on_fatal,
+        pulse=pulse,
     )
     metrics.watch(_Gauges(registry, batcher))
     pipeline = Pipeline(registry, batcher, settings, codec_threads=max(1, min(8, cpus // 2)))
-    return Service(settings, registry, batcher, pipeline, metrics, ServiceState())
+    bodies = BodyRoom(settings.max_inflight_bytes)
+    return Service(settings, registry, batcher, pipeline, bodies, metrics, ServiceState())
 
 
 def _pixels(piece: Piece) -> int:
@@ -145,5 +192,9 @@ class _Gauges(Collector):
         status = self._batcher.status()
         yield gauge("swin2sr_queue_requests", "Requests that wait.", status.waiting_requests)
         yield gauge("swin2sr_queue_pixels", "Pixels that wait.", status.waiting_cost)
+        yield gauge("swin2sr_batch_budget_pixels", "Pixels that a batch may have now.", status.batch_budget)
+        yield counter("swin2sr_out_of_memory", "Batches that ran out of memory.", status.out_of_memory)
+        kinds = measure(self._registry.device)
+        yield labelled_gauge("swin2sr_device_memory_bytes", "Memory of the device.", "kind", kinds)
         states = [(each.name, float(each.state == "ready")) for each in self._registry.describe_all()]
         yield labelled_gauge("swin2sr_variant_ready", "Whether a variant is loaded and warm.", "variant", states)

@@ -14,6 +14,7 @@ import uvicorn
 
 from app import logs
 from app.main import create_app
+from app.service import Service
 from app.settings import Settings
 
 
@@ -28,6 +29,13 @@ class Server(uvicorn.Server):
         self._announce_end = announce_end
         self._delay = delay
         self._ends_at: float | None = None
+        self.failed = False
+
+    def give_up(self) -> None:
+        """Begin the end at once, because the service cannot go on; safe in any thread."""
+        self.failed = True
+        self._announce_end()
+        self._ends_at = time.monotonic()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal's handler gets both
         """Begin the end, or hurry it."""
@@ -59,6 +67,7 @@ def serve(settings: Settings, say: Callable[[str], None], sample: str = "photo.j
         ValueError: if a wanted variant or the device is not there.
         OSError: if the address is not to be had.
     """
+    signal.signal(signal.SIGTERM, _end_early)
     logs.configure(settings.log_format)
     listener = _listen(settings.host, settings.port)
     url = _url(settings.host, listener.getsockname()[1])
@@ -66,20 +75,29 @@ def serve(settings: Settings, say: Callable[[str], None], sample: str = "photo.j
     def on_ready() -> None:
         say(f"Ready. Try: curl -F file=@{sample} '{url}/v1/upscale' -o upscaled.png")
 
-    app = create_app(settings, on_ready=on_ready)
+    def on_fatal() -> None:
+        server.give_up()
+
+    app = create_app(settings, on_ready=on_ready, on_fatal=on_fatal)
     config = uvicorn.Config(
         app,
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=max(1, settings.drain_timeout_ms // 1000),
+        timeout_graceful_shutdown=max(1, (settings.drain_timeout_ms - settings.drain_delay_ms) // 1000),
     )
-    service = app.state.service
+    service: Service = app.state.service
     server = Server(config, service.announce_end, settings.drain_delay_ms / 1000)
     say(f"Swin2SR listens on {url}")
     with listener:
         server.run(sockets=[listener])
-    return 0 if server.started and not server.force_exit else 1
+    in_time = service.state.finished and time.monotonic() <= service.state.ends_at
+    return 0 if server.started and in_time and not (server.force_exit or server.failed) else 1
+
+
+def _end_early(_signal: int, _frame: FrameType | None) -> None:
+    """What SIGTERM does until the server listens to it. Process 1 of a container would not even hear it otherwise."""
+    sys.exit(0)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -41,6 +41,9 @@ class Settings(BaseSettings):
     )
     threads: int | Literal["auto"] = Field("auto", description="threads of the forward pass; auto: the CPU quota")
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest upload, bytes; bounds memory per request")
+    max_inflight_bytes: int = Field(
+        512 * MEBIBYTE, ge=1, description="bytes of all uploads held at once; more is refused with 429"
+    )
     max_input_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels, checked before decoding")
     max_output_pixels: int = Field(200_000_000, ge=1, description="largest upscaled image, pixels")
     tile_size: int = Field(544, ge=16, description="largest side computed at once, pixels; more memory, fewer seams")
@@ -105,6 +108,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"MAX_BATCH_PIXELS {self.max_batch_pixels} does not hold one tile of TILE_SIZE {self.tile_size}: "
                 f"{self.tile_size**2} pixels"
+            )
+        if self.max_body_bytes > self.max_inflight_bytes:
+            raise ValueError(
+                f"MAX_INFLIGHT_BYTES {self.max_inflight_bytes} does not hold one body of MAX_BODY_BYTES "
+                f"{self.max_body_bytes}"
             )
         if self.largest_work > self.max_queue_pixels:
             raise ValueError(

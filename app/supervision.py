@@ -1,12 +1,34 @@
-"""A thread that is not allowed to die in silence."""
+"""A thread that is not allowed to die in silence, and a pulse that tells a slow one from a frozen one."""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
+
+
+class Pulse:
+    """When somebody who works last gave a sign of life; beaten by the worker, read by whoever worries.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._last = clock()
+
+    def beat(self) -> None:
+        """Give a sign of life."""
+        self._last = self._clock()
+
+    @property
+    def silent_seconds(self) -> float:
+        """Seconds since the last sign of life."""
+        return max(0.0, self._clock() - self._last)
 
 
 class SupervisedThread:

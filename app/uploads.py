@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 
@@ -10,7 +12,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from app.errors import BodyTooLarge, InvalidUpload, UnsupportedFormat, UploadTooSlow
+from app.errors import BodyTooLarge, InvalidUpload, QueueFull, UnsupportedFormat, UploadTooSlow
 
 PART = "file"
 LONGEST_NAME = 255
@@ -24,17 +26,76 @@ class Upload:
     filename: str
 
 
-async def read_upload(request: Request, *, max_bytes: int, patience: float) -> Upload:
+class BodyRoom:
+    """How many bytes of bodies are held at once, over all requests; used in the event loop alone.
+
+    Args:
+        limit: bytes.
+
+    Attributes:
+        held: bytes.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+    @contextmanager
+    def share(self) -> Iterator[Share]:
+        """One request's share, free again at the end of the block."""
+        share = Share(self)
+        try:
+            yield share
+        finally:
+            self.held -= share.bytes
+
+
+@dataclass
+class Share:
+    """What one request holds of a room."""
+
+    room: BodyRoom
+    bytes: int = 0
+
+    def make_sure_of(self, expected: int) -> None:
+        """Look for room for bytes that were announced; they are counted when they come.
+
+        Raises:
+            QueueFull: if there is none now.
+        """
+        if self.room.held + expected > self.room.limit:
+            raise QueueFull(
+                f"The uploads of all requests may have {self.room.limit} bytes together. Try again after the time in "
+                "Retry-After.",
+                reason="bytes",
+                limit=self.room.limit,
+                actual=self.room.held + expected,
+            )
+
+    def add(self, received: int) -> None:
+        """Count bytes that came.
+
+        Raises:
+            QueueFull: if there is no room for them.
+        """
+        self.make_sure_of(received)
+        self.bytes += received
+        self.room.held += received
+
+
+async def read_upload(request: Request, share: Share, *, max_bytes: int, patience: float) -> Upload:
     """Read the one file of a request.
 
     Args:
         request: ``multipart/form-data`` with a part ``file``, or the file itself with an image's content type.
+        share: of the room for bodies, which this one is counted in.
         max_bytes: largest body, framing included; checked against ``Content-Length`` first, and while reading.
         patience: seconds that the body may take to arrive.
 
     Raises:
         InvalidUpload: if there is not exactly one file with something in it.
         BodyTooLarge, UploadTooSlow, UnsupportedFormat: as their names say.
+        QueueFull: if too many bytes of others' bodies are held now.
     """
     content_type, parameters = parse_options_header(request.headers.get("content-type", "application/octet-stream"))
     form = None
@@ -45,10 +106,10 @@ async def read_upload(request: Request, *, max_bytes: int, patience: float) -> U
             f"A body of type {content_type.decode('latin-1')[:100]!r} is not read here. Send multipart/form-data with "
             f"a part {PART!r}, or the image itself with its image/* content type."
         )
-    _check_length(request.headers.get("content-length", ""), max_bytes)
+    _check_length(request.headers.get("content-length", ""), max_bytes, share)
     try:
         async with asyncio.timeout(patience):
-            body = await _receive(request, form, max_bytes)
+            body = await _receive(request, form, max_bytes, share)
     except TimeoutError:
         raise UploadTooSlow(
             f"The body was not complete after {patience:g} s. Send it faster, or send less.", limit=patience
@@ -59,22 +120,27 @@ async def read_upload(request: Request, *, max_bytes: int, patience: float) -> U
     return upload
 
 
-def _check_length(content_length: str, max_bytes: int) -> None:
-    if content_length.isdecimal() and int(content_length[:20]) > max_bytes:
-        raise _too_large(max_bytes, int(content_length[:20]))
+def _check_length(content_length: str, max_bytes: int, share: Share) -> None:
+    if not content_length.isdecimal():
+        return
+    announced = int(content_length[:20])
+    if announced > max_bytes:
+        raise _too_large(max_bytes, announced)
+    share.make_sure_of(announced)
 
 
 def _too_large(max_bytes: int, actual: int) -> BodyTooLarge:
     return BodyTooLarge(f"A body may have {max_bytes} bytes at most.", limit=max_bytes, actual=actual)
 
 
-async def _receive(request: Request, form: _Form | None, max_bytes: int) -> bytes:
+async def _receive(request: Request, form: _Form | None, max_bytes: int, share: Share) -> bytes:
     body = bytearray()
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > max_bytes:
             raise _too_large(max_bytes, received)
+        share.add(len(chunk))
         if form is None:
             body += chunk
         else:

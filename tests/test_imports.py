@@ -22,9 +22,11 @@ FLOORS = {
         {"training", "bench"},
     ],
     "app": [
-        {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"},
+        {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"}
+        | {"budget"},
         {"catalogue", "memory", "weights"},
         {"jobs", "sizes", "uploads", "middleware"},
+        {"admission"},
         {"codec", "batcher", "registry", "handlers", "client"},
         {"pipeline"},
         {"service"},
@@ -39,7 +41,7 @@ FLOORS = {
 FRAMEWORK_ROOMS = {"app.main", "app.routes", "app.handlers", "app.middleware", "app.uploads"}
 """Where FastAPI and Starlette may be imported."""
 
-THREAD_ROOMS = {"app.batcher", "app.jobs", "app.supervision", "app.registry", "app.pipeline"}
+THREAD_ROOMS = {"app.batcher", "app.admission", "app.jobs", "app.supervision", "app.registry", "app.pipeline"}
 """Where threads and their futures may be imported: the batcher with its parts, the loader, the codec's pool."""
 
 EDGE = {"app.cli", "app.ray", "app.logs"}

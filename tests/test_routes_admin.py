@@ -156,7 +156,6 @@ def test_old_weights_are_let_go_when_their_last_request_is_over(app, weights, wh
         old.gate.open()
         del old
         await request
-        await client.post("/v1/upscale", files=PHOTO, params={"variant": "small-x4"})  # the worker holds nothing old
         return kept, seen()
 
     assert during(app, scenario) == (True, None)

@@ -129,6 +129,9 @@ def test_metrics_are_prometheus_text(ask):
         "swin2sr_rejected_total",
         "swin2sr_variant_ready",
         "swin2sr_inflight_requests",
+        "swin2sr_batch_budget_pixels",
+        "swin2sr_out_of_memory_total",
+        "swin2sr_device_memory_bytes",
     ):
         assert f"# TYPE {name} " in response.text
     assert 'swin2sr_variant_ready{variant="lightweight-x2"} 1.0' in response.text
@@ -149,7 +152,7 @@ def test_requests_are_counted_by_outcome(tmp_path):
     text = asyncio.run(scenario())
     for line in (
         'swin2sr_requests_total{outcome="ok",variant="lightweight-x2"} 2.0',
-        'swin2sr_requests_total{outcome="unsupported_format",variant=""} 1.0',
+        'swin2sr_requests_total{outcome="unsupported_format",variant="lightweight-x2"} 1.0',
         'swin2sr_requests_total{outcome="invalid_option",variant=""} 1.0',
         'swin2sr_stage_duration_seconds_count{stage="forward"} 2.0',
         "swin2sr_batch_images_sum 7.0",

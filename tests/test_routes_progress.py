@@ -185,7 +185,7 @@ def test_leaving_a_stream_stops_its_work(app, upscaler):
     assert asyncio.run(scenario()) == 0
     assert len(upscaler.calls) == 1
     counted = app.state.service.metrics.exposition().decode()
-    assert 'swin2sr_requests_total{outcome="cancelled",variant=""} 1.0' in counted
+    assert 'swin2sr_requests_total{outcome="cancelled",variant="lightweight-x2"} 1.0' in counted
     assert "swin2sr_inflight_requests 0.0" in counted
 
 

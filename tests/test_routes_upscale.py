@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from tests.connections import Connection
 from tests.scripted import PATIENCE, ScriptedUpscaler
 from tests.service import enlarged, noise, pixels_of, png, png_header, running, scripted_app
 
@@ -286,39 +287,15 @@ def test_a_client_that_leaves_stops_its_work(tmp_path):
     upscaler = ScriptedUpscaler()
     app = scripted_app(tmp_path, lightweight_x2=upscaler)
     service = app.state.service
-    left = asyncio.Event()
-    messages = [{"type": "http.request", "body": png(noise(200, 300)), "more_body": False}]
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": "POST",
-        "scheme": "http",
-        "path": "/v1/upscale",
-        "raw_path": b"/v1/upscale",
-        "query_string": b"",
-        "root_path": "",
-        "headers": [(b"content-type", b"image/png")],
-        "client": ("127.0.0.1", 1),
-        "server": ("127.0.0.1", 2),
-    }
-
-    async def receive():
-        if messages:
-            return messages.pop()
-        await left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(_message):
-        pass
+    connection = Connection(png(noise(200, 300)), {"content-type": "image/png"})
 
     async def scenario():
         async with running(app):
             await service.registry.obtain(service.registry.resolve(None))
             upscaler.gate.close()
-            request = asyncio.create_task(app(scope, receive, send))
+            request = asyncio.create_task(app(connection.scope, connection.receive, connection.send))
             await asyncio.to_thread(upscaler.gate.wait_until_reached)
-            left.set()
+            connection.leave()
             await asyncio.wait_for(request, PATIENCE)
             waiting = service.batcher.status().waiting_cost
             upscaler.gate.open()
@@ -327,5 +304,5 @@ def test_a_client_that_leaves_stops_its_work(tmp_path):
     assert asyncio.run(scenario()) == 0
     assert len(upscaler.calls) == 1
     counted = service.metrics.exposition().decode()
-    assert 'swin2sr_requests_total{outcome="cancelled",variant=""} 1.0' in counted
+    assert 'swin2sr_requests_total{outcome="cancelled",variant="lightweight-x2"} 1.0' in counted
     assert "swin2sr_inflight_requests 0.0" in counted

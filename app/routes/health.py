@@ -14,15 +14,14 @@ router = APIRouter(tags=["health"])
 @router.get("/v2/health/live", include_in_schema=False)
 async def live(service: ServiceDependency) -> Health:
     """503 only when a restart is the cure."""
-    if service.registry.booted and not service.batcher.alive:
-        raise NotReady("The worker has stopped for good.")
+    service.make_sure_of_life()
     return Health()
 
 
 @router.get("/health/ready", summary="Should requests be sent here now?", responses=problems(503))
 @router.get("/v2/health/ready", include_in_schema=False)
 async def ready(service: ServiceDependency) -> Health:
-    """503 with the reasons while loading, warming up, draining, or without a worker."""
+    """503 with the reasons while loading, warming up, draining, or without a worker that works."""
     service.make_sure_of_readiness()
     return Health()
 

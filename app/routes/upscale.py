@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import PurePosixPath
 from typing import Annotated
 from urllib.parse import quote
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.types import Scope
 
 from app.jobs import Progress
@@ -18,7 +18,7 @@ from app.routes.access import ClientDependency
 from app.routes.connection import while_connected
 from app.routes.progress import MIXED, ProgressResponse, wants_progress
 from app.schemas import UpscaleOptions
-from app.uploads import PART, read_upload
+from app.uploads import PART, Share, read_upload
 
 router = APIRouter(tags=["upscale"])
 
@@ -38,6 +38,15 @@ _IMAGE: dict[int | str, dict[str, object]] = {
 }
 
 
+async def current_share(service: ServiceDependency) -> AsyncIterator[Share]:
+    """The request's share of the room for bodies, until its answer was sent."""
+    with service.bodies.share() as share:
+        yield share
+
+
+ShareDependency = Annotated[Share, Depends(current_share)]
+
+
 @router.post(
     "/v1/upscale",
     summary="Upscale or restore one image",
@@ -49,6 +58,7 @@ async def upscale(
     request: Request,
     service: ServiceDependency,
     client: ClientDependency,
+    share: ShareDependency,
     options: Annotated[UpscaleOptions, Query()],
 ) -> Response:
     """Send the image as the part ``file`` of a form, or as the body itself; options are query parameters.
@@ -58,7 +68,9 @@ async def upscale(
     settings = service.settings
     timeout = min(options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
     deadline = arrived_at(request.scope) + timeout
-    upload = await read_upload(request, max_bytes=settings.max_body_bytes, patience=settings.upload_timeout_ms / 1000)
+    patience = settings.upload_timeout_ms / 1000
+    upload = await read_upload(request, share, max_bytes=settings.max_body_bytes, patience=patience)
+    note(request.scope, variant=service.registry.resolve(options.variant).name)
 
     async def answer(on_progress: Callable[[Progress], None] | None = None) -> Response:
         upscaled = await service.pipeline.upscale(upload, options, Caller(deadline, client, on_progress))
