@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,9 @@ from model import fused
 NOISY = 1.25
 """Slowest over fastest run from which on a reader should know."""
 
-Meaning = Literal["times as fast", "times as long", "of the memory", "of the throughput", "largest difference"]
+Meaning = Literal[
+    "times as fast", "times as long", "of the memory", "of the time", "of the throughput", "largest difference"
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,26 @@ def tabulate(row: Row) -> str:
     return f"| {row.work} | {row.against} | {figure} | {row.here} | {row.there} |"
 
 
+def show(rows: Iterable[Row]) -> list[Row]:
+    """Print a table, each row as soon as it is there, and return all rows."""
+    _say(HEADER)
+    shown = []
+    for row in rows:
+        _say(tabulate(row))
+        shown.append(row)
+    return shown
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def describe(machine: Mapping[str, object]) -> str:
+    """The machine in a line."""
+    return ", ".join(f"{name} {value}" for name, value in machine.items() if value is not None)
+
+
 def seconds(value: float, spread: float = 1.0) -> str:
     """A time to read; how far its runs lay apart is said where that was much."""
     text = f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
@@ -79,7 +102,7 @@ def mebibytes(value: float) -> str:
     return f"{value / 2**20:.0f} MiB"
 
 
-def write_json(file: Path, machine: Mapping[str, object], rows: Iterable[Row], **more: object) -> None:
+def write_json(file: Path, machine: Mapping[str, object], rows: Iterable[Row]) -> None:
     """Write everything to a file."""
-    content = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows], **more}
+    content = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import nn
 from model.bench.baselines import BASELINES, load_port
 from model.bench.floor import matrix_product, multiply_adds_per_pixel
 from model.bench.memory import NoMemoryError, measure_peak
+from model.bench.profile import profile_forward
 from model.bench.report import Row, mebibytes, seconds
 from model.bench.timing import Run, Timing, interleave
 from model.bench.works import draw_pixels, make_network, mixed_sizes, pad_to_largest, upscale_tiled
@@ -63,13 +65,8 @@ class Bench:
         return interleave(sides, self.runs, self.device)
 
 
-def compare_forward(bench: Bench) -> Iterator[Row]:
+def compare_forward(bench: Bench, variant: str, side: int) -> Iterator[Row]:
     """One image through the network, against other runtimes and against the arithmetic floor."""
-    for variant, side in FORWARD:
-        yield from _compare(bench, variant, side)
-
-
-def _compare(bench: Bench, variant: str, side: int) -> Iterator[Row]:
     work, network, image = f"{variant} {side}x{side}", bench.network(variant), draw_pixels(side, side)
     work_per_pixel = multiply_adds_per_pixel(network)
     baselines, missing = _baselines(network, image, bench.device)
@@ -162,14 +159,32 @@ def compare_memory(bench: Bench) -> Iterator[Row]:
         yield Row(work, "Transformers", here / there, "of the memory", mebibytes(here), mebibytes(there))
 
 
+def profile_forwards(bench: Bench) -> Iterator[Row]:
+    """Where the time of the first section's forward passes goes."""
+    for variant, side in FORWARD:
+        shares = profile_forward(bench.upscaler(variant), draw_pixels(side, side), bench.runs)
+        for family, share in shares.items():
+            yield Row(f"{variant} {side}x{side}, time in", family, share, "of the time")
+
+
 def _show(timing: Timing) -> str:
     return seconds(timing.median, timing.spread)
 
 
 SECTIONS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
-    "forward": compare_forward,
+    **{f"{variant}-{side}": partial(compare_forward, variant=variant, side=side) for variant, side in FORWARD},
     "mixed": compare_mixed,
     "growth": compare_growth,
     "memory": compare_memory,
+    "profile": profile_forwards,
 }
 """All comparisons by the names of the command line."""
+
+
+def measure(bench: Bench, sections: Iterable[str]) -> Iterator[Row]:
+    """Run sections by their names, in the table's order."""
+    torch.set_num_threads(bench.threads)
+    chosen = set(sections)
+    for name, section in SECTIONS.items():
+        if name in chosen:
+            yield from section(bench)
