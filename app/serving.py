@@ -16,6 +16,7 @@ from app import logs
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
+from app.weights import Load
 
 
 class Server(uvicorn.Server):
@@ -52,13 +53,16 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
 
-def serve(settings: Settings, say: Callable[[str], None], sample: str = "photo.jpg") -> int:
+def serve(
+    settings: Settings, say: Callable[[str], None], sample: str = "photo.jpg", *, load: Load | None = None
+) -> int:
     """Serve until a signal comes.
 
     Args:
         settings: checked.
         say: shows a line to the person who started it.
         sample: image in the command that is shown to try.
+        load: makes weights ready to call; a test puts something else in the model's place.
 
     Returns:
         The exit status.
@@ -78,7 +82,7 @@ def serve(settings: Settings, say: Callable[[str], None], sample: str = "photo.j
     def on_fatal() -> None:
         server.give_up()
 
-    app = create_app(settings, on_ready=on_ready, on_fatal=on_fatal)
+    app = create_app(settings, load=load, on_ready=on_ready, on_fatal=on_fatal)
     config = uvicorn.Config(
         app,
         access_log=False,

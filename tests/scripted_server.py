@@ -1,0 +1,118 @@
+"""The real server with a scripted upscaler in the network's place: ``python -m tests.scripted_server``.
+
+What happens to an image is written in its first pixel, so that a client decides about it: see :class:`Spell`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from app.serving import serve
+from app.settings import Settings
+from tests.scripted import ScriptedUpscaler, model_dir
+from tests.server import ServerProcess
+
+
+class Spell(enum.IntEnum):
+    """What befalls an image whose first pixel is (255, 0, spell)."""
+
+    NONE = 0
+    FAULT = 1
+    """The forward pass fails."""
+    NO_MEMORY = 2
+    """The forward pass runs out of memory, each time."""
+    DEATH = 3
+    """The worker dies."""
+    FREEZE = 4
+    """The worker freezes."""
+
+    def cast(self, pixels: np.ndarray) -> np.ndarray:
+        """The image under this spell."""
+        pixels = pixels.copy()
+        pixels[0, 0] = (255, 0, self.value)
+        return pixels
+
+
+class SpellboundUpscaler(ScriptedUpscaler):
+    """Takes its time by the pixel, and does what first pixels say.
+
+    Args:
+        seconds: per megapixel of a batch.
+        burn: spend them computing on every core instead of waiting.
+        memory: pixels above which a call runs out of memory.
+    """
+
+    def __init__(self, seconds: float, *, burn: bool = False, memory: int | None = None) -> None:
+        super().__init__(fault=self._obey, memory=memory)
+        self._seconds, self._burn = seconds, burn
+
+    def forward(self, tiles):
+        """As the script says, then as ever."""
+        self.calls.clear()
+        seconds = self._seconds * sum(tile.shape[0] * tile.shape[1] for tile in tiles) / 1e6
+        until = time.monotonic() + seconds
+        if not self._burn:
+            threading.Event().wait(seconds)
+        while self._burn and time.monotonic() < until:
+            torch.mm(torch.ones(512, 512), torch.ones(512, 512))
+        return super().forward(tiles)
+
+    @staticmethod
+    def _obey(tile):
+        if tuple(tile[0, 0, :2]) != (255, 0):
+            return
+        spell = tile[0, 0, 2]
+        if spell == Spell.FAULT:
+            raise ArithmeticError("as it was told")
+        if spell == Spell.NO_MEMORY:
+            raise MemoryError
+        if spell == Spell.DEATH:
+            raise SystemExit
+        if spell == Spell.FREEZE:
+            threading.Event().wait()
+
+
+class ScriptedServer(ServerProcess):
+    """This program as a process, with settings under which small images have several tiles.
+
+    Args:
+        seconds, burn, memory: as for ``SpellboundUpscaler``.
+        settings: of the service.
+    """
+
+    def __init__(
+        self, *, seconds: float = 0.0, burn: bool = False, memory: int | None = None, **settings: object
+    ) -> None:
+        options = ["--seconds", str(seconds), *(["--burn"] if burn else [])]
+        options += ["--memory", str(memory)] if memory else []
+        small = {"tile_size": 128, "tile_overlap": 32, "device": "cpu", "variants": "classical-x2"}
+        super().__init__(*options, program=("-W", "ignore", "-m", "tests.scripted_server"), **{**small, **settings})
+
+
+def main() -> int:
+    """Serve until a signal comes."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=0.0)
+    parser.add_argument("--burn", action="store_true")
+    parser.add_argument("--memory", type=int)
+    options = parser.parse_args()
+
+    def load(_name: str, _path: Path) -> SpellboundUpscaler:
+        return SpellboundUpscaler(options.seconds, burn=options.burn, memory=options.memory)
+
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(model_dir=model_dir(Path(folder), "classical-x2", "classical-x4"))
+        return serve(settings, lambda line: print(line, flush=True), load=load)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,486 @@
+"""Promises 1 to 8 and 10: what is batched, in which order, and what happens when something fails.
+
+The whole application runs, with all of its middleware; a scripted upscaler stands in the network's place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.batcher import Batcher
+from app.budget import SUCCESSES_BEFORE_GROWTH, Budget
+from app.errors import QueueFull
+from app.main import create_app
+from app.settings import Settings
+from model.upscaler import Upscaler
+from tests.connections import Connection
+from tests.networks import tiny_network
+from tests.scripted import PATIENCE, Gate, ScriptedUpscaler, model_dir
+from tests.service import SMALL, enlarged, noise, pixels_of, png, running, scripted_app
+
+ASKING = {"accept": "multipart/mixed", "content-type": "image/png"}
+
+
+class Crowd:
+    """Requests that stand in the queue while the first one is held in the network.
+
+    Args:
+        app: with the variant ``lightweight-x2``.
+        gate: what holds the network's calls.
+    """
+
+    def __init__(self, app, gate):
+        self.app, self.gate = app, gate
+        self.tasks = []
+
+    def send(self, connection):
+        self.tasks.append(asyncio.create_task(self.app(connection.scope, connection.receive, connection.send)))
+        return connection
+
+    async def hold(self):
+        self.gate.close()
+        held = self.send(Connection(png(noise(8, 8)), ASKING))
+        await asyncio.to_thread(self.gate.wait_until_reached)
+        return held
+
+    async def queue(self, *images, headers=ASKING, query=""):
+        connections = []
+        for image in images:
+            body = image if isinstance(image, bytes) else png(image)
+            connections.append(self.send(Connection(body, headers, query)))
+            await connections[-1].wait_for(b'"state":"queued"')
+        return connections
+
+    async def release(self):
+        self.gate.open()
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*self.tasks)
+
+
+@asynccontextmanager
+async def crowd(app, gate):
+    """A crowd before a booted application."""
+    async with running(app):
+        await app.state.service.boot(lambda: None)
+        yield Crowd(app, gate)
+
+
+def image_of(connection):
+    """The image in a ``multipart/mixed`` answer, or None."""
+    start = bytes(connection.body).find(b"\x89PNG")
+    return None if start < 0 else pixels_of(bytes(connection.body)[start:])
+
+
+@pytest.fixture
+def upscaler():
+    return ScriptedUpscaler()
+
+
+@pytest.fixture
+def app(tmp_path, upscaler):
+    return scripted_app(tmp_path, lightweight_x2=upscaler)
+
+
+def test_promise_2_what_waits_shares_the_next_batch(app, upscaler):
+    """With the first call held and ten more queued, the log reads one, then the ten together."""
+
+    async def scenario():
+        async with crowd(app, upscaler.gate) as visitors:
+            await visitors.hold()
+            waiting = await visitors.queue(*(noise(16, 16, seed=seed) for seed in range(10)))
+            await visitors.release()
+            return waiting
+
+    waiting = asyncio.run(scenario())
+    assert [len(call) for call in upscaler.calls] == [1, 10]
+    for seed, connection in enumerate(waiting):
+        np.testing.assert_array_equal(image_of(connection), enlarged(noise(16, 16, seed=seed)))
+
+
+def test_promise_3_a_large_image_shares_batches_with_small_ones(app, upscaler):
+    """No call is over the budget, every tile runs once, and what a large image's tile leaves, small ones fill."""
+
+    async def scenario():
+        async with crowd(app, upscaler.gate) as visitors:
+            await visitors.hold()
+            await visitors.queue(noise(150, 110), *(noise(8, 8) for _ in range(6)))
+            await visitors.release()
+
+    asyncio.run(scenario())
+    sizes = [[height * width for height, width in call] for call in upscaler.calls]
+    assert all(sum(call) <= 128**2 for call in sizes)
+    assert sorted(size for call in sizes for size in call)[:7] == [64] * 7
+    assert any(64 in call and max(call) > 64 for call in sizes)
+    assert sum(map(len, sizes)) == 7 + 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("ab"), st.lists(st.integers(1, 10), min_size=1, max_size=6)), max_size=12),
+    st.integers(10, 30),
+)
+def test_promise_3_cost_is_what_is_bounded(requests, budget):
+    """Whatever is asked: no batch is over its budget or of two keys, every job runs once, and gets its own result."""
+    calls, gate = [], Gate(is_open=False)
+
+    def run(key, items):
+        calls.append((key, items))
+        gate.pass_through()
+        return [(key, item) for item in items]
+
+    batcher = Batcher(run, int, max_batch_cost=budget, max_queue_cost=10_000, max_queue_requests=100)
+    batcher.start()
+    tickets = [(key, items, batcher.admit(key, items)) for key, items in requests]
+    gate.open()
+    for key, items, ticket in tickets:
+        assert [future.result(PATIENCE) for future in ticket.futures] == [(key, item) for item in items]
+    assert batcher.close(PATIENCE)
+    assert all(sum(items) <= budget for _, items in calls)
+    ran = sorted((key, item) for key, items in calls for item in items)
+    assert ran == sorted((key, item) for key, items in requests for item in items)
+
+
+class Stream:
+    """Work that grows back: with each batch that runs, as much is asked for again.
+
+    Args:
+        renew: asks for more.
+    """
+
+    def __init__(self, renew):
+        self.calls, self.renew, self.open = [], renew, True
+
+    def __call__(self, key, items):
+        self.calls.append((key, list(items)))
+        if self.open:
+            self.renew()
+        return items
+
+
+@pytest.mark.parametrize(
+    ("stream", "victim", "bound"),
+    [
+        ({"key": "a", "items": [1]}, {"key": "a", "items": [10, 10, 10]}, 3),
+        ({"key": "a", "items": [10] * 5}, {"key": "a", "items": [1]}, 20),
+        ({"key": "a", "items": [10]}, {"key": "b", "items": [10, 10, 10]}, 2),
+        ({"key": "a", "items": [3], "client": "busy"}, {"key": "a", "items": [10, 10, 10], "client": "other"}, 2),
+    ],
+    ids=["small before large", "large before small", "another variant", "another key"],
+)
+def test_promise_4_nobody_starves(stream, victim, bound):
+    """Before a stream that never ends, a request waits for one piece of each that came before it, and no longer.
+
+    Twenty came before; those of another variant or another key delay it by one batch, and so do small ones, ten of
+    which go into one.
+    """
+
+    def renew():
+        for _ in range(5):
+            batcher.admit(**stream)
+
+    run = Stream(renew)
+    batcher = Batcher(run, int, max_batch_cost=10, max_queue_cost=100_000, max_queue_requests=10_000)
+    batcher._worker._started = True  # admitted before the thread runs, so that the order is exact
+    for _ in range(20):
+        batcher.admit(**stream)
+    ticket = batcher.admit(**victim)
+    batcher._worker._started = False
+    batcher.start()
+    ticket.futures[0].result(PATIENCE)
+    run.open = False
+    assert batcher.close(PATIENCE)
+    first = next(
+        index for index, (key, items) in enumerate(run.calls) if key == victim["key"] and victim["items"][0] in items
+    )
+    assert first <= bound
+
+
+def test_promise_4_one_key_cannot_fill_the_queue():
+    """A key takes half of the room by and by; the next key's request is taken in, and a lone large one too."""
+    batcher = Batcher(lambda _key, items: items, int, max_batch_cost=100, max_queue_cost=100, max_queue_requests=100)
+    batcher._worker._started = True
+    for _ in range(5):
+        batcher.admit("a", [10], client="greedy")
+    with pytest.raises(QueueFull) as refusal:
+        batcher.admit("a", [10], client="greedy")
+    assert refusal.value.facts == {"reason": "share", "limit": 50, "actual": 60}
+    batcher.admit("a", [40], client="other")
+    with pytest.raises(QueueFull):
+        batcher.reserve(1, client="greedy")
+    with batcher.reserve(10, client="third"):
+        assert batcher.status().waiting_cost == 100
+
+
+def test_promise_4_one_key_cannot_take_every_place():
+    """What holds for pixels holds for the number of requests."""
+    batcher = Batcher(lambda _key, items: items, int, max_batch_cost=9, max_queue_cost=10_000, max_queue_requests=10)
+    batcher._worker._started = True
+    for _ in range(5):
+        batcher.admit("a", [1], client="greedy")
+    with pytest.raises(QueueFull, match="other keys"):
+        batcher.admit("a", [1], client="greedy")
+    batcher.admit("a", [1], client="other")
+
+
+def test_promise_5_what_can_never_run_blocks_nobody(tmp_path, upscaler):
+    """An image whose tiles the queue can never hold gets 413 with the limit, and who comes after it is served."""
+    app = scripted_app(tmp_path, {"max_queue_pixels": 1_800_000}, lightweight_x2=upscaler)
+
+    async def scenario():
+        async with running(app) as client:
+            impossible = await client.post("/v1/upscale?tile=64", files={"file": png(noise(900, 900))})
+            return impossible, await client.post("/v1/upscale", files={"file": png(noise(8, 8))})
+
+    impossible, behind = asyncio.run(scenario())
+    assert (impossible.status_code, impossible.json()["code"]) == (413, "image_too_large")
+    assert impossible.json()["limit"] == 1_800_000 < impossible.json()["actual"]
+    assert behind.status_code == 200
+
+
+class Gated:
+    """A real network behind a gate."""
+
+    def __init__(self, network):
+        self._upscaler = Upscaler(network)
+        self.gate, self.calls = Gate(), []
+        self.scale, self.window_size = self._upscaler.scale, self._upscaler.window_size
+        self.channels, self.device, self.dtype = 3, "cpu", "float32"
+
+    def forward(self, tiles):
+        self.calls.append(len(tiles))
+        self.gate.pass_through()
+        return self._upscaler.forward(tiles)
+
+
+def test_promise_6_neighbours_do_not_matter(tmp_path):
+    """A real network's answers, alone and in one batch with others: equal but for rounding ties by one level."""
+    network = Gated(tiny_network("lightweight_x4"))
+    folder = model_dir(tmp_path, "lightweight-x2")
+    chosen = Settings(**SMALL, variants="lightweight-x2", model_dir=folder, device="cpu")
+    app = create_app(chosen, load=lambda _name, _path: network)
+    images = [noise(*size, seed=index) for index, size in enumerate([(8, 8), (31, 17), (40, 40), (1, 1), (64, 24)])]
+
+    async def scenario():
+        async with crowd(app, network.gate) as visitors:
+            alone = []
+            for image in images:
+                alone += await visitors.queue(image)
+                await visitors.release()
+            await visitors.hold()
+            together = await visitors.queue(*images)
+            await visitors.release()
+            return alone, together
+
+    alone, together = asyncio.run(scenario())
+    assert network.calls[-1] == len(images)
+    for one, other in zip(alone, together, strict=True):
+        difference = np.abs(image_of(one).astype(int) - image_of(other))
+        assert difference.max() <= 1
+        assert (difference > 0).mean() <= 0.001
+
+
+def test_promise_7_one_bad_item_hurts_itself_alone(app, upscaler, monkeypatch):
+    """Of five in a batch one fails in the network, one in encoding, one never decoded: the others get their images."""
+    bad_forward, bad_encode = np.full((16, 16, 3), 13, np.uint8), noise(24, 24)
+
+    def fault(tile):
+        if (tile == 13).all():
+            raise ArithmeticError("thirteen")
+
+    def encode(image, options):
+        if image.width == 48:
+            raise ArithmeticError("forty-eight")
+        return real(image, options)
+
+    upscaler.fault = fault
+    from app import codec
+
+    real = codec.encode
+    monkeypatch.setattr("app.pipeline.codec.encode", encode)
+    good = [noise(16, 16, seed=seed) for seed in range(3)]
+
+    async def scenario():
+        async with crowd(app, upscaler.gate) as visitors:
+            await visitors.hold()
+            waiting = await visitors.queue(good[0], bad_forward, good[1], bad_encode, good[2])
+            broken = visitors.send(Connection(png(noise(16, 16))[:200], ASKING))
+            await broken.wait_for(b"invalid_image")
+            await visitors.release()
+            return waiting, broken
+
+    waiting, broken = asyncio.run(scenario())
+    assert broken.status == 400
+    assert len(upscaler.calls[1]) == 5
+    for connection in (waiting[1], waiting[3]):
+        assert b'"code":"internal_error"' in connection.body
+        assert b"thirteen" not in connection.body
+        assert b"forty" not in connection.body
+    for pixels, connection in zip(good, waiting[::2], strict=True):
+        np.testing.assert_array_equal(image_of(connection), enlarged(pixels))
+
+
+def test_promise_8_out_of_memory_is_survived(app, upscaler):
+    """What does not fit together is computed apart, pixel by pixel right; the budget learns, and all stays ready."""
+    upscaler.memory = 3000
+    images = [noise(40, 40, seed=seed) for seed in range(6)]  # 1600 pixels each: one fits, two do not
+
+    async def scenario():
+        async with crowd(app, upscaler.gate) as visitors:
+            await visitors.hold()
+            waiting = await visitors.queue(*images)
+            await visitors.release()
+            return waiting, app.state.service.batcher.status(), app.state.service.reasons_not_ready()
+
+    waiting, status, reasons = asyncio.run(scenario())
+    for pixels, connection in zip(images, waiting, strict=True):
+        np.testing.assert_array_equal(image_of(connection), enlarged(pixels))
+    assert reasons == []
+    assert status.batch_budget < 3000
+    assert status.out_of_memory >= 2
+    assert "swin2sr_out_of_memory_total" in app.state.service.metrics.exposition().decode()
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_promise_8_a_tile_that_cannot_run_is_503_with_advice(app, upscaler, error):
+    """After a second try; the one beside it gets its image, and the next request is served."""
+
+    def fault(tile):
+        if tile.shape[0] > 100:
+            raise error
+
+    upscaler.fault = fault
+
+    async def scenario():
+        async with running(app) as client:
+            await app.state.service.boot(lambda: None)
+            starved, fed = await asyncio.gather(
+                client.post("/v1/upscale", files={"file": png(noise(120, 100))}),
+                client.post("/v1/upscale", files={"file": png(noise(20, 20))}),
+            )
+            return starved, fed, await client.get("/health/ready")
+
+    starved, fed, ready = asyncio.run(scenario())
+    assert (starved.status_code, starved.json()["code"]) == (503, "out_of_memory")
+    assert "tile" in starved.json()["detail"]
+    assert int(starved.headers["retry-after"]) >= 1
+    assert fed.status_code == ready.status_code == 200
+    assert upscaler.calls.count([(120, 104)]) == 2
+
+
+def test_promise_8_no_memory_to_decode_or_encode_is_503_too(app, monkeypatch):
+    """Wherever it runs out."""
+
+    def starve(*_args):
+        raise MemoryError
+
+    monkeypatch.setattr("app.pipeline._finish", starve)
+
+    async def scenario():
+        async with running(app) as client:
+            return await client.post("/v1/upscale", files={"file": png(noise(8, 8))})
+
+    response = asyncio.run(scenario())
+    assert (response.status_code, response.json()["code"]) == (503, "out_of_memory")
+
+
+def test_promise_8_the_budget_grows_back():
+    """After a run of successes, step by step, and never over what was configured."""
+    budget = Budget(1000)
+    budget.shrink(900)
+    budget.shrink(400)
+    assert (budget.now, budget.failures) == (200, 2)
+    for _ in range(SUCCESSES_BEFORE_GROWTH):
+        budget.succeed()
+    assert budget.now == 250
+    for _ in range(20 * SUCCESSES_BEFORE_GROWTH):
+        budget.succeed()
+    assert budget.now == 1000
+
+
+STARVED = """
+import asyncio, resource, sys
+import numpy as np
+from app.main import create_app
+from app.settings import Settings
+from model.upscaler import Upscaler
+from tests.networks import tiny_network
+from tests.service import SMALL, noise, png, running
+from tests.scripted import model_dir
+chosen = {**SMALL, "tile_size": 1024, "max_input_pixels": 900_000, "variants": "lightweight-x2", "device": "cpu"}
+settings = Settings(**chosen, model_dir=model_dir(__import__("pathlib").Path(sys.argv[1]), "lightweight-x2"), threads=1)
+app = create_app(settings, load=lambda *_: Upscaler(tiny_network("lightweight_x4")))
+async def main():
+    async with running(app) as client:
+        await app.state.service.boot(lambda: None)
+        small = {"file": png(noise(40, 40))}
+        before = await client.post("/v1/upscale", files=small)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + 150 * 2**20,) * 2)
+        large = await client.post("/v1/upscale", files={"file": png(noise(900, 900))})
+        after = await client.post("/v1/upscale", files=small)
+        ready = await client.get("/health/ready")
+        print(large.status_code, large.json()["code"], after.content == before.content, ready.status_code)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
+def test_promise_8_a_real_allocator_that_refuses_is_survived(tmp_path):
+    """With 150 MB of address space left a real network cannot hold a large image; the next one is as before."""
+    assert resource.RLIMIT_AS
+    command = [sys.executable, "-c", STARVED, str(tmp_path)]
+    root = Path(__file__).parents[1]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
+    assert result.stdout.strip() == "503 out_of_memory True 200", result.stderr[-2000:]
+
+
+def test_promise_10_the_deadline_is_answered_on_time(app, upscaler):
+    """504 while the network still computes another's image, and the late one never runs."""
+
+    async def scenario():
+        async with crowd(app, upscaler.gate) as visitors:
+            await visitors.hold()
+            (late,) = await visitors.queue(noise(24, 24), query="timeout_ms=200")
+            await late.wait_for(b"deadline_exceeded")
+            standing = upscaler.gate._open.is_set()
+            waiting = app.state.service.batcher.status().waiting_requests
+            await visitors.release()
+            return standing, waiting
+
+    assert asyncio.run(scenario()) == (False, 0)
+    assert upscaler.calls == [[(8, 8)]]
+
+
+def test_promise_11_leaving_ends_a_running_tiled_job_at_the_next_batch(app, upscaler):
+    """Of 6 tiles one runs; the others are dropped, and the neighbour in the queue notices nothing."""
+
+    async def scenario():
+        async with crowd(app, upscaler.gate) as visitors:
+            upscaler.gate.close()
+            leaver = visitors.send(Connection(png(noise(200, 300)), {"content-type": "image/png"}))
+            await asyncio.to_thread(upscaler.gate.wait_until_reached)
+            (neighbour,) = await visitors.queue(noise(24, 24))
+            leaver.leave()
+            async with asyncio.timeout(PATIENCE):
+                await visitors.tasks[0]
+            await visitors.release()
+            return leaver, neighbour
+
+    leaver, neighbour = asyncio.run(scenario())
+    assert len(upscaler.calls) == 2
+    assert upscaler.calls[1] == [(24, 24)]
+    np.testing.assert_array_equal(image_of(neighbour), enlarged(noise(24, 24)))
+    assert leaver.status in (0, 499)
+    assert "swin2sr_inflight_requests 0.0" in app.state.service.metrics.exposition().decode()
