@@ -5,14 +5,17 @@ from __future__ import annotations
 import random
 import struct
 import tracemalloc
+import warnings
 import zlib
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from app import codec
+from app.codec.decoders import AvifFile, load
 from app.errors import ImageTooLarge, InvalidImage, InvalidOption, OutputTooLarge, UnsupportedFormat
 from tests.pictures import (
     LIMITS,
@@ -27,6 +30,8 @@ from tests.pictures import (
     tiff,
     written,
 )
+
+THREADS = Path("/proc/self/task")
 
 FILES = {
     "png": lambda: written(image()),
@@ -214,6 +219,8 @@ def test_a_bomb_in_a_chunk_is_left_out(kind):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert decoded.metadata == codec.Metadata()
+    [notice] = decoded.notices
+    assert "too large" in notice
     assert peak < 2**23
 
 
@@ -276,13 +283,63 @@ def test_heif_is_read_where_its_package_is():
         codec.decode(stream.getvalue()[:-50], LIMITS)
 
 
-def test_broken_exif_in_an_avif_is_no_crash():
-    """Where warnings are errors, as here, the file is broken; elsewhere its EXIF is left out."""
+@pytest.mark.parametrize("action", ["error", "ignore"])
+def test_broken_exif_in_an_avif_is_left_out_whatever_warnings_do(action):
+    """The picture is read, and a notice says what is missing; how Python treats warnings makes no difference."""
     body = saved(photograph(), "AVIF", exif=ORIENTED_EXIF[:-8] + bytes(8))
     at = body.index(b"II*\0")
     broken = body[: at + 8] + b"\xff\xff" + body[at + 10 :]
-    with pytest.raises(InvalidImage):
-        codec.decode(broken, LIMITS)
+    with warnings.catch_warnings():
+        warnings.simplefilter(action)
+        decoded = codec.decode(broken, LIMITS)
+    assert decoded.metadata.exif is None
+    assert decoded.notices == ("EXIF was broken and was left out",)
+
+
+@pytest.mark.skipif(not THREADS.is_dir(), reason="threads are counted in /proc")
+def test_an_avif_is_decoded_by_the_thread_that_asks():
+    """Other cores belong to the network; Pillow's own way starts a thread for each."""
+    body = saved(photograph().resize((512, 512)), "AVIF")
+    before = len(list(THREADS.iterdir()))
+    opened = load(AvifFile, body, "avif")
+    assert len(list(THREADS.iterdir())) == before
+    assert opened.size == (512, 512)
+    del opened
+
+
+def test_a_mistake_of_ours_is_not_blamed_on_the_file(monkeypatch):
+    """A TypeError between decoders is a bug, and must not look like a broken image."""
+
+    def mistake(*_):
+        raise TypeError("ours")
+
+    body = written(image())
+    for place in ("app.codec.png.read_metadata", "app.codec.png.read_header", "app.codec.planes.split"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, mistake)
+            with pytest.raises(TypeError, match="ours"):
+                codec.decode(body, LIMITS)
+
+
+def tagged_with(name, content):
+    """A file whose profile, EXIF or XMP is this, and larger than the limit of the test."""
+    if name == "png":
+        return png_with(written(image()), (b"iCCP", b"x\0\0" + zlib.compress(content)))
+    if name == "tiff":
+        return saved(photograph(), "TIFF", icc_profile=content)
+    return saved(photograph(), name.upper(), icc_profile=content)
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp", "tiff", "avif"])
+def test_a_profile_that_is_too_large_is_missed_with_a_notice(name):
+    """In every format, so that nobody wonders where the colours went."""
+    body = tagged_with(name, adobe_rgb() + bytes(3000))
+    decoded = codec.decode(body, codec.Limits(max_profile_bytes=3000))
+    assert decoded.metadata.icc is None
+    [notice] = decoded.notices
+    assert "ICC profile" in notice
+    assert "left out" in notice
+    assert codec.decode(body, LIMITS).metadata.icc is not None
 
 
 def test_a_damaged_checksum_is_a_broken_image():

@@ -3,36 +3,20 @@
 from __future__ import annotations
 
 import struct
-import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from io import BytesIO
 from types import MappingProxyType
 
 import imagecodecs
 import numpy as np
 import PIL.Image
-from PIL import (
-    AvifImagePlugin,
-    BmpImagePlugin,
-    GifImagePlugin,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import BmpImagePlugin, GifImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from app.codec import colour, containers, exif, heif, jpeg, planes, png, tiff, xmp
+from app.codec.decoders import AvifFile, blaming_the_file, load, open_header
 from app.codec.formats import sniff
 from app.codec.image import Header, Image, Limits, Metadata, Pixels, Resolution
 from app.errors import ImageTooLarge, InvalidImage, UnsupportedFormat
-
-_BROKEN = (
-    *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError),
-    *(struct.error, zlib.error, RuntimeError, UserWarning),
-)
-"""What decoders raise over broken files: wrappers of libavif and libpng RuntimeError, and Pillow UserWarning where
-warnings are errors."""
 
 Read = tuple[Pixels, Pixels | None, Metadata, int, tuple[str, ...]]
 """Planes as stored, metadata with its EXIF untouched, orientation, notices."""
@@ -47,10 +31,7 @@ def read_header(body: bytes, limits: Limits) -> Header:
         ImageTooLarge: if it has more than ``limits.max_pixels`` pixels; with ``limit`` and ``actual``.
     """
     name = sniff(body)
-    try:
-        width, height, frames = _HEADERS[name](body)
-    except _BROKEN as error:
-        raise InvalidImage(f"The {name} file is broken or truncated; send the whole file.") from error
+    width, height, frames = _HEADERS[name](body)
     if width < 1 or height < 1:
         raise InvalidImage(f"The {name} file holds no pixels.")
     if width * height > limits.max_pixels:
@@ -75,10 +56,7 @@ def decode(body: bytes, limits: Limits) -> Image:
         ImageTooLarge: if it has more than ``limits.max_pixels`` pixels; nothing was decoded.
     """
     header = read_header(body, limits)
-    try:
-        pixels, alpha, metadata, orientation, notices = _READERS[header.format](body, limits)
-    except _BROKEN as error:
-        raise InvalidImage(f"The {header.format} file is broken or truncated; send the whole file.") from error
+    pixels, alpha, metadata, orientation, notices = _READERS[header.format](body, limits)
     if pixels.shape[0] * pixels.shape[1] > limits.max_pixels:
         raise InvalidImage(f"The {header.format} file has another size than its header says.")
     metadata, more = _upright_metadata(metadata, orientation, gray=pixels.shape[2] == 1)
@@ -108,13 +86,6 @@ def _upright_metadata(metadata: Metadata, orientation: int, *, gray: bool) -> tu
     return metadata, tuple(notices)
 
 
-def _load(plugin: type[ImageFile.ImageFile], body: bytes) -> PIL.Image.Image:
-    """Decode with one format's class: no search over formats, and no limit on pixels but ours."""
-    picture = plugin(BytesIO(body))
-    picture.load()
-    return picture
-
-
 def _orientation(metadata: Metadata) -> int:
     return exif.read_orientation(metadata.exif) if metadata.exif is not None else 1
 
@@ -131,78 +102,71 @@ def _planes(picture: PIL.Image.Image, metadata: Metadata) -> tuple[Pixels, Pixel
 def _read_png(body: bytes, limits: Limits) -> Read:
     chunks = png.read_chunks(body)
     header = png.read_header(chunks)
-    metadata = png.read_metadata(chunks, limits)
+    metadata, notices = png.read_metadata(chunks, limits)
     key = next((bytes(content) for kind, content in chunks if kind == b"tRNS"), None)
     if header.kind == 3 or header.bits < 8:
-        picture = _load(PngImagePlugin.PngImageFile, png.picture_only(chunks, palette=header.kind == 3))
+        picture = load(PngImagePlugin.PngImageFile, png.picture_only(chunks, palette=header.kind == 3), "png")
         pixels, alpha, metadata, _ = _planes(picture, metadata)
     else:
-        pixels, alpha = planes.split(imagecodecs.png_decode(png.picture_only(chunks, palette=False)))
+        with blaming_the_file("png"):
+            samples = imagecodecs.png_decode(png.picture_only(chunks, palette=False))
+        pixels, alpha = planes.split(samples)
     if key is not None and header.kind in (0, 2) and len(key) == 2 * pixels.shape[2]:
         full = 2**header.bits - 1
         step = max(255 // full, 1)
         values = struct.unpack(f">{len(key) // 2}H", key)
         alpha = planes.key_alpha(pixels, tuple((value & full) * step for value in values))
-    return pixels, alpha, metadata, _orientation(metadata), ()
+    return pixels, alpha, metadata, _orientation(metadata), notices
 
 
 def _read_jpeg(body: bytes, limits: Limits) -> Read:
     segments = jpeg.read_segments(body)
     metadata, notices = jpeg.read_metadata(segments, limits)
-    picture = _load(JpegImagePlugin.JpegImageFile, jpeg.picture_only(segments))
+    picture = load(JpegImagePlugin.JpegImageFile, jpeg.picture_only(segments), "jpeg")
     pixels, alpha, metadata, more = _planes(picture, metadata)
     return pixels, alpha, metadata, _orientation(metadata), (*notices, *more)
 
 
 def _read_tiff(body: bytes, limits: Limits) -> Read:
     picture = tiff.read_picture(body)
-    metadata, orientation = tiff.read_metadata(picture, limits)
+    metadata, orientation, left_out = tiff.read_metadata(picture, limits)
     samples, colours = tiff.decode(picture, limits)
     if isinstance(samples, PIL.Image.Image):
         pixels, alpha, metadata, notices = _planes(samples, metadata)
-        return pixels, alpha, metadata, orientation, notices
+        return pixels, alpha, metadata, orientation, (*left_out, *notices)
     if colours == 4:
         pixels, notice = colour.cmyk_to_srgb(samples[:, :, :4], metadata.icc)
         alpha = samples[:, :, 4] if samples.shape[2] == 5 else None
-        return pixels, alpha, replace(metadata, icc=None), orientation, (notice,)
-    return *planes.split(samples), metadata, orientation, ()
+        return pixels, alpha, replace(metadata, icc=None), orientation, (*left_out, notice)
+    return *planes.split(samples), metadata, orientation, left_out
 
 
 def _read_webp(body: bytes, limits: Limits) -> Read:
-    picture = _load(WebPImagePlugin.WebPImageFile, body)
-    pixels, alpha, metadata, notices = _planes(picture, _pillow_metadata(picture, limits))
-    return pixels, alpha, metadata, _orientation(metadata), notices
+    picture = load(WebPImagePlugin.WebPImageFile, body, "webp")
+    metadata, left_out = exif.read_packets(picture.info, limits)
+    pixels, alpha, metadata, notices = _planes(picture, metadata)
+    return pixels, alpha, metadata, _orientation(metadata), (*left_out, *notices)
 
 
 def _read_avif(body: bytes, limits: Limits) -> Read:
-    picture = _load(AvifImagePlugin.AvifImageFile, body)
-    metadata = _pillow_metadata(picture, limits)
+    picture = load(AvifFile, body, "avif")
+    assert isinstance(picture, AvifFile), "load gives what it was told to"
+    metadata, left_out = exif.read_packets(picture.info, limits)
     description = containers.colour_description(body)
     if description is not None and metadata.icc is None:
         metadata = replace(metadata, png_colour=((b"cICP", description),))
     pixels, alpha, metadata, notices = _planes(picture, metadata)
     if containers.bits_per_sample(body) > 8:
         notices = (*notices, "AVIF of more than 8 bits was read as 8 bits")
-    return pixels, alpha, metadata, _orientation(metadata), notices
+    return pixels, alpha, metadata, picture.orientation, (*left_out, *notices)
 
 
-def _read_flat(plugin: type[ImageFile.ImageFile], body: bytes) -> Read:
-    picture = _load(plugin, body)
+def _read_flat(plugin: type[ImageFile.ImageFile], body: bytes, name: str) -> Read:
+    picture = load(plugin, body, name)
     dpi = picture.info.get("dpi")
     resolution = Resolution(dpi[0] / 0.0254, dpi[1] / 0.0254) if dpi and min(dpi) > 0 else None
     pixels, alpha, metadata, notices = _planes(picture, Metadata(resolution=resolution))
     return pixels, alpha, metadata, 1, notices
-
-
-def _pillow_metadata(picture: PIL.Image.Image, limits: Limits) -> Metadata:
-    packets = (picture.info.get(name) for name in ("icc_profile", "exif", "xmp"))
-    icc, block, packet = (bytes(p) if p and len(p) <= limits.max_profile_bytes else None for p in packets)
-    return Metadata(icc, exif.strip_prefix(block) if block else None, packet)
-
-
-def _opened_header(plugin: type[ImageFile.ImageFile], body: bytes) -> tuple[int, int, int]:
-    picture = plugin(BytesIO(body))
-    return picture.width, picture.height, getattr(picture, "n_frames", 1)
 
 
 def _png_header(body: bytes) -> tuple[int, int, int]:
@@ -226,8 +190,8 @@ _HEADERS: Mapping[str, Callable[[bytes], tuple[int, int, int]]] = MappingProxyTy
         "jpeg": _jpeg_header,
         "webp": containers.webp_header,
         "tiff": _tiff_header,
-        "avif": lambda body: _opened_header(AvifImagePlugin.AvifImageFile, body),
-        "bmp": lambda body: _opened_header(BmpImagePlugin.BmpImageFile, body),
+        "avif": lambda body: open_header(AvifFile, body, "avif"),
+        "bmp": lambda body: open_header(BmpImagePlugin.BmpImageFile, body, "bmp"),
         "gif": containers.gif_header,
         "heif": heif.read_header,
     }
@@ -240,8 +204,8 @@ _READERS: Mapping[str, Callable[[bytes, Limits], Read]] = MappingProxyType(
         "webp": _read_webp,
         "tiff": _read_tiff,
         "avif": _read_avif,
-        "bmp": lambda body, _: _read_flat(BmpImagePlugin.BmpImageFile, body),
-        "gif": lambda body, _: _read_flat(GifImagePlugin.GifImageFile, body),
+        "bmp": lambda body, _: _read_flat(BmpImagePlugin.BmpImageFile, body, "bmp"),
+        "gif": lambda body, _: _read_flat(GifImagePlugin.GifImageFile, body, "gif"),
         "heif": heif.read,
     }
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
+from typing import Any
 
 from app.codec.ifd import (
     CLASSIC_TYPES,
@@ -19,7 +21,7 @@ from app.codec.ifd import (
     read_directory,
     read_layout,
 )
-from app.codec.image import Resolution
+from app.codec.image import Limits, Metadata, Resolution, bounded
 
 ORIENTATION = 0x0112
 _SIZES = ((0x0100, 0x0101), (0xA002, 0xA003))
@@ -39,6 +41,16 @@ _SHORT, _LONG = 3, 4
 def strip_prefix(block: bytes) -> bytes:
     """The TIFF structure of an EXIF payload that may begin with ``Exif`` and two zeros."""
     return block[6:] if block[:4] == b"Exif" else block
+
+
+def read_packets(found: Mapping[Any, Any], limits: Limits) -> tuple[Metadata, tuple[str, ...]]:
+    """Profile, EXIF and XMP as Pillow names them, and notices on those that are too large."""
+    notices: list[str] = []
+    icc, block, packet = (
+        bounded(bytes(found[key]) if found.get(key) else None, name, limits, notices)
+        for key, name in (("icc_profile", "an ICC profile"), ("exif", "EXIF"), ("xmp", "XMP"))
+    )
+    return Metadata(icc, strip_prefix(block) if block else None, packet), tuple(notices)
 
 
 def read_orientation(block: bytes) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from app.codec import exif, planes
 from app.codec.containers import colour_description
+from app.codec.decoders import blaming_the_file
 from app.codec.image import Limits, Metadata, Pixels
 from app.errors import UnsupportedFormat
 
@@ -22,8 +24,9 @@ def read_header(body: bytes) -> tuple[int, int, int]:
     Raises:
         UnsupportedFormat: if pillow-heif is missing.
     """
-    file = _open(body)
-    width, height = file.size
+    with blaming_the_file("heif"):
+        file = _open(body)
+        width, height = file.size
     return width, height, 1
 
 
@@ -33,20 +36,17 @@ def read(body: bytes, limits: Limits) -> tuple[Pixels, Pixels | None, Metadata, 
     Raises:
         UnsupportedFormat: if pillow-heif is missing.
     """
-    file = _open(body)
-    count = len(file)
-    samples = np.asarray(file)
+    with blaming_the_file("heif"):
+        file = _open(body)
+        count = len(file)
+        samples = np.asarray(file)
     pixels, alpha = planes.split(samples)
-    packets = (file.info.get(name) for name in ("icc_profile", "exif", "xmp"))
-    icc, block, packet = (bytes(p) if p and len(p) <= limits.max_profile_bytes else None for p in packets)
-    description = colour_description(body) if icc is None else None
-    metadata = Metadata(
-        icc,
-        exif.strip_prefix(block) if block else None,
-        packet,
-        png_colour=((b"cICP", description),) if description else (),
-    )
-    notices = ("further pictures in the file were left out",) if count > 1 else ()
+    metadata, notices = exif.read_packets(file.info, limits)
+    description = colour_description(body) if metadata.icc is None else None
+    if description is not None:
+        metadata = replace(metadata, png_colour=((b"cICP", description),))
+    if count > 1:
+        notices = (*notices, "further pictures in the file were left out")
     return pixels, alpha, metadata, 1, notices
 
 

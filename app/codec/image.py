@@ -25,6 +25,14 @@ class Limits:
     max_profile_bytes: int = 16 * 2**20
 
 
+def bounded(packet: bytes | None, name: str, limits: Limits, notices: list[str]) -> bytes | None:
+    """The packet; None, and one more notice, where it is larger than ``limits`` allow."""
+    if packet is None or len(packet) <= limits.max_profile_bytes:
+        return packet
+    notices.append(f"{name} of more than {limits.max_profile_bytes} bytes was left out")
+    return None
+
+
 @dataclass(frozen=True)
 class Header:
     """What a file's first bytes say; nothing is decoded for it.

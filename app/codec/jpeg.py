@@ -6,7 +6,7 @@ import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from app.codec.image import Limits, Metadata, Resolution
+from app.codec.image import Limits, Metadata, Resolution, bounded
 from app.errors import InvalidImage, UnsupportedFormat
 
 _ICC, _EXIF, _XMP = b"ICC_PROFILE\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
@@ -84,7 +84,7 @@ def read_metadata(segments: Segments, limits: Limits) -> tuple[Metadata, tuple[s
     """Everything kept beside the pixels, and notices on what is not; packets that are broken are left out."""
     exif = xmp = photoshop = None
     resolution = None
-    notices = []
+    notices: list[str] = []
     profile: dict[int, bytes] = {}
     for marker, data in segments.content:
         if marker == APP0 and data[:5] == b"JFIF\0" and len(data) >= 12:
@@ -102,8 +102,7 @@ def read_metadata(segments: Segments, limits: Limits) -> tuple[Metadata, tuple[s
         elif marker == APP13 and data.startswith(_PHOTOSHOP):
             photoshop = (photoshop or b"") + data[len(_PHOTOSHOP) :]
     icc = b"".join(profile[number] for number in sorted(profile)) or None
-    if icc is not None and len(icc) > limits.max_profile_bytes:
-        icc = None
+    icc = bounded(icc, "an ICC profile", limits, notices)
     return Metadata(icc, exif, xmp, photoshop, resolution), tuple(dict.fromkeys(notices))
 
 

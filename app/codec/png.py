@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from app.codec.exif import strip_prefix
-from app.codec.image import Limits, Metadata, Resolution
+from app.codec.image import Limits, Metadata, Resolution, bounded
 from app.errors import InvalidImage
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -18,6 +18,8 @@ _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
 _PICTURE_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _RAW = b"Raw profile type "
+_PACKET_CHUNKS = (b"iCCP", b"eXIf", *_TEXT_CHUNKS)
+_ICC, _EXIF, _XMP, _IPTC = "an ICC profile", "EXIF", "XMP", "IPTC"
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 Chunk = tuple[bytes, memoryview]
@@ -103,37 +105,49 @@ def insert(body: bytes | bytearray, chunks: Iterable[tuple[bytes, bytes]]) -> by
     return b"".join((view[:head], *(part for kind, content in chunks for part in frame(kind, content)), view[head:]))
 
 
-def read_metadata(chunks: Iterable[Chunk], limits: Limits) -> Metadata:
-    """Everything kept beside the pixels; packets that are broken or too large are left out."""
-    icc = exif = xmp = photoshop = None
+def read_metadata(chunks: Iterable[Chunk], limits: Limits) -> tuple[Metadata, tuple[str, ...]]:
+    """Everything kept beside the pixels, and notices on packets that are broken or too large, which are left out."""
+    found: dict[str, bytes] = {}
     resolution = None
     colour: list[tuple[bytes, bytes]] = []
     texts: list[tuple[bytes, bytes]] = []
+    notices: list[str] = []
     for kind, view in chunks:
-        if kind == b"iCCP" and icc is None:
-            icc = _profile(bytes(view), limits)
-        elif kind == b"eXIf" and exif is None and len(view) <= limits.max_profile_bytes:
-            exif = strip_prefix(bytes(view))
-        elif kind == b"pHYs" and len(view) == 9:
+        if kind == b"pHYs" and len(view) == 9:
             resolution = _resolution(bytes(view))
         elif kind in COLOUR_CHUNKS and len(view) <= 32:
             colour.append((kind, bytes(view)))
-        elif kind in _TEXT_CHUNKS and len(view) <= limits.max_profile_bytes:
-            content = bytes(view)
-            keyword = content.split(b"\0", 1)[0]
-            if keyword == _XMP_KEYWORD:
-                xmp = _international_text(content, limits)
-            elif keyword.startswith(_RAW):
-                raw = _raw_profile(kind, content, limits)
-                if raw[:4] == b"Exif" or keyword == _RAW + b"exif":
-                    exif = exif or strip_prefix(raw) or None
-                elif keyword == _RAW + b"xmp":
-                    xmp = xmp or raw or None
-                elif keyword in (_RAW + b"iptc", _RAW + b"8bim"):
-                    photoshop = photoshop or raw or None
-            else:
+        elif kind in _PACKET_CHUNKS:
+            content = bounded(bytes(view), f"a chunk {kind.decode('ascii')}", limits, notices)
+            if content is None:
+                continue
+            name, packet = _packet(kind, content, limits)
+            if not name:
                 texts.append((kind, content))
-    return Metadata(icc, exif, xmp, photoshop, resolution, tuple(colour), tuple(texts))
+            elif packet:
+                found.setdefault(name, packet)
+            else:
+                notices.append(f"{name} was broken or too large, and was left out")
+    icc, exif, xmp, photoshop = (found.get(name) for name in (_ICC, _EXIF, _XMP, _IPTC))
+    return Metadata(icc, exif, xmp, photoshop, resolution, tuple(colour), tuple(texts)), tuple(notices)
+
+
+def _packet(kind: bytes, content: bytes, limits: Limits) -> tuple[str, bytes | None]:
+    """The name and the content of a packet in a chunk, None where it is broken; no name for a text that is none."""
+    if kind == b"iCCP":
+        return _ICC, _profile(content, limits)
+    if kind == b"eXIf":
+        return _EXIF, strip_prefix(content)
+    keyword = content.split(b"\0", 1)[0]
+    if keyword == _XMP_KEYWORD and kind == b"iTXt":
+        return _XMP, _international_text(content, limits)
+    if keyword.startswith(_RAW):
+        raw = _raw_profile(kind, content, limits)
+        if raw[:4] == b"Exif" or keyword == _RAW + b"exif":
+            return _EXIF, strip_prefix(raw)
+        name = {b"xmp": _XMP, b"iptc": _IPTC, b"8bim": _IPTC}.get(keyword.removeprefix(_RAW), "")
+        return name, raw
+    return "", None
 
 
 def metadata_chunks(metadata: Metadata) -> list[tuple[bytes, bytes]]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
 from app.codec import planes
+from app.codec.decoders import blaming_the_file
 from app.codec.exif import ORIENTATION, directory_resolution, extract
 from app.codec.ifd import (
     Directory,
@@ -31,7 +32,7 @@ from app.codec.ifd import (
     pack_header,
     read_layout,
 )
-from app.codec.image import Limits, Metadata
+from app.codec.image import Limits, Metadata, bounded
 from app.errors import InvalidImage, UnsupportedFormat
 
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
@@ -71,12 +72,10 @@ class TiffPicture:
         """The first value of a tag."""
         return self.numbers(tag, (default,))[0]
 
-    def packet(self, tag: int, limits: Limits) -> bytes | None:
-        """The bytes of a tag."""
+    def packet(self, tag: int) -> bytes | None:
+        """The bytes of a tag, if there are any."""
         entry = self.directory.entries.get(tag)
-        if entry is None or not 0 < entry.size <= limits.max_profile_bytes:
-            return None
-        return self.body[entry.start : entry.start + entry.size]
+        return None if entry is None else self.body[entry.start : entry.start + entry.size] or None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -109,28 +108,33 @@ def read_picture(body: bytes) -> TiffPicture:
         pages = list(directories(body, layout, first))
         pictures = [TiffPicture(body, layout, page, 1) for page in pages]
         full = [page for page in pictures if not page.number(_SUBFILE) & _REDUCED_OR_MASK] or pictures[:1]
+        has_size = bool(full) and all(full[0].size)
     except DirectoryError as error:
         raise InvalidImage("The TIFF is broken or truncated; send the whole file.") from error
-    if not full or not full[0].number(_WIDTH) or not full[0].number(_HEIGHT):
+    if not has_size:
         raise InvalidImage("The TIFF holds no picture.")
     return TiffPicture(body, layout, full[0].directory, len(full))
 
 
-def read_metadata(picture: TiffPicture, limits: Limits) -> tuple[Metadata, int]:
-    """Everything kept beside the pixels, and the orientation."""
-    orientation = picture.number(ORIENTATION, 1)
+def read_metadata(picture: TiffPicture, limits: Limits) -> tuple[Metadata, int, tuple[str, ...]]:
+    """Everything kept beside the pixels, the orientation, and notices on what is too large."""
+    notices: list[str] = []
+    try:
+        orientation = picture.number(ORIENTATION, 1)
+    except DirectoryError:
+        orientation = 1
     try:
         resolution = directory_resolution(picture.body, picture.layout, picture.directory)
     except DirectoryError:
         resolution = None
     metadata = Metadata(
-        icc=picture.packet(_ICC, limits),
+        icc=bounded(picture.packet(_ICC), "an ICC profile", limits, notices),
         exif=extract(picture.body, picture.layout, picture.directory),
-        xmp=picture.packet(_XMP, limits),
-        photoshop=picture.packet(_PHOTOSHOP, limits),
+        xmp=bounded(picture.packet(_XMP), "XMP", limits, notices),
+        photoshop=bounded(picture.packet(_PHOTOSHOP), "IPTC", limits, notices),
         resolution=resolution,
     )
-    return metadata, orientation if 1 <= orientation <= 8 else 1
+    return metadata, orientation if 1 <= orientation <= 8 else 1, tuple(notices)
 
 
 def decode(picture: TiffPicture, limits: Limits) -> tuple[TiffImagePlugin.TiffImageFile | NDArray[Any], int]:
@@ -186,11 +190,12 @@ def _load(picture: TiffPicture, values: list[Value]) -> TiffImagePlugin.TiffImag
     packed, position = pack_directory(layout, values, at)
     header = pack_header(layout, position)
     body = b"".join((header, memoryview(picture.body)[len(header) :], bytes(len(picture.body) % 2), packed))
-    try:
-        loaded = TiffImagePlugin.TiffImageFile(BytesIO(body))
-    except SyntaxError as error:
-        raise UnsupportedFormat(f"This TIFF has {_LOSES_DEPTH}.") from error
-    loaded.load()
+    with blaming_the_file("tiff"):
+        try:
+            loaded = TiffImagePlugin.TiffImageFile(BytesIO(body))
+        except SyntaxError as error:
+            raise UnsupportedFormat(f"This TIFF has {_LOSES_DEPTH}.") from error
+        loaded.load()
     return loaded
 
 
