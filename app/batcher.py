@@ -123,6 +123,11 @@ class Batcher(Generic[T, R]):
         self._room.admit(ticket, jobs, client, place)
         return ticket
 
+    def lower_budget(self, cost: int) -> None:
+        """Let a batch cost no more than this from now on; a single item above it still runs, alone."""
+        with self._room.changed:
+            self._budget.lower(cost)
+
     def status(self) -> Status:
         """How things stand now."""
         with self._room.changed:

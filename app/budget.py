@@ -22,6 +22,11 @@ class Budget:
         self.failures = 0
         self._successes = 0
 
+    def lower(self, most: int) -> None:
+        """Configure a smaller budget; a larger one changes nothing."""
+        self._most = max(1, min(self._most, most))
+        self.now = min(self.now, self._most)
+
     def shrink(self, cost: int) -> None:
         """A batch of this cost ran out of memory."""
         self.failures += 1

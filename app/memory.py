@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from app.quota import free_memory
+
 _PHRASES = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "not enough memory")
 """How torch's CPU allocator, CUDA and its libraries say it in a RuntimeError that has no class of its own."""
 
@@ -31,6 +33,11 @@ def give_back(device: torch.device) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # a C library without it
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes that a forward pass may still take on a device; None where nobody tells."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
 
 def measure(device: torch.device) -> Iterator[tuple[str, float]]:

@@ -16,6 +16,20 @@ def usable_cpus(cgroup: Path = CGROUP) -> int:
     return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
 
 
+def free_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes of main memory that this process may still take, within its control group (v2); None where unknown."""
+    free = None
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in lines:
+            free = int(lines["MemAvailable"].split()[0]) * 1024
+    limit_file, used_file = cgroup / "memory.max", cgroup / "memory.current"
+    if limit_file.is_file() and used_file.is_file() and (limit := limit_file.read_text().strip()) != "max":
+        left = max(0, int(limit) - int(used_file.read_text()))
+        free = left if free is None else min(free, left)
+    return free
+
+
 def _quota(cgroup: Path) -> float | None:
     maximum = cgroup / "cpu.max"
     if maximum.is_file():

@@ -172,6 +172,12 @@ class ModelRegistry:
         give_back(self.device)
         raise OutOfMemory("There is not enough memory now. Send the request later, or with a smaller `tile`.")
 
+    @property
+    def bytes_per_pixel(self) -> int:
+        """What a pixel of a batch takes at most, whichever of the loaded variants computes it; 0 where none is."""
+        loaded = [each.loaded.upscaler for each in self._conditions.values() if each.loaded is not None]
+        return max((upscaler.bytes_per_pixel for upscaler in loaded), default=0)
+
     def reasons_not_ready(self) -> list[str]:
         """Why requests for what was wanted at boot cannot be served yet; empty when they can."""
         conditions = [(entry.name, self._conditions[entry.name]) for entry in self._boot]

@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 from app.batcher import Batcher
 from app.errors import NotReady
 from app.jobs import BatchReport
-from app.memory import measure
+from app.memory import free, measure
 from app.metrics import Metrics, counter, gauge, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
 from app.quota import usable_cpus
@@ -93,11 +93,26 @@ class Service:
         """Load and warm what was asked for."""
         started = time.monotonic()
         await self.registry.boot()
+        if self.settings.max_batch_pixels == "auto":
+            self._fit_batches(free(self.registry.device), self.registry.bytes_per_pixel)
         if reasons := self.reasons_not_ready():
             logger.warning("not ready: %s", "; ".join(reasons))
             return
         logger.info("ready after %.1f s", time.monotonic() - started)
         on_ready()
+
+    def _fit_batches(self, free_bytes: int | None, bytes_per_pixel: int) -> None:
+        """Let a batch take half of the memory that is free once everything is loaded."""
+        if free_bytes is None or not bytes_per_pixel:
+            return
+        pixels = free_bytes // 2 // bytes_per_pixel
+        self.batcher.lower_budget(pixels)
+        if pixels < self.settings.tile_size**2:
+            logger.warning(
+                "half of the free memory, %d MiB, holds %d pixels, less than a tile of TILE_SIZE %d: lower it",
+                free_bytes // 2**21, pixels, self.settings.tile_size,
+            )  # fmt: skip
+        logger.info("a batch has %d pixels at most", self.batcher.status().batch_budget)
 
     async def close(self) -> None:
         """Finish what was admitted, within what is left of the time for it, and stop every thread."""

@@ -23,6 +23,10 @@ class TileUpscaler(Protocol):
     device: Any
     dtype: Any
 
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Memory that a forward pass takes for each pixel of its tiles, at most."""
+
     def forward(self, tiles: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Reconstruct tiles (H,W,C) on the window grid in one forward pass: (s H, s W, C) in about [0,1]."""
 

@@ -119,9 +119,8 @@ class WindowAttention(nn.Module):
         if sum(count > 0 for count in counts) == 1:
             kind = next(kind for kind, count in enumerate(counts) if count)
             return torch.softmax(logits + bias[kind], dim=-1)
-        kinds = torch.arange(len(counts), device=bias.device).repeat_interleave(
-            torch.tensor(counts, device=bias.device)
-        )
+        kinds = torch.tensor([kind for kind, count in enumerate(counts) for _ in range(count)])
+        kinds = kinds.to(bias.device, non_blocking=True)
         return torch.softmax(logits + bias[kinds], dim=-1)
 
     def forward(self, tokens: Tensor, counts: tuple[int, ...]) -> Tensor:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from model.hub import local_folder
 
 UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv", "pixelshuffle_aux")
 SCALES = {
@@ -101,19 +104,22 @@ class Swin2SRConfig:
             raise ValueError(f"hidden_act must be one of {', '.join(ACTIVATIONS)}, not {self.hidden_act!r}.")
 
     def _refuse_impossible(self) -> None:
+        whole = [self.embed_dim, self.window_size, self.num_channels, self.out_channels, *self.depths, *self.num_heads]
+        if not all(isinstance(value, int) and value >= 1 for value in whole):
+            raise ValueError("embed_dim, window_size, depths, num_heads and channels must be whole numbers from 1 on.")
         if len(self.depths) != len(self.num_heads) or not self.depths:
             raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must name the same, some, stages.")
-        if min(self.depths) < 1:
-            raise ValueError(f"depths must be 1 or more, not {self.depths}.")
-        if any(heads < 1 or self.embed_dim % heads for heads in self.num_heads):
+        if any(self.embed_dim % heads for heads in self.num_heads):
             raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}.")
         if self.resi_connection == "3conv" and self.embed_dim % 4:
             raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of 4 with resi_connection 3conv.")
         if self.window_size < 2:
             raise ValueError(f"window_size must be 2 or more, not {self.window_size}.")
-        for name in ("num_channels", "num_channels_out", "mlp_ratio", "img_range", "layer_norm_eps"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, not {getattr(self, name)}.")
+        for name in ("mlp_ratio", "img_range", "layer_norm_eps"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}.")
+        if int(self.embed_dim * self.mlp_ratio) < 1:
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves no hidden channel beside embed_dim {self.embed_dim}.")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
@@ -163,12 +169,12 @@ class Swin2SRConfig:
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Swin2SRConfig:
-        """Read ``config.json`` in a folder, or the file itself.
+        """Read ``config.json`` in a folder, or the file itself, or that of a hub id in the local Hugging Face cache.
 
         Raises:
             ValueError: if there is no such file, or it is not a Swin2SR configuration, naming the file.
         """
-        file = Path(folder)
+        file = Path(folder) if Path(folder).suffix == ".json" else local_folder(folder)
         file = file / CONFIG_NAME if file.is_dir() else file
         try:
             values = json.loads(file.read_text(encoding="utf-8"))

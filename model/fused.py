@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import platform
 from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,6 +42,10 @@ class KernelTables:
     bias: Tensor
 
 
+LEAST_WIDTH = 128 if platform.machine().lower() in ("aarch64", "arm64") else 256
+"""Bits of a vector below which PyTorch's own operators are faster."""
+
+
 def build_tables(qkv_bias: Tensor, scale: Tensor, bias: Tensor) -> KernelTables | None:
     """Bring an attention's tables into the kernel's form.
 
@@ -65,11 +71,24 @@ def can_run(block: SwinTransformerBlock, tokens: Tensor) -> bool:
         block.attn.kernel_tables is not None
         and tokens.dtype is torch.float32
         and tokens.device.type == "cpu"
-        and isinstance(block.mlp.act, nn.GELU)
-        and block.mlp.act.approximate == "none"
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and _is_plain(block)
     )
+
+
+def _is_plain(block: SwinTransformerBlock) -> bool:
+    """Whether nobody put another layer, another dtype or a hook into the block."""
+    attn, mlp = block.attn, block.mlp
+    layers: tuple[tuple[nn.Module, type[nn.Module]], ...] = (
+        (attn.qkv, nn.Linear), (attn.proj, nn.Linear), (mlp.fc1, nn.Linear), (mlp.fc2, nn.Linear),
+        (block.norm1, nn.LayerNorm), (block.norm2, nn.LayerNorm), (mlp.act, nn.GELU),
+    )  # fmt: skip
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in block.modules())  # noqa: SLF001
+    if hooked or not all(type(layer) is expected for layer, expected in layers):
+        return False
+    exact = all(parameter.dtype is torch.float32 for layer, _ in layers for parameter in layer.parameters())
+    return exact and mlp.act.approximate == "none"
 
 
 def run(block: SwinTransformerBlock, tokens: Tensor, gather: Tensor | None, counts: tuple[int, ...]) -> Tensor:
@@ -139,11 +158,19 @@ def _contiguous(*weights: Tensor) -> list[Tensor]:
 
 @functools.cache
 def load_kernel() -> ctypes._NamedFuncPointer | None:
-    """The kernel's function, or None where the package was installed without it."""
-    libraries = sorted(Path(__file__).with_name("kernels").glob("block.*.so"))
-    if not libraries:
-        return None
-    function = ctypes.CDLL(str(libraries[0])).swin_block
+    """The kernel's function; None where the package was installed without it, or with one that would be slower."""
+    folder = Path(__file__).with_name("kernels")
+    for suffix in EXTENSION_SUFFIXES:
+        try:
+            library = ctypes.CDLL(str(folder / f"block{suffix}"))
+            if library.swin_block_size() == ctypes.sizeof(_Block) and library.swin_block_width() >= LEAST_WIDTH:
+                return _typed(library.swin_block)
+        except (OSError, AttributeError):  # absent, or built for something else
+            continue
+    return None
+
+
+def _typed(function: ctypes._NamedFuncPointer) -> ctypes._NamedFuncPointer:
     function.argtypes = [
         ctypes.POINTER(_Block), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
         ctypes.c_long, ctypes.POINTER(ctypes.c_long), ctypes.c_int,

@@ -249,6 +249,7 @@ class Swin2SR(nn.Module):
         if layout is None:
             sheets, _, height, width = canvas.shape
             layout = self.layouts([(height, width)] * sheets, canvas.device)
+        layout.check(canvas, self.config.window_size, self.config.shift_size)
         pixels = layout.clear_gaps((canvas - self.mean_in) * self.config.img_range)
         features = self.conv_first(pixels.contiguous(memory_format=torch.channels_last))
         features = convolve(self.conv_after_body, self.extract(features, layout), layout) + features
@@ -272,6 +273,8 @@ class Swin2SR(nn.Module):
         Returns:
             For each image its (C, s * H, s * W), not clamped, and its auxiliary image where the head makes one.
         """
+        if not images:
+            return []
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         layout = self.layouts(sizes, images[0].device)
         image, aux = self(layout.pack(images), layout)

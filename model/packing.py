@@ -22,7 +22,7 @@ from torch import Tensor
 from model import windows
 
 Size = tuple[int, int]
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,14 @@ class PackedLayout:
         return sum(tensor.numel() * tensor.element_size() for tensor in tables)
 
     def pack(self, images: Sequence[Tensor]) -> Tensor:
-        """Lay images (C, H, W), in the order of ``sizes``, onto a zeroed canvas (S, C, height, width)."""
+        """Lay images (C, H, W), in the order of ``sizes``, onto a zeroed canvas (S, C, height, width).
+
+        Raises:
+            ValueError: if sizes, channels or dtypes are not what they should be.
+        """
+        kinds = {(image.shape[0], image.dtype) for image in images}
+        if len(kinds) != 1 or tuple((image.shape[1], image.shape[2]) for image in images) != self.sizes:
+            raise ValueError("Images of a pack need the layout's sizes, and channels and a dtype in common.")
         if self.gaps is None:
             return torch.stack(list(images)).contiguous(memory_format=torch.channels_last)
         first = images[0]
@@ -122,6 +129,19 @@ class PackedLayout:
         for place, image in zip(self.places, images, strict=True):
             place.crop(canvas).copy_(image)
         return canvas
+
+    def check(self, canvas: Tensor, window: int, shift: int) -> None:
+        """Make sure that a canvas and a network belong to this layout.
+
+        Raises:
+            ValueError: if not.
+        """
+        if (self.window, self.shift) != (window, shift):
+            raise ValueError(
+                f"The layout is for window {self.window} and shift {self.shift}, not {window} and {shift}."
+            )
+        if (canvas.shape[0], *canvas.shape[2:]) != (self.sheets, self.height, self.width):
+            raise ValueError(f"The layout is for a canvas ({self.sheets}, C, {self.height}, {self.width}).")
 
     def unpack(self, canvas: Tensor, scale: int = 1) -> list[Tensor]:
         """The images (C, scale * H, scale * W) of a canvas (S, C, scale * height, scale * width), as views."""

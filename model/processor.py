@@ -88,7 +88,7 @@ def to_tensor(pixels: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
     """
     if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim != 3:
         raise ValueError(f"pixels must be uint8 or uint16 of shape (H, W, C), not {pixels.dtype} {pixels.shape}")
-    planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    planes = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))  # a copy: pixels may be read-only
     return planes.to(dtype) / float(np.iinfo(pixels.dtype).max)
 
 

@@ -76,6 +76,8 @@ class Upscaler:
         Raises:
             ValueError: if a side is off the window grid or the channels are not the network's.
         """
+        if not tiles:
+            return []
         for tile in tiles:
             if tile.ndim != 3 or tile.shape[2] != self.channels:
                 raise ValueError(f"Expected (H, W, {self.channels}), not {tile.shape}.")

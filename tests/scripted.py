@@ -55,6 +55,7 @@ class ScriptedUpscaler:
 
     device = "scripted"
     dtype = "float32"
+    bytes_per_pixel = 1000
 
     def __init__(
         self,

@@ -3,12 +3,15 @@
 import copy
 import shutil
 import sysconfig
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import model
 from model import fused
 from model.config import Swin2SRConfig
 from model.network import CHUNK, SwinTransformerBlock, split_counts
@@ -155,3 +158,53 @@ def test_split_counts_loses_no_window(counts: list[int], size: int):
     assert [first for first, _, _ in runs] == [0, *(last for _, last, _ in runs)][:-1]
     assert all(0 < last - first == sum(kinds) <= size for first, last, kinds in runs)
     assert [sum(column) for column in zip(*(kinds for _, _, kinds in runs), strict=True)] == counts
+
+
+@pytest.fixture
+def kernels(tmp_path, monkeypatch):
+    """A folder in the place of the kernel's own, and a cache that is forgotten afterwards."""
+    monkeypatch.setattr(fused, "__file__", str(tmp_path / "fused.py"))
+    (tmp_path / "kernels").mkdir()
+    fused.load_kernel.cache_clear()
+    yield tmp_path / "kernels"
+    fused.load_kernel.cache_clear()
+
+
+@pytest.mark.usefixtures("kernels")
+def test_no_kernel_is_no_error():
+    """An installation without a compiler has none."""
+    assert fused.load_kernel() is None
+
+
+def test_a_broken_kernel_is_passed_over(kernels):
+    """A file that is no library, or one built for something else, leaves PyTorch's operators."""
+    (kernels / f"block{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a library")
+    assert fused.load_kernel() is None
+
+
+@needs_kernel
+def test_a_kernel_of_another_shape_is_passed_over(kernels, monkeypatch):
+    """A library whose weights' structure has another size would read wild memory."""
+    built = next(Path(model.__file__).with_name("kernels").glob(f"block{EXTENSION_SUFFIXES[0]}"))
+    shutil.copy(built, kernels)
+    assert fused.load_kernel() is not None
+    fused.load_kernel.cache_clear()
+    monkeypatch.setattr(fused.ctypes, "sizeof", lambda _type: 1)
+    assert fused.load_kernel() is None
+
+
+@needs_kernel
+def test_changed_blocks_are_left_to_pytorch():
+    """Another dtype in one layer, another class of layer, or a hook: the kernel would compute something else."""
+    tokens = torch.randn(64, 24)
+    changes = {
+        "dtype": lambda block: block.mlp.double(),
+        "layer": lambda block: setattr(block.mlp, "fc1", torch.nn.Sequential(block.mlp.fc1)),
+        "hook": lambda block: block.attn.register_forward_hook(lambda *_: None),
+    }
+    with torch.inference_mode():
+        assert fused.can_run(random_block(24, 2, 8, 0), tokens)
+        for change in changes.values():
+            block = random_block(24, 2, 8, 0)
+            change(block)
+            assert not fused.can_run(block, tokens)

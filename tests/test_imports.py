@@ -11,7 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "model": [
-        {"config", "windows", "processor", "variants", "hub", "degradations", "fetch"},
+        {"hub", "windows", "processor", "variants", "degradations", "fetch"},
+        {"config"},
         {"packing", "fused", "tiling", "image_processor", "keys"},
         {"attention"},
         {"reconstruction"},
@@ -23,15 +24,15 @@ FLOORS = {
     ],
     "app": [
         {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"}
-        | {"budget"},
+        | {"budget", "folders"},
         {"catalogue", "memory", "weights"},
         {"jobs", "sizes", "uploads", "middleware"},
         {"admission"},
         {"codec", "batcher", "registry", "handlers", "client"},
-        {"pipeline"},
+        {"pipeline", "errand"},
         {"service"},
-        {"routes", "local"},
-        {"main"},
+        {"routes", "local", "remote"},
+        {"main", "orders"},
         {"serving", "ray"},
         {"cli"},
     ],

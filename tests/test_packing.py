@@ -134,7 +134,32 @@ def test_two_threads_may_call_one_network():
         with torch.inference_mode():
             return network.reconstruct([image])[0].image
 
-    expected = [upscale(image) for image in images]
-    with ThreadPoolExecutor(2) as pool:
+    with ThreadPoolExecutor(2) as pool:  # concurrent first calls build the layouts
+        first = list(pool.map(upscale, images))
+        expected = [upscale(image) for image in images]
+        assert all(map(torch.equal, first, expected))
         for _ in range(3):
             assert all(map(torch.equal, pool.map(upscale, images), expected))
+
+
+def test_images_that_differ_in_kind_are_no_pack():
+    """Other sizes than the layout's, or channels or dtypes of two kinds, are refused instead of broadcast."""
+    layout = PackedLayout([(8, 8), (8, 16)], 8, 4)
+    good = [torch.zeros(3, 8, 8), torch.zeros(3, 8, 16)]
+    for bad in ([good[0]], good[::-1], [good[0], torch.zeros(1, 8, 16)], [good[0], good[1].double()]):
+        with pytest.raises(ValueError, match="Images of a pack"):
+            layout.pack(bad)
+
+
+def test_a_layout_of_another_network_or_canvas_is_refused():
+    """Another window, shift or size would silently be another function."""
+    network = tiny_network()
+    canvas = torch.zeros(1, 3, 8, 16)
+    for layout in (PackedLayout([(8, 16)], 8, 2), PackedLayout([(8, 16)], 4, 2), PackedLayout([(16, 8)], 8, 4)):
+        with pytest.raises(ValueError, match="layout is for"):
+            network(canvas, layout)
+
+
+def test_no_images_are_an_empty_answer():
+    """An empty pack costs nothing and is no error."""
+    assert tiny_network().reconstruct([]) == []

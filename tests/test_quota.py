@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from app.quota import usable_cpus
+from app.quota import free_memory, usable_cpus
 
 HERE = len(os.sched_getaffinity(0))
 
@@ -33,3 +33,20 @@ def test_the_older_control_groups_are_read(tmp_path, quota, cpus):
 def test_without_control_groups_the_affinity_counts(tmp_path):
     """As on a machine of one's own."""
     assert usable_cpus(tmp_path) == HERE
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "available", "expected"),
+    [("max", 5, 800, 800), (1000, 300, 800, 700), (1000, 100, 800, 800), (100, 300, 800, 0)],
+)
+def test_free_memory_is_the_tighter_of_machine_and_control_group(tmp_path, limit, used, available, expected):
+    """What the kernel says is available, bounded by what the group has left."""
+    (tmp_path / "memory.max").write_text(f"{limit}\n" if limit == "max" else str(limit * 1024))
+    (tmp_path / "memory.current").write_text(str(used * 1024))
+    (tmp_path / "meminfo").write_text(f"MemTotal:  9999 kB\nMemAvailable:   {available} kB\n")
+    assert free_memory(tmp_path, tmp_path / "meminfo") == expected * 1024
+
+
+def test_free_memory_is_unknown_where_nobody_tells(tmp_path):
+    """Neither Linux's table nor a control group."""
+    assert free_memory(tmp_path, tmp_path / "meminfo") is None

@@ -68,6 +68,11 @@ def test_an_image_alone_is_the_image_in_a_batch(upscaler: Upscaler):
         assert (together != alone).mean() <= 0.001
 
 
+def test_no_images_are_no_answers(upscaler: Upscaler):
+    """An empty list is no error."""
+    assert upscaler([]) == upscaler.forward([]) == []
+
+
 @pytest.mark.parametrize("shape", [(8, 8, 1), (8, 8), (8, 8, 4)])
 def test_other_channels_are_refused(upscaler: Upscaler, shape: tuple[int, ...]):
     """A tile of another number of channels is a ValueError that says what was expected."""
@@ -87,7 +92,7 @@ def test_bfloat16_is_close_to_float32():
     assert Upscaler(network, device="cpu").dtype is torch.float32
     (exact,) = Upscaler(network, device="cpu")([image])
     (reduced,) = Upscaler(network, device="cpu", dtype="bfloat16")([image])
-    assert 0 < np.abs(exact.astype(int) - reduced).mean() < 3
+    assert 0 < np.abs(exact.astype(int) - reduced).mean() < 1
 
 
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:99", "cuda:999", "meta"])

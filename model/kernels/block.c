@@ -134,6 +134,9 @@ int swin_block(const struct block *block, const float *in, const int32_t *gather
     return atomic_load(&work.failed);
 }
 
+/* The size of `struct block`, by which the caller knows that it means the same one. */
+int swin_block_size(void) { return (int)sizeof(struct block); }
+
 /* The instruction set in use: 512, 256 or 128 bits. */
 int swin_block_width(void) {
     window_function *window = best_window();

@@ -3,8 +3,8 @@
  *   LANES    floats in a vector
  *   VECTORS  vectors of a row that a micro kernel keeps in registers
  *
- * Within a window everything is feature-major: row c holds channel c of all tokens, SLOTS floats with zeros behind the
- * last token. So matrix products read vectors of tokens, and softmax and LayerNorm never add across a vector.
+ * Within a window everything is feature-major: row c holds channel c of all tokens in SLOTS floats; what stands behind
+ * the last token is finite and reaches no other. So matrix products read vectors of tokens, and softmax and LayerNorm never add across a vector.
  */
 
 typedef float NAME(floats) __attribute__((vector_size(LANES * 4), aligned(LANES * 4)));
