@@ -14,18 +14,33 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 
+from app.errors import ServiceError
+from app.schemas import VariantDescription
 from app.settings import Settings
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N", envvar="SWIN2SR_DEVICE")]
 ModelDir = Annotated[Path | None, typer.Option(help="folder of own checkpoints", envvar="SWIN2SR_MODEL_DIR")]
-VariantName = Annotated[str, typer.Option(help="a variant's name or a task alias; see `swin2sr variants`")]
+Url = Annotated[str | None, typer.Option(help="of a server, in place of this process", envvar="SWIN2SR_URL")]
+
+ApiKey = Annotated[str | None, typer.Option(help="where the server wants one", envvar="SWIN2SR_API_KEY")]
+
+
+def _complete_variant(beginning: str) -> list[str]:
+    """Names and aliases for a shell that completes what was begun."""
+    from model.variants import ALIASES, VARIANTS  # noqa: PLC0415
+
+    return [name for name in (*ALIASES, *VARIANTS) if name.startswith(beginning)]
+
+
+VariantName = Annotated[
+    str,
+    typer.Option(help="a variant's name or a task alias; see `swin2sr variants`", autocompletion=_complete_variant),
+]
 
 
 def build() -> typer.Typer:
     """The commands."""
-    app = typer.Typer(
-        no_args_is_help=True, add_completion=False, help="Swin2SR: super-resolution and restoration of images."
-    )
+    app = typer.Typer(no_args_is_help=True, help="Swin2SR: super-resolution and restoration of images.")
     app.command("serve")(_with_settings(serve))
     app.command("upscale")(upscale)
     app.command("variants")(list_variants)
@@ -52,8 +67,13 @@ def serve(sample: str, **options: str | bool | None) -> None:
 
 
 def upscale(
-    files: Annotated[list[Path], typer.Argument(help="images, or folders of images")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="a file for one image, else a folder")],
+    places: Annotated[list[str], typer.Argument(help="images, folders, patterns such as 'photos/**/*.jpg', or -")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="a file for one image, - for standard output, else a folder; default: here"
+        ),
+    ] = None,
     *,
     variant: VariantName = "x2",
     format: Annotated[  # noqa: A002 - the option's name
@@ -65,53 +85,63 @@ def upscale(
     height: Annotated[int | None, typer.Option(min=1, help="reduce to this height, aspect kept")] = None,
     factor: Annotated[float | None, typer.Option(help="reduce to this multiple of the input")] = None,
     ensemble: Annotated[bool, typer.Option(help="average over eight flips and rotations")] = False,
+    force: Annotated[bool, typer.Option("--force", "-f", help="overwrite files")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="images at once")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="a line of JSON for each image, on standard output")] = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    timeout: Annotated[float, typer.Option(help="seconds that a server may take for an image")] = 3600.0,
     device: Device = "auto",
     model_dir: ModelDir = None,
 ) -> None:
-    """Upscale images in this process. Goes on after one that fails, and exits with 1 then."""
-    from app.local import Job, find_images, upscale_files  # noqa: PLC0415
-    from app.schemas import UpscaleOptions  # noqa: PLC0415
+    """Upscale images, in this process or on a server. Goes on after one that fails, and exits with 1 then.
 
-    images = find_images(files)
-    if not images:
-        raise _complaint("there are no images in what was given")
-    to_file = len(images) == 1 and output.suffix != "" and not output.is_dir()
-    if format is None:
-        names = {"jpg": "jpeg", "tif": "tiff"}
-        suffix = output.suffix.lstrip(".").lower() if to_file else "png"
-        format = names.get(suffix, suffix)  # type: ignore[assignment]  # noqa: A001 - checked as an option below
+    Results are named after the image and the variant, sub-folders are kept, and nothing is overwritten without --force.
+    """
+    from app.orders import Order, carry_out  # noqa: PLC0415
+
+    wishes = {"quality": quality, "metadata": metadata, "width": width, "height": height, "factor": factor}
+    order = Order(tuple(places), output, url, api_key, timeout, force=force, jobs=jobs, as_json=as_json)
     try:
-        options = UpscaleOptions(
-            variant=variant,
-            format=format or "png",
-            quality=quality,
-            metadata=metadata,
-            width=width,
-            height=height,
-            factor=factor,
-            ensemble=ensemble,
-        )
+        options = order.options(variant=variant, format=format, ensemble=ensemble, **wishes)
+        settings = None if url else _settings(variants=("x2",), device=device, model_dir=model_dir)
+        failures = asyncio.run(carry_out(order, options, settings, Console(stderr=True)))
     except ValidationError as error:
         raise _complaint("; ".join(_sentence(fault, "--") for fault in error.errors())) from None
-    settings = _settings(variants=("x2",), device=device, model_dir=model_dir)
-    jobs = [Job(image, output if to_file else output / image.name, rename=not to_file) for image in images]
-    failures = asyncio.run(upscale_files(jobs, options, settings, Console(stderr=True)))
+    except (ValueError, ServiceError, OSError) as error:
+        raise _complaint(str(error)) from None
     raise typer.Exit(1 if failures else 0)
 
 
-def list_variants(device: Device = "auto", model_dir: ModelDir = None) -> None:
-    """What there is, what each is for, and which are here."""
-    from app.registry import ModelRegistry  # noqa: PLC0415
-
+def list_variants(device: Device = "auto", model_dir: ModelDir = None, url: Url = None, api_key: ApiKey = None) -> None:
+    """What there is, what each is for, and which are here, or on a server."""
     try:
-        registry = ModelRegistry(("x2",), model_dir=model_dir, device=device)
-    except ValueError as error:
+        described, present = _described(device, model_dir) if url is None else _described_by(url, api_key)
+    except (ValueError, ServiceError, OSError) as error:
         raise _complaint(str(error)) from None
-    table = Table("variant", "here", "aliases", "scale", "what it is for")
-    for each in registry.describe_all():
-        here = "yes" if registry.is_present(each.name) else "no"
+    table = Table("variant", "here" if url is None else "there", "aliases", "scale", "what it is for")
+    for each in described:
+        here = "yes" if each.name in present else "no"
         table.add_row(each.name, here, ", ".join(each.aliases), str(each.scale or "?"), each.summary)
     Console().print(table)
+
+
+def _described(device: str, model_dir: Path | None) -> tuple[list[VariantDescription], set[str]]:
+    """The variants of this machine, and which of them are present."""
+    from app.registry import ModelRegistry  # noqa: PLC0415
+
+    registry = ModelRegistry(("x2",), model_dir=model_dir, device=device)
+    described = registry.describe_all()
+    return described, {each.name for each in described if registry.is_present(each.name)}
+
+
+def _described_by(url: str, api_key: str | None) -> tuple[list[VariantDescription], set[str]]:
+    """The variants of a server, and which of them are present."""
+    from app.client import Client  # noqa: PLC0415
+
+    with Client(url, api_key=api_key) as client:
+        described = client.variants().variants
+    return described, {each.name for each in described if each.state != "absent" or "present" in (each.reason or "")}
 
 
 def evaluate(
@@ -122,7 +152,6 @@ def evaluate(
     model_dir: ModelDir = None,
 ) -> None:
     """PSNR and SSIM on a folder, by the published protocol."""
-    from app.errors import ServiceError  # noqa: PLC0415
     from app.registry import ModelRegistry  # noqa: PLC0415
     from model.evaluate import evaluate_folder, tabulate  # noqa: PLC0415
     from model.upscaler import Upscaler  # noqa: PLC0415

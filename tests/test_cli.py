@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
+import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +19,15 @@ from typer.testing import CliRunner
 
 from app import local
 from app.cli import build
-from app.schemas import UpscaleOptions
+from app.orders import Order, carry_out
+from app.service import build_service
 from app.settings import Settings
 from model.variants import VARIANTS, embedded_path
+from tests.listening import listening
 from tests.scripted import ScriptedUpscaler, loading, model_dir
-from tests.service import SMALL, enlarged, noise, pixels_of, png
+from tests.service import SMALL, enlarged, noise, pixels_of, png, scripted_app
+
+ROOT = Path(__file__).parents[1]
 
 needs_weights = pytest.mark.skipif(embedded_path("small-x2") is None, reason="the embedded weights are not here")
 
@@ -33,20 +43,30 @@ def run():
 
 
 @pytest.fixture
-def upscale(tmp_path, monkeypatch):
-    """Upscales files with a scripted network."""
+def upscaler(tmp_path, monkeypatch):
+    """The network of commands that compute in this process."""
     upscaler = ScriptedUpscaler()
-    original = local.build_service
-    monkeypatch.setattr(local, "build_service", lambda settings: original(settings, loading(lightweight_x2=upscaler)))
     folder = model_dir(tmp_path / "models", "lightweight-x2")
-    settings = Settings(**SMALL, variants="x2", model_dir=folder, device="cpu")
 
-    def go(*jobs, **options):
-        console = Console(record=True, width=200)
-        failures = asyncio.run(local.upscale_files(jobs, UpscaleOptions(**options), settings, console))
-        return failures, console.export_text()
+    def build(settings):
+        chosen = {**settings.model_dump(), **SMALL, "variants": "x2", "model_dir": folder, "device": "cpu"}
+        return build_service(Settings(**chosen), loading(lightweight_x2=upscaler))
 
-    return go
+    monkeypatch.setattr(local, "build_service", build)
+    return upscaler
+
+
+@pytest.fixture
+def photos(tmp_path, monkeypatch):
+    """A folder with a folder, a broken image and a text in it; the current folder is its parent."""
+    folder = tmp_path / "photos"
+    (folder / "sub").mkdir(parents=True)
+    for name, seed in (("a.png", 1), ("sub/b.JPG", 2)):
+        (folder / name).write_bytes(png(noise(8, 8, seed=seed)))
+    (folder / "bad.png").write_bytes(b"nonsense")
+    (folder / "notes.txt").write_text("no image")
+    monkeypatch.chdir(tmp_path)
+    return folder
 
 
 def test_every_setting_is_an_option_of_serve(run):
@@ -84,33 +104,117 @@ def test_an_image_is_upscaled_by_the_real_network(run, tmp_path):
         assert (image.format, image.size) == ("WEBP", (48, 32))
 
 
-def test_a_folder_goes_into_a_folder(upscale, tmp_path):
-    """Each file under its own name, with the suffix of its format."""
-    inputs, outputs = tmp_path / "in", tmp_path / "out"
-    inputs.mkdir()
-    pixels = noise(150, 20)
-    (inputs / "a.png").write_bytes(png(pixels))
-    (inputs / "b.jpg").write_bytes(png(pixels))
-    (inputs / "notes.txt").write_text("no image")
-    images = local.find_images([inputs])
-    assert [image.name for image in images] == ["a.png", "b.jpg"]
-    failures, _ = upscale(*(local.Job(image, outputs / image.name, rename=True) for image in images))
-    assert failures == 0
-    assert sorted(file.name for file in outputs.iterdir()) == ["a.png", "b.png"]
-    np.testing.assert_array_equal(pixels_of((outputs / "a.png").read_bytes()), enlarged(pixels))
+@pytest.mark.usefixtures("upscaler")
+def test_a_folder_goes_into_a_folder(run, photos, tmp_path):
+    """Sub-folders stay, names say the variant, a bad file is named and does not stop the others, and it exits 1."""
+    answer = run("upscale", photos, "-o", "out", "--variant", "x2")
+    assert answer.exit_code == 1
+    out = tmp_path / "out"
+    results = sorted(str(file.relative_to(out)) for file in out.rglob("*") if file.is_file())
+    assert results == ["a-lightweight-x2.png", "sub/b-lightweight-x2.png"]
+    np.testing.assert_array_equal(pixels_of((out / results[0]).read_bytes()), enlarged(noise(8, 8, seed=1)))
+    assert "bad.png: This is not an image" in answer.stderr
+    assert "2 images upscaled, 1 failed:" in answer.stderr
 
 
-def test_a_bad_file_does_not_stop_the_others(upscale, tmp_path):
-    """It is named with its reason, and counted."""
-    files = {"bad.png": b"nonsense", "gone.png": None, "good.png": png(noise(8, 8))}
-    for name, body in files.items():
-        if body is not None:
-            (tmp_path / name).write_bytes(body)
-    failures, text = upscale(*(local.Job(tmp_path / name, tmp_path / "out" / name, rename=True) for name in files))
-    assert failures == 2
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["good.png"]
-    for line in ("bad.png: This is not an image", "gone.png: ", "good.png -> "):
-        assert line in text
+def test_nothing_is_overwritten_without_force(run, upscaler, photos, tmp_path):
+    """Neither what was there before, nor is anything computed for it; with ``--force`` it is replaced."""
+    (tmp_path / "out.png").write_bytes(b"mine")
+    answer = run("upscale", photos / "a.png", "-o", "out.png")
+    assert answer.exit_code == 1
+    assert "--force" in answer.stderr
+    assert (tmp_path / "out.png").read_bytes() == b"mine"
+    assert upscaler.calls == []
+    assert run("upscale", photos / "a.png", "-o", "out.png", "--force").exit_code == 0
+    assert pixels_of((tmp_path / "out.png").read_bytes()).shape == (16, 16, 3)
+    assert [file.name for file in tmp_path.iterdir() if "part" in file.name] == []
+
+
+@pytest.mark.usefixtures("upscaler")
+def test_without_an_output_the_result_lies_here(run, photos, tmp_path):
+    """Under a name of its own, so that the image itself is safe."""
+    assert run("upscale", photos / "a.png", "--format", "jpeg").exit_code == 0
+    assert (tmp_path / "a-lightweight-x2.jpg").read_bytes().startswith(b"\xff\xd8")
+
+
+@pytest.mark.usefixtures("upscaler")
+def test_standard_input_goes_to_standard_output(photos):
+    """With nothing else in it, whatever is said on standard error."""
+    body = (photos / "a.png").read_bytes()
+    answer = CliRunner().invoke(build(), ["upscale", "-"], input=body)
+    assert answer.exit_code == 0
+    np.testing.assert_array_equal(pixels_of(answer.stdout_bytes), enlarged(noise(8, 8, seed=1)))
+    answer = CliRunner().invoke(build(), ["upscale", str(photos / "a.png"), "-o", "-", "--format", "webp"])
+    assert answer.stdout_bytes.startswith(b"RIFF")
+
+
+@pytest.mark.usefixtures("upscaler")
+def test_each_image_is_a_line_of_json(run, photos):
+    """Good ones and bad ones, for programs."""
+    answer = run("upscale", photos, "-o", "out", "--json")
+    lines = {line["source"]: line for line in map(json.loads, answer.stdout.splitlines())}
+    assert lines[str(photos / "a.png")] == {
+        "source": str(photos / "a.png"),
+        "target": "out/a-lightweight-x2.png",
+        "variant": "lightweight-x2",
+        "scale": 2,
+        "tiles": 1,
+        "seconds": lines[str(photos / "a.png")]["seconds"],
+    }
+    assert lines[str(photos / "bad.png")]["error"]["code"] == "unsupported_format"
+    assert len(lines) == 3
+
+
+@pytest.mark.usefixtures("upscaler")
+def test_bars_show_the_whole_and_the_file(photos):
+    """On a terminal, while an image of several tiles is computed."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    (photos / "large.png").write_bytes(png(noise(300, 20)))
+    order = Order(("photos/large.png",), Path("out.png"), None, None, 60, force=False, jobs=1, as_json=False)
+    options = order.options(variant="x2", format=None)
+    assert asyncio.run(carry_out(order, options, Settings(), console)) == 0
+    text = console.file.getvalue()
+    assert "1 image" in text
+    assert "large.png" in text
+    assert "━" in text
+
+
+def test_a_server_computes_where_one_is_named(run, photos, tmp_path):
+    """With the same names, lines and errors as in this process."""
+    with listening(scripted_app(tmp_path / "service", lightweight_x2=ScriptedUpscaler())) as url:
+        answer = run("upscale", photos, "-o", "out", "--url", url, "--json", "--jobs", "2")
+        missing = run("upscale", photos, "-o", "out", "--url", url, "--variant", "realworld-x4")
+        listed = run("variants", "--url", url)
+    assert answer.exit_code == 1
+    assert sorted(file.name for file in (tmp_path / "out").rglob("*.png")) == [
+        "a-lightweight-x2.png",
+        "b-lightweight-x2.png",
+    ]
+    assert "unsupported_format" in answer.stdout
+    assert "swin2sr fetch realworld-x4" in missing.stderr
+    assert "lightweight-x2" in listed.output
+    assert run("upscale", photos, "-o", "out", "--url", "http://127.0.0.1:1").exit_code == 1
+
+
+def test_a_key_is_sent_to_the_server(run, photos, tmp_path):
+    """Where it wants one."""
+    with listening(scripted_app(tmp_path / "s", {"api_keys": "secret"}, lightweight_x2=ScriptedUpscaler())) as url:
+        refused = run("upscale", photos / "a.png", "-o", "out", "--url", url)
+        served = run("upscale", photos / "a.png", "-o", "out", "--url", url, "--api-key", "secret")
+    assert "A key is needed" in refused.stderr
+    assert (refused.exit_code, served.exit_code) == (1, 0)
+
+
+def test_a_shell_can_complete(run):
+    """Commands and options by the shell's own means, and variants by their names."""
+    assert "--install-completion" in run("--help").output
+    environment = {**os.environ, "COMP_WORDS": "swin2sr upscale --variant small", "COMP_CWORD": "3"}
+    environment["_SWIN2SR_COMPLETE"] = "complete_bash"
+    program = "from app.cli import build; build()(prog_name='swin2sr')"
+    result = subprocess.run(
+        [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert "small-x2" in result.stdout.split()
 
 
 def test_a_bad_file_makes_the_exit_status_1(run, tmp_path):
@@ -128,13 +232,18 @@ def test_a_bad_file_makes_the_exit_status_1(run, tmp_path):
         (("a.png", "-o", "out.gif"), "--format"),
         (("a.png", "-o", "out.png", "--factor", "1", "--width", "3"), "factor"),
         (("a.png", "-o", "out.png", "--factor", "-1"), "--factor"),
+        (("*.png", "-o", "out.png"), "into a folder"),
+        (("*.png", "-o", "-"), "one image"),
+        (("a.png", "-o", "-", "--json"), "standard output"),
     ],
 )
-def test_impossible_wishes_are_refused_in_a_sentence(run, tmp_path, arguments, sentence):
+def test_impossible_wishes_are_refused_in_a_sentence(run, tmp_path, monkeypatch, arguments, sentence):
     """Before anything is loaded."""
     (tmp_path / "empty").mkdir()
-    (tmp_path / "a.png").write_bytes(png(noise(8, 8)))
-    answer = run("upscale", tmp_path / arguments[0], "-o", tmp_path / arguments[2], *arguments[3:])
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png(noise(8, 8)))
+    monkeypatch.chdir(tmp_path)
+    answer = run("upscale", *arguments)
     assert answer.exit_code == 1
     assert sentence in answer.stderr
 
