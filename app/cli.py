@@ -46,6 +46,7 @@ def build() -> typer.Typer:
     app.command("variants")(list_variants)
     app.command("evaluate")(evaluate)
     app.command("fetch")(fetch)
+    app.command("bench")(bench)
     return app
 
 
@@ -183,6 +184,27 @@ def fetch(variant: Annotated[str, typer.Argument(help="an official variant")]) -
         "this version does not download weights itself. Do this, and start the server with --model-dir MODELS:\n"
         f"  {way}"
     )
+
+
+def bench(
+    *,
+    checkpoint: Annotated[Path | None, typer.Option(help="lightweight x2 weights; random ones without it")] = None,
+    device: Device = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="of a forward pass on a CPU; the CPU quota")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="measurements of each side")] = 5,
+    only: Annotated[list[str] | None, typer.Option(help="a section of the table; may be repeated")] = None,
+    json: Annotated[Path | None, typer.Option(help="file to write the results to")] = None,
+) -> None:
+    """How fast this is here, alone and as a service, over other runtimes and over what the machine can do."""
+    from app.bench.service import run  # noqa: PLC0415
+    from app.quota import usable_cpus  # noqa: PLC0415
+    from model.bench.sections import Bench  # noqa: PLC0415
+    from model.upscaler import find_device  # noqa: PLC0415
+
+    try:
+        run(Bench(find_device(device), threads or usable_cpus(), runs, checkpoint), only, json)
+    except (ValueError, RuntimeError) as error:
+        raise _complaint(str(error)) from None
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:

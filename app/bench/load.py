@@ -1,0 +1,96 @@
+"""Requests at a steady pace, and how long they take: closed and open loop, in windows of the same work."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+Send = Callable[[bytes], Awaitable[None]]
+"""Sends a request and waits for its answer; raises where that is not what was wanted."""
+
+AGREEING, AGREEMENT, MOST_WINDOWS = 3, 1.1, 6
+"""So many windows in a row, of so many at most, have to lie within this factor for a figure to be stable."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """A stretch of steady work: its seconds, and the latency of each request that ended in it, in seconds."""
+
+    seconds: float
+    latencies: tuple[float, ...]
+
+
+async def until_stable(measure: Callable[[], Awaitable[Window]]) -> list[Window]:
+    """Take windows until the last few agree, or patience ends; the last few."""
+    windows: list[Window] = []
+    while len(windows) < MOST_WINDOWS:
+        windows.append(await measure())
+        if len(windows) >= AGREEING and is_stable(windows[-AGREEING:]):
+            break
+    return windows[-AGREEING:]
+
+
+def is_stable(windows: Sequence[Window]) -> bool:
+    """Whether windows of the same work took about the same time."""
+    lengths = [window.seconds for window in windows]
+    return max(lengths) <= AGREEMENT * min(lengths)
+
+
+def middle(windows: Sequence[Window]) -> float:
+    """Seconds of the window in the middle."""
+    return statistics.median(window.seconds for window in windows)
+
+
+def percentile(windows: Sequence[Window], share: float) -> float:
+    """The latency in seconds that this share of all requests stayed below."""
+    latencies = sorted(latency for window in windows for latency in window.latencies)
+    return latencies[min(len(latencies) - 1, int(share * len(latencies)))]
+
+
+async def closed_loop(send: Send, work: Sequence[bytes], concurrency: int) -> Window:
+    """So many callers, each sending its next request when its last is answered.
+
+    The window begins when as many requests have ended as there are callers, and holds ``len(work)`` of them.
+    """
+    stream = itertools.cycle(work)
+    ends: list[float] = []
+    latencies: list[float] = []
+
+    async def call() -> None:
+        while len(ends) < concurrency + len(work):
+            started = time.perf_counter()
+            await send(next(stream))
+            ends.append(time.perf_counter())
+            latencies.append(ends[-1] - started)
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(concurrency):
+            group.create_task(call())
+    last = concurrency + len(work)
+    return Window(ends[last - 1] - ends[concurrency - 1], tuple(latencies[concurrency:last]))
+
+
+async def open_loop(send: Send, work: Sequence[bytes], rate: float, seed: int = 0) -> Window:
+    """Requests that come at random, ``rate`` a second on average, whether or not earlier ones are answered.
+
+    Latency counts from when a request was due.
+    """
+    generator = random.Random(seed)  # noqa: S311 - chance, not secrecy
+    latencies: list[float] = []
+
+    async def call(body: bytes, due: float) -> None:
+        await asyncio.sleep(due - time.perf_counter())
+        await send(body)
+        latencies.append(time.perf_counter() - due)
+
+    started = due = time.perf_counter()
+    async with asyncio.TaskGroup() as group:
+        for body in work:
+            due += generator.expovariate(rate)
+            group.create_task(call(body, due))
+    return Window(time.perf_counter() - started, tuple(latencies))
