@@ -7,7 +7,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -17,6 +17,8 @@ from app.errors import InternalError
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 KEY = "swin2sr"
+SLICE = 256 * 1024
+"""Bytes of a body that are sent at once."""
 
 logger = logging.getLogger("app.access")
 
@@ -78,7 +80,8 @@ class RequestContext:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-Id"] = identity
-            await send(message)
+            for slice_ in _slices(message):
+                await send(slice_)
 
         try:
             await self.app(scope, receive, send_with_id)
@@ -101,6 +104,17 @@ class RequestContext:
                 quote(scope["path"]),
                 extra={"status": status, "request_id": identity, "seconds": round(seconds, 4), **facts},
             )
+
+
+def _slices(message: Message) -> Iterator[Message]:
+    """A long body piece by piece: copying a hundred megabytes at once would hold up the event loop."""
+    body = message.get("body", b"")
+    if len(body) <= SLICE:
+        yield message
+        return
+    for start in range(0, len(body), SLICE):
+        more = message.get("more_body", False) or start + SLICE < len(body)
+        yield {**message, "body": body[start : start + SLICE], "more_body": more}
 
 
 async def _send_internal_error(send: Send, error: InternalError, identity: str) -> None:

@@ -217,6 +217,7 @@ class ModelRegistry:
         """Load and warm; the reason why not, and then what served before serves on."""
         assert entry.path is not None, "resolve refuses what is absent"
         condition = self._conditions[entry.name]
+        replaced = condition.loaded is not None
         reason: str | None = "something unexpected; the server's log has it"
         try:
             self._set_threads()
@@ -231,7 +232,8 @@ class ModelRegistry:
         finally:
             if condition.loaded is None:
                 condition.state, condition.reason = "failed", reason
-        give_back(self.device)
+        if replaced:
+            give_back(self.device)
         return reason
 
     def _let_go(self, entry: Entry) -> str | None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,11 +23,16 @@ SMALL = {"tile_size": 128, "tile_overlap": 32, "max_input_pixels": 1_000_000, "d
 """Settings under which small images have several tiles."""
 
 
-def scripted_app(folder: Path, settings: dict[str, object] | None = None, **upscalers: ScriptedUpscaler) -> FastAPI:
+def scripted_app(
+    folder: Path,
+    settings: dict[str, object] | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **upscalers: ScriptedUpscaler,
+) -> FastAPI:
     """An application whose variants are these upscalers (``classical_x2=`` is ``classical-x2``), all loaded at boot."""
     names = [name.replace("_", "-") for name in upscalers]
     wanted = {"variants": ",".join(names), "model_dir": model_dir(folder / "models", *names), "device": "cpu"}
-    return create_app(Settings(**{**SMALL, **wanted, **(settings or {})}), load=loading(**upscalers))
+    return create_app(Settings(**{**SMALL, **wanted, **(settings or {})}), load=loading(**upscalers), clock=clock)
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Promises 1 to 8 and 10: what is batched, in which order, and what happens when something fails.
+"""Promises 2 to 8, 10, 11, 13, 14 and 18: what is batched, in which order, and what happens when something fails.
 
 The whole application runs, with all of its middleware; a scripted upscaler stands in the network's place.
 """
@@ -9,9 +9,11 @@ import asyncio
 import resource
 import subprocess
 import sys
+import time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,9 +21,12 @@ from hypothesis import strategies as st
 
 from app.batcher import Batcher
 from app.budget import SUCCESSES_BEFORE_GROWTH, Budget
-from app.errors import QueueFull
+from app.errors import InternalError, QueueFull
 from app.main import create_app
+from app.registry import ModelRegistry
+from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
+from app.weights import Piece
 from model.upscaler import Upscaler
 from tests.connections import Connection
 from tests.networks import tiny_network
@@ -414,7 +419,10 @@ STARVED = """
 import asyncio, resource, sys
 import numpy as np
 from app.main import create_app
+from app.registry import ModelRegistry
+from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
+from app.weights import Piece
 from model.upscaler import Upscaler
 from tests.networks import tiny_network
 from tests.service import SMALL, noise, png, running
@@ -485,3 +493,127 @@ def test_promise_11_leaving_ends_a_running_tiled_job_at_the_next_batch(app, upsc
     np.testing.assert_array_equal(image_of(neighbour), enlarged(noise(24, 24)))
     assert leaver.status in (0, 499)
     assert "swin2sr_inflight_requests 0.0" in app.state.service.metrics.exposition().decode()
+
+
+def test_promise_18_batches_add_up(app, upscaler):
+    """The sum of batch sizes is what the network computed successfully, faults and splits included."""
+    done = []
+
+    def fault(tile):
+        if tile[0, 0, 0] == 13 and upscaler.calls:
+            raise ArithmeticError
+
+    forward = upscaler.forward
+    upscaler.fault = fault
+    upscaler.forward = lambda tiles: done.append(forward(tiles)) or done[-1]
+    bad = np.full((16, 16, 3), 13, np.uint8)
+
+    async def scenario():
+        async with crowd(app, upscaler.gate) as visitors:
+            await visitors.hold()
+            await visitors.queue(noise(16, 16), bad, noise(200, 300), noise(24, 24), bad)
+            await visitors.release()
+
+    asyncio.run(scenario())
+    executed = sum(len(outputs) for outputs in done[2:])  # after the warm-up
+    counted = app.state.service.metrics.exposition().decode()
+    assert f"swin2sr_batch_images_sum {float(executed)}" in counted
+    assert executed == 1 + 1 + 6 + 1
+
+
+def test_promise_13_a_frozen_worker_makes_it_not_ready(tmp_path, upscaler):
+    """Silence beyond the bound is a reason with its length; much more of it asks for a restart; then all is well."""
+    ahead = [0.0]
+    app = scripted_app(tmp_path, clock=lambda: time.monotonic() + ahead[0], lightweight_x2=upscaler)
+
+    async def scenario():
+        async with crowd(app, upscaler.gate) as visitors:
+            transport = httpx.ASGITransport(app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+
+                async def ask():
+                    return [(await client.get(f"/health/{each}")).status_code for each in ("ready", "live")]
+
+                seen = []
+                await visitors.hold()
+                for ahead[0] in (0.0, STALL_SECONDS + 1, RESTART_SECONDS + 1):
+                    seen.append(await ask())
+                reason = (await client.get("/health/ready")).json()["detail"]
+                await visitors.release()
+                return [*seen, await ask()], reason
+
+    seen, reason = asyncio.run(scenario())
+    assert seen == [[200, 200], [503, 200], [503, 503], [200, 200]]
+    assert "no sign of life" in reason
+
+
+def test_promise_13_a_slow_worker_that_progresses_stays_ready(tmp_path):
+    """A network that beats is not frozen, however long a batch takes."""
+    ahead, slow = [0.0], ScriptedUpscaler()
+    app = scripted_app(tmp_path, clock=lambda: time.monotonic() + ahead[0], lightweight_x2=slow)
+    service = app.state.service
+
+    async def scenario():
+        async with crowd(app, slow.gate) as visitors:
+            await visitors.hold()
+            reasons = []
+            for _ in range(100):
+                ahead[0] += STALL_SECONDS - 1
+                reasons += service.reasons_not_ready()
+                service.registry._beat()
+            running = service.batcher.status().running_seconds
+            await visitors.release()
+            return reasons, running
+
+    reasons, running_seconds = asyncio.run(scenario())
+    assert reasons == []
+    assert running_seconds > 100 * (STALL_SECONDS - 1)
+
+
+def test_promise_13_a_real_network_beats_at_every_module():
+    """So that a forward pass of minutes shows that it goes on."""
+    beats = []
+    registry = ModelRegistry(("small-x2",), device="cpu", beat=lambda: beats.append(1))
+    upscaler = asyncio.run(registry.obtain(registry.resolve("small-x2"))).upscaler
+    beats.clear()
+    registry.forward("", [Piece(upscaler, noise(16, 16))])
+    registry.close()
+    assert len(beats) > len(upscaler.network.layers)
+
+
+@pytest.mark.parametrize("stage", ["cost", "count", "progress"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_promise_14_a_fault_in_any_stage_leaves_nobody_waiting(stage):
+    """In the cost function, in counting a batch, in telling progress: every caller gets an answer, also the next."""
+    broken = [True]
+
+    def fail(*_args):
+        if broken[0]:
+            raise ArithmeticError
+
+    def cost(item):
+        if stage == "cost":
+            fail()
+        return item
+
+    batcher = Batcher(
+        lambda _key, items: items,
+        cost,
+        max_batch_cost=9,
+        max_queue_cost=99,
+        max_queue_requests=9,
+        restart_delay=0.0,
+        on_batch=fail if stage == "count" else lambda _report: None,
+    )
+    batcher.start()
+    on_progress = (lambda each: each.state == "running" and fail()) if stage == "progress" else None
+    if stage == "cost":
+        with pytest.raises(ArithmeticError):
+            batcher.admit("a", [1])
+    else:
+        (future,) = batcher.admit("a", [1], on_progress=on_progress).futures
+        assert isinstance(future.exception(PATIENCE), InternalError if stage == "progress" else type(None))
+    broken[0] = False
+    assert batcher.admit("a", [2]).futures[0].result(PATIENCE) == 2
+    assert batcher.status().waiting_requests == 0
+    assert batcher.close(PATIENCE)

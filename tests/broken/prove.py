@@ -1,0 +1,58 @@
+"""Shows that the proofs can fail: breaks a promise with a small patch, and expects its test to notice.
+
+``python -m tests.broken.prove``; the patches are applied to a copy of the sources, never to these.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+
+TESTS = {
+    "promise_02": "tests/test_promise_batching.py::test_promise_2_what_waits_shares_the_next_batch",
+    "promise_07": "tests/test_promise_batching.py::test_promise_7_one_bad_item_hurts_itself_alone",
+    "promise_11": "tests/test_promise_batching.py::test_promise_11_leaving_ends_a_running_tiled_job_at_the_next_batch",
+    "promise_15": "tests/test_promise_process.py::test_promise_15_draining_loses_nothing",
+}
+"""For each patch, the test that has to fail with it and to pass without."""
+
+
+def passes(test: str, folder: Path) -> bool:
+    """Whether a test passes with the sources in a folder."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "60", test]
+    environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False).returncode == 0
+
+
+def copy_sources(folder: Path) -> None:
+    """The sources as they stand here."""
+    for name in ("app", "model", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "training"))
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def main() -> int:
+    """Try every patch; 1 if a test did not notice."""
+    missed = 0
+    for name, test in TESTS.items():
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            copy_sources(folder)
+            whole = passes(test, folder)
+            with (HERE / f"{name}.patch").open() as patch:
+                subprocess.run(["patch", "-p1", "--quiet"], cwd=folder, stdin=patch, check=True)
+            noticed = whole and not passes(test, folder)
+        missed += not noticed
+        print(f"{name}: {'noticed' if noticed else 'NOT NOTICED'} by {test.rpartition('::')[2]}", flush=True)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

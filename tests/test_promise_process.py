@@ -1,0 +1,395 @@
+"""Promises 1, 9, 12 to 16 and 19: the real server as a process, with a scripted upscaler in the network's place."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.chaos.metrics import Books
+from tests.scripted import PATIENCE
+from tests.scripted_server import ScriptedServer, Spell
+from tests.service import noise, png, png_header
+
+LONG = os.environ.get("PROVE") == "1"
+"""Whether to run the long forms, as ``make prove`` does."""
+
+long = pytest.mark.skipif(not LONG, reason="takes long; `make prove` runs it")
+
+SMALL = png(noise(8, 8))
+PNG = {"content-type": "image/png"}
+ASKING = {"accept": "multipart/mixed", **PNG}
+
+
+def address(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    return host, int(port)
+
+
+def post(server, body=SMALL, headers=PNG):
+    return httpx.post(f"{server.url}/v1/upscale", content=body, headers=headers, timeout=300)
+
+
+@contextlib.contextmanager
+def raw(server, head, body=b""):
+    """A connection on which a request was begun by hand."""
+    with socket.create_connection(address(server), PATIENCE) as connection:
+        connection.sendall(f"POST /v1/upscale HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode() + body)
+        yield connection
+
+
+def read_until(connection, text):
+    """What arrives, up to and with this text."""
+    received = b""
+    while text not in received:
+        chunk = connection.recv(65536)
+        assert chunk, received
+        received += chunk
+    return received
+
+
+def read_all(connection):
+    received = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(65536):
+            received += chunk
+    return received
+
+
+def is_complete(answer):
+    """Whether a ``multipart/mixed`` answer came to its end, in chunks, with an image."""
+    return answer.endswith(b"--\r\n\r\n0\r\n\r\n") and b"content-type: image/png" in answer
+
+
+def running_request(server, pixels):
+    """A connection whose image is being computed."""
+    body = png(pixels)
+    head = f"Content-Type: image/png\r\nAccept: multipart/mixed\r\nContent-Length: {len(body)}\r\nConnection: close"
+    return raw(server, head, body)
+
+
+@pytest.fixture(scope="module")
+def server():
+    """A server that takes no time over its work."""
+    with ScriptedServer() as process:
+        yield process
+
+
+def test_promise_1_idle_means_no_wait(server):
+    """For a lone 8x8 image HTTP and batcher together cost 5 ms at most, median, beside the forward pass and codec."""
+
+    def overhead(client):
+        started = time.perf_counter()
+        response = client.post("/v1/upscale", content=SMALL, headers=PNG)
+        total = (time.perf_counter() - started) * 1000
+        stages = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
+        return total - sum(float(stages[stage]) for stage in ("decode", "forward", "encode"))
+
+    with httpx.Client(base_url=server.url) as client:
+        medians = [statistics.median(overhead(client) for _ in range(100)) for _ in range(3)]
+    assert min(medians) <= 5
+
+
+def test_promise_1_idle_costs_nothing(server):
+    """When nothing is asked of it, the process uses under 2 % of a core."""
+    seconds = 10.0 if LONG else 3.0
+
+    def used():
+        fields = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    before = used()
+    threading.Event().wait(seconds)
+    assert (used() - before) / seconds < 0.02
+
+
+def test_promise_9_overload_is_answered_with_200_or_429():
+    """Ten times what it can do, deadlines above the queue's bound: every answer is one of the two, and in time."""
+    seconds = 60 if LONG else 6
+    queue, each = 8, 0.2
+
+    async def ask(http, at, seen):
+        await asyncio.sleep(at)  # the arrival that the load is made of
+        started = time.monotonic()
+        response = await http.post("/v1/upscale", content=SMALL, headers=PNG)
+        seen.append((response.status_code, time.monotonic() - started))
+        if response.status_code == 429:
+            assert 1 <= int(response.headers["retry-after"]) <= 60
+
+    async def overload(url):
+        seen = []
+        async with httpx.AsyncClient(base_url=url, timeout=30, limits=httpx.Limits(max_connections=None)) as http:
+            rate = 10 / each
+            await asyncio.gather(*(ask(http, number / rate, seen) for number in range(int(seconds * rate))))
+        return seen
+
+    with ScriptedServer(seconds=each * 1e6 / 64, max_queue_requests=queue, request_timeout_ms=20_000) as server:
+        before = memory_of(server)
+        seen = asyncio.run(overload(server.url))
+        growth = memory_of(server) - before
+        assert Books(server.url).is_quiet()
+    assert {status for status, _ in seen} == {200, 429}
+    assert len(seen) == seconds * 10 / each
+    served = sorted(duration for status, duration in seen if status == 200)
+    assert served[int(len(served) * 0.99)] <= 2 * queue * each + 1  # the batch that runs, and one's own
+    assert growth < 50 * 2**20
+
+
+def memory_of(server):
+    """Resident bytes of a server."""
+    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+POSTER = """
+import pathlib, sys, httpx
+body = pathlib.Path(sys.argv[2]).read_bytes()
+for _ in range(int(sys.argv[3])):
+    answer = httpx.post(sys.argv[1], content=body, headers={"content-type": "image/png"}, timeout=300)
+    assert answer.status_code == 200, answer.text
+"""
+
+
+def test_promise_12_the_event_loop_never_blocks(tmp_path):
+    """While 12-megapixel PNGs are served, with every core computing, live answers within 50 ms, 99 of 100 times."""
+    (tmp_path / "large.png").write_bytes(png(np.tile(noise(300, 400), (10, 10, 1))))
+    settings = {"tile_size": 544, "tile_overlap": 32, "request_timeout_ms": 300_000}
+    times = []
+    with ScriptedServer(seconds=0.2, burn=True, **settings) as server, httpx.Client(base_url=server.url) as client:
+        client.get("/health/live")
+        command = [sys.executable, "-c", POSTER, f"{server.url}/v1/upscale", str(tmp_path / "large.png")]
+        posters = [subprocess.Popen([*command, "3" if LONG else "1"]) for _ in range(2)]
+        while any(poster.poll() is None for poster in posters):
+            started = time.perf_counter()
+            assert client.get("/health/live").status_code == 200
+            times.append(time.perf_counter() - started)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                posters[-1].wait(0.01)
+        assert [poster.wait() for poster in posters] == [0, 0]
+    assert len(times) > 100
+    assert sorted(times)[int(len(times) * 0.99)] <= 0.05
+
+
+def test_promise_14_a_killed_worker_is_replaced(server):
+    """Who was waiting gets 503 and may come again; the next request is served."""
+    dead = post(server, png(Spell.DEATH.cast(noise(8, 8))))
+    assert (dead.status_code, dead.json()["code"]) == (503, "not_ready")
+    assert int(dead.headers["retry-after"]) >= 1
+    assert post(server).status_code == 200
+    assert httpx.get(f"{server.url}/health/live").status_code == 200
+
+
+def test_promise_14_when_nothing_helps_the_process_ends():
+    """After five deaths of the worker in a row the exit status is not zero, so that somebody starts it again."""
+    deadly = png(Spell.DEATH.cast(noise(8, 8)))
+    with ScriptedServer() as server:
+        codes = [post(server, deadly).status_code for _ in range(5)]
+        assert codes == [503] * 5
+        assert server.wait() == 1
+    assert any("giving up" in line for line in server.output)
+
+
+def test_promise_15_draining_loses_nothing():
+    """After SIGTERM: not ready at once, still accepting, everything accepted is finished, and the exit status is 0."""
+    with ScriptedServer(seconds=20, drain_delay_ms=1500, drain_timeout_ms=60_000) as server:
+        with running_request(server, noise(200, 300)) as early, httpx.Client(base_url=server.url) as client:
+            read_until(early, b'"state":"running"')
+            server.signal()
+            while (ready := client.get("/health/ready")).status_code == 200:
+                pass
+            assert "shutting down" in ready.json()["detail"]
+            assert client.get("/health/live").status_code == 200
+            with running_request(server, noise(100, 100)) as late:  # a connection of its own: the listener is open
+                assert b"200 OK" in read_until(late, b'"state":"queued"')
+                answers = [read_all(early), read_all(late)]
+        assert all(is_complete(answer) for answer in answers)
+        assert server.wait() == 0
+
+
+def test_promise_15_a_second_signal_forces():
+    """Work that would take minutes does not keep it."""
+    with (
+        ScriptedServer(seconds=2000, drain_delay_ms=60_000) as server,
+        running_request(server, noise(200, 300)) as connection,
+    ):
+        read_until(connection, b'"state":"running"')
+        server.signal()
+        while httpx.get(f"{server.url}/health/ready").status_code == 200:
+            pass
+        started = time.monotonic()
+        server.signal()
+        assert server.wait() == 1
+        assert time.monotonic() - started < PATIENCE
+
+
+@long
+def test_promise_15_the_budget_bounds_the_wait():
+    """What is not finished by then is given up, and the exit status says so."""
+    with (
+        ScriptedServer(seconds=2000, drain_delay_ms=0, drain_timeout_ms=1500) as server,
+        running_request(server, noise(200, 300)) as connection,
+    ):
+        read_until(connection, b'"state":"running"')
+        started = time.monotonic()
+        server.signal()
+        assert server.wait() == 1
+        assert time.monotonic() - started < PATIENCE
+
+
+def can_unshare():
+    if not shutil.which("unshare"):
+        return False
+    command = ["unshare", "--pid", "--fork", "true"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.skipif(not can_unshare(), reason="this machine allows no process namespaces")
+def test_promise_15_it_works_as_process_1():
+    """In a namespace of its own, where signals without a handler are ignored: SIGTERM is heard, work is finished."""
+
+    class FirstProcess(ScriptedServer):
+        def __init__(self, **settings):
+            super().__init__(**settings)
+            self._command = ["unshare", "--pid", "--fork", "--kill-child", *self._command]
+
+        def signal(self, number=signal.SIGTERM):
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            os.kill(int(children[0]), number)
+
+    with FirstProcess(seconds=20, drain_delay_ms=500) as server:
+        with running_request(server, noise(200, 300)) as connection:
+            read_until(connection, b'"state":"running"')
+            server.signal()
+            assert is_complete(read_all(connection))
+        assert server.wait() == 0
+
+
+def test_promise_16_a_slow_body_ends_in_408():
+    """By hand, byte by byte, through the real listener; and the connection is not kept."""
+    with ScriptedServer(upload_timeout_ms=300) as server:
+        head = "Content-Type: image/png\r\nContent-Length: 1000"
+        with raw(server, head, SMALL[:20]) as connection:
+            answer = read_until(connection, b"upload_too_slow")
+        assert answer.startswith(b"HTTP/1.1 408")
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_promise_16_bodies_are_bounded_with_and_without_a_length(framing):
+    """413 from Content-Length before a byte is read, and while streaming where there is none."""
+    with ScriptedServer(max_body_bytes=1000) as server:
+        if framing == "length":
+            with raw(server, "Content-Type: image/png\r\nContent-Length: 5000") as connection:
+                answer = read_until(connection, b"body_too_large")
+        else:
+            chunk = b"%x\r\n%s\r\n" % (1500, bytes(1500))
+            with raw(server, "Content-Type: image/png\r\nTransfer-Encoding: chunked", chunk) as connection:
+                answer = read_until(connection, b"body_too_large")
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_promise_16_bodies_together_are_bounded():
+    """While one upload stands, another that does not fit beside it gets 429; afterwards it is welcome."""
+    limits = {"max_body_bytes": 1000, "max_inflight_bytes": 1000}
+    with ScriptedServer(**limits) as server:
+        with raw(server, "Content-Type: image/png\r\nContent-Length: 1000", bytes(950)):
+            while (refused := post(server)).status_code != 429:
+                assert refused.status_code == 200  # the first upload is on its way
+            assert refused.json()["reason"] == "bytes"
+        while (answer := post(server)).status_code == 429:
+            pass  # the server has yet to see that the first one left
+        assert answer.status_code == 200
+
+
+def test_promise_16_a_bomb_costs_no_memory(server):
+    """A thousand files of a few bytes that promise 10^9 pixels are refused from their headers."""
+    before = memory_of(server)
+    with httpx.Client(base_url=server.url) as client:
+        for _ in range(1000 if LONG else 100):
+            answer = client.post("/v1/upscale", content=png_header(40_000, 25_000), headers=PNG)
+            assert answer.status_code == 413
+    assert memory_of(server) - before < 20 * 2**20
+
+
+def test_promise_16_keys_are_needed_before_a_body_is_read():
+    """401 without reading what was announced."""
+    head = "Content-Type: image/png\r\nContent-Length: 1000"
+    with ScriptedServer(api_keys="hush") as server, raw(server, head) as connection:
+        assert read_until(connection, b"unauthorized").startswith(b"HTTP/1.1 401")
+
+
+@long
+def test_promise_19_the_first_request_is_as_fast_as_the_others():
+    """Ready means warm: it costs 1.3 times the median of the later ones at most, with the embedded network."""
+    from tests.server import ServerProcess
+
+    body = png(noise(96, 96))
+
+    def forward(client):
+        timing = client.post("/v1/upscale", content=body, headers=PNG).headers["server-timing"]
+        return float(dict(part.split(";dur=") for part in timing.split(", "))["forward"])
+
+    ratios = []
+    for _ in range(3):
+        with ServerProcess(variants="x2", device="cpu") as server, httpx.Client(base_url=server.url) as client:
+            times = [forward(client) for _ in range(9)]
+        ratios.append(times[0] / statistics.median(times[1:]))
+        if ratios[-1] <= 1.3:
+            break
+    assert min(ratios) <= 1.3
+
+
+def test_promise_19_memory_is_steady():
+    """Requests of random sizes, 2,000 in the long form, let resident memory grow by 100 MB at most."""
+    growth = grow(2000 if LONG else 500)
+    assert growth <= 100 * 2**20
+
+
+@long
+def test_promise_19_a_leak_would_be_seen():
+    """The test above fails for a server that keeps its uploads."""
+    assert grow(2000 if LONG else 500, leak=True) > 100 * 2**20
+
+
+def grow(requests, *, leak=False):
+    """Bytes that a server's memory grows by while it answers requests of random sizes, after as many to warm up."""
+    random = np.random.default_rng(7)
+    sizes = [tuple(random.integers(8, 400, 2)) for _ in range(30)]
+    bodies = itertools.cycle([png(noise(*size, seed=index)) for index, size in enumerate(sizes)])
+    options = {"program": ("-W", "ignore", "-m", "tests.leaking_server")} if leak else {}
+    with ScriptedServer(max_input_pixels=1_000_000, **options) as server, httpx.Client(base_url=server.url) as client:
+
+        def ask(times):
+            for body in itertools.islice(bodies, times):
+                assert client.post("/v1/upscale", content=body, headers=PNG, timeout=60).status_code == 200
+            return memory_of(server)
+
+        return -ask(60) + ask(requests)
+
+
+def test_one_access_line_per_request_in_json():
+    """On demand each line is an object; an upload's line says who, what, how large and how long, and nothing of it."""
+    with ScriptedServer(log_format="json") as server:
+        post(server, png(noise(200, 300)), {**PNG, "x-request-id": "mine"})
+        server.stop()
+    lines = [json.loads(line) for line in server.output if line.startswith("{")]
+    (line,) = [line for line in lines if line.get("request_id") == "mine"]
+    assert (line["status"], line["variant"], line["pixels"], line["tiles"]) == (200, "classical-x2", 60_000, 6)
+    assert {"queue_ms", "forward_ms", "decode_ms", "encode_ms", "seconds", "time", "level"} <= set(line)
+
+
+if sys.platform != "linux":
+    pytestmark = pytest.mark.skip(reason="memory and processor time are read where Linux has them")
