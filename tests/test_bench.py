@@ -1,0 +1,268 @@
+"""The bench: that it compares what it says it compares. How fast anything is, no test asks."""
+
+import asyncio
+import itertools
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from app.bench import load, service
+from app.cli import build
+from model import fused
+from model.bench import floor, memory, sections, timing, works
+from model.bench.__main__ import main
+from model.bench.profile import BLOCK, profile_forward
+from model.bench.report import Row, tabulate
+from model.bench.sections import Bench
+from model.config import Swin2SRConfig
+from model.network import Swin2SR
+from model.tiling import plan
+from model.upscaler import Upscaler
+from tests.networks import tiny_network
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """A bench in a hurry, with a tiny network in every variant's place."""
+    monkeypatch.setattr(sections, "make_network", lambda *_: tiny_network(head="lightweight_x4", upscale=2))
+    monkeypatch.setattr(timing, "SHORTEST", 1e-6)
+    monkeypatch.setitem(floor.GEMM_SIDE, "cpu", 64)
+    return Bench(CPU, threads=1, runs=1)
+
+
+def test_every_multiplication_is_counted_once():
+    """The count of a lightweight and a classical network is what their layers' sizes say."""
+    body = 36 * (8 * 180**2 + 2 * 64 * 180) + 6 * (9 + 1) * 180**2 + 180**2 + 9 * 180**2 + 27 * 180
+    head = 9 * 180 * 64 + 9 * 64 * 256 + 4 * 9 * 64 * 3
+    assert floor.multiply_adds_per_pixel(Swin2SR(Swin2SRConfig()).eval()) == body + head
+    assert floor.multiply_adds_per_pixel(works.make_network("lightweight-x2")) == 1_063_620
+
+
+def test_sides_take_turns(monkeypatch):
+    """After a warm-up, A and B are measured alternately, and both as often as was asked for."""
+    monkeypatch.setattr(timing, "SHORTEST", 1e-6)
+    calls = []
+    timings = timing.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 5, CPU)
+    assert [name for name, _ in itertools.groupby(calls)] == ["a", "b"] * 6
+    assert [len(each.runs) for each in timings.values()] == [5, 5]
+    assert timing.Timing((3.0, 1.0, 2.0)).median == 2.0
+    assert timing.Timing((3.0, 1.0, 2.0)).spread == 3.0
+
+
+def test_short_work_is_repeated():
+    """What is over at once is measured over many calls, and the time is that of one."""
+    calls = []
+    timings = timing.interleave({"a": lambda: calls.append(1)}, 1, CPU)
+    assert len(calls) > 1000
+    assert timings["a"].median < 1e-3
+
+
+@pytest.mark.parametrize("count", [2, 3, 16])
+def test_mixed_sizes_differ(count):
+    """No two images are of one size and none is square, from the smallest to the largest side."""
+    sizes = works.mixed_sizes(count, 32, 200)
+    assert len(set(sizes)) == count
+    assert all(height != width for height, width in sizes)
+    assert {min(map(min, sizes)), max(map(max, sizes))} == {32, 200}
+
+
+def test_padding_to_the_largest_makes_sizes_equal_and_keeps_pixels():
+    """Both the greatest height and the greatest width are reached, whichever image has them."""
+    images = [works.draw_pixels(8, 24), works.draw_pixels(16, 8)]
+    padded = works.pad_to_largest(images)
+    assert [image.shape for image in padded] == [(16, 24, 3)] * 2
+    for image, larger in zip(images, padded, strict=True):
+        np.testing.assert_array_equal(larger[: image.shape[0], : image.shape[1]], image)
+
+
+def test_a_large_image_is_tiled_as_the_service_does(monkeypatch):
+    """It takes one forward pass a tile, and a small image is what the upscaler makes of it."""
+    upscaler = Upscaler(tiny_network(upscale=2), device="cpu")
+    image = works.draw_pixels(30, 60)
+    np.testing.assert_array_equal(works.upscale_tiled(upscaler, image), upscaler([image])[0])
+    monkeypatch.setattr(works, "TILE_SIZE", 32)
+    monkeypatch.setattr(works, "TILE_OVERLAP", 16)
+    shapes = []
+    forward = upscaler.forward
+    monkeypatch.setattr(upscaler, "forward", lambda tiles: shapes.extend(t.shape[:2] for t in tiles) or forward(tiles))
+    assert works.upscale_tiled(upscaler, image).shape == (60, 120, 3)
+    assert shapes == [(tile.height, tile.width) for tile in plan(32, 64, 32, 16, 8)]
+
+
+def test_the_services_tiles_are_the_defaults():
+    """What is measured here is what the settings say."""
+    from app.settings import Settings
+
+    fields = Settings.model_fields
+    assert fields["tile_size"].default == works.TILE_SIZE
+    assert fields["tile_overlap"].default == works.TILE_OVERLAP
+
+
+def test_peak_memory_is_the_childs_own():
+    """What this process has touched does not count, though getrusage would report it."""
+    ballast = np.ones(2**30, np.uint8)
+    peak = memory.measure_peak("here", 16, None, 1)
+    assert 50 * 2**20 < peak < ballast.nbytes < memory.read_peak()
+
+
+def test_what_does_not_fit_is_refused_before_the_machine_suffers():
+    """An image of 120 gigabytes ends in a sentence."""
+    with pytest.raises(memory.NoMemoryError):
+        memory.measure_peak("here", 200_000, None, 1)
+
+
+def test_other_runtimes_compute_the_same(bench, monkeypatch):
+    """The forward section says how far apart the values are, and has a ratio for each runtime and for the floor."""
+    pytest.importorskip("transformers")
+    monkeypatch.setattr(sections, "BASELINES", {"Transformers": sections.BASELINES["Transformers"]})
+    values, ratio, least = sections.compare_forward(bench, "lightweight-x2", 16)
+    assert (values.against, ratio.against, least.against) == ("Transformers", "Transformers", "arithmetic floor")
+    assert values.figure < 1e-5
+    assert ratio.figure > 0
+    assert least.figure > 0
+
+
+def test_what_is_not_installed_is_said(bench, monkeypatch):
+    """Without Transformers, whose network the others convert, every row is there and has no figure."""
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    rows = list(sections.compare_forward(bench, "lightweight-x2", 16))
+    assert [(row.against, row.figure, row.there) for row in rows[:-1]] == [
+        (name, None, "not installed") for name in sections.BASELINES
+    ]
+    assert tabulate(rows[0]).split(" | ")[2] == "-"
+
+
+def test_each_runtime_is_missed_alone(bench, monkeypatch):
+    """One that is not installed leaves the others their rows."""
+    pytest.importorskip("transformers")
+    baselines = {name: sections.BASELINES[name] for name in ("Transformers", "OpenVINO")}
+    monkeypatch.setattr(sections, "BASELINES", baselines)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    rows = {row.against: row for row in sections.compare_forward(bench, "lightweight-x2", 16)}
+    assert rows["Transformers"].figure > 0
+    assert rows["OpenVINO"].there == "not installed"
+
+
+@pytest.mark.usefixtures("bench")
+def test_a_table_and_a_file(monkeypatch, tmp_path, capsys):
+    """The program prints the sections that were asked for and writes the same as JSON."""
+    monkeypatch.setattr(sections, "MIXED", (3, 8, 24))
+    monkeypatch.setattr(sections, "GROWTH", (8, 16))
+    monkeypatch.setattr(sections, "UNIT", 8)
+    file = tmp_path / "results.json"
+    threads = torch.get_num_threads()
+    try:
+        assert main(["--only", "growth", "mixed", "--runs", "1", "--threads", "1", "--json", str(file)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    content = json.loads(file.read_text())
+    assert content["machine"]["threads"] == 1
+    assert [row["against"] for row in content["rows"]] == ["one by one", "padding all to the largest", "8x8"]
+    printed = capsys.readouterr().out
+    assert all(tabulate(Row(**row)) in printed for row in content["rows"])
+
+
+def test_a_profile_adds_up(bench):
+    """Shares of families add up to one, and on a CPU the kernel is seen."""
+    shares = profile_forward(bench.upscaler(), works.draw_pixels(16, 16), 1)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["convolution"] > 0
+    if fused.load_kernel():
+        assert shares[BLOCK] > 0
+
+
+def test_an_unknown_section_is_refused(bench):
+    """By name, with those that there are."""
+    with pytest.raises(ValueError, match=r"no section 'fast'.*service"):
+        service.run(bench, ["fast"])
+
+
+def test_the_closed_loop_keeps_its_callers_busy():
+    """There are never more requests at once than callers, mostly as many, and the window holds all the work once."""
+    seen, most = 0, []
+
+    async def send(_body):
+        nonlocal seen
+        seen += 1
+        most.append(seen)
+        await asyncio.sleep(0)
+        seen -= 1
+
+    window = asyncio.run(load.closed_loop(send, [b"x"] * 12, 4))
+    assert max(most) == 4
+    assert most.count(4) > 6
+    assert len(window.latencies) == 12
+    assert window.seconds > 0
+
+
+def test_the_open_loop_waits_for_no_answer():
+    """All requests are sent though none is answered before the last has come; waiting counts as latency."""
+
+    async def go():
+        waiting, everybody = 0, asyncio.Event()
+
+        async def send(_body):
+            nonlocal waiting
+            waiting += 1
+            if waiting == 10:
+                everybody.set()
+            await everybody.wait()
+
+        return await load.open_loop(send, [b"x"] * 10, rate=1000)
+
+    window = asyncio.run(go())
+    assert len(window.latencies) == 10
+    assert max(window.latencies) > min(window.latencies)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "taken", "stable"),
+    [
+        ([1, 1.05, 1.1, 9], 3, True),
+        ([5, 1, 1, 1, 9], 4, True),
+        ([1, 1.2, 1, 1.2, 1, 1.2, 9], load.MOST_WINDOWS, False),
+    ],
+)
+def test_windows_are_taken_until_three_agree(lengths, taken, stable):
+    """Within a tenth; and when patience ends, that they do not is known."""
+    left = iter(lengths)
+
+    async def measure():
+        return load.Window(next(left), (1.0,))
+
+    windows = asyncio.run(load.until_stable(measure))
+    assert [window.seconds for window in windows] == lengths[taken - 3 : taken]
+    assert load.is_stable(windows) is stable
+
+
+def test_a_failed_request_fails_the_window():
+    """A server that answers quickly with errors does not look fast."""
+
+    async def send(_body):
+        raise ConnectionError
+
+    with pytest.raises(ExceptionGroup):
+        asyncio.run(load.closed_loop(send, [b"x"], 1))
+
+
+@pytest.mark.slow
+def test_the_service_is_measured(bench, monkeypatch):
+    """Against a real server: the batcher's row, two of the closed loop and one of the open loop."""
+    monkeypatch.setattr(service, "MIXED", (8, 8, 24))
+    monkeypatch.setattr(service, "WINDOW_SECONDS", 0.01)
+    rows = list(service.measure_service(bench))
+    assert [row.work.split(",")[0] for row in rows] == ["batcher", "service", "service", "service"]
+    assert all(row.figure > 0 for row in rows)
+
+
+def test_the_command_line_has_a_bench():
+    """With the options of ``python -m model.bench``."""
+    from typer.testing import CliRunner
+
+    text = CliRunner().invoke(build(), ["bench", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    assert all(f"--{name}" in text for name in ("checkpoint", "device", "threads", "runs", "only", "json"))
