@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from app import codec
 from app.batcher import Batcher
-from app.errors import DeadlineExceeded
+from app.errors import DeadlineExceeded, RequestError
 from app.jobs import Progress, Ticket
 from app.passes import Pass, Pixels, Values, fit, is_constant, turn, turn_back
 from app.registry import ModelRegistry
 from app.schemas import UpscaleOptions
 from app.settings import Settings
 from app.sizes import Outline, final_size, outline, reduce_to
+from app.spool import Spool
 from app.uploads import Upload
 from app.weights import Piece, TileUpscaler
 from model.processor import pad_direct
@@ -34,6 +35,9 @@ P = ParamSpec("P")
 V = TypeVar("V")
 TileBatcher = Batcher[Piece, NDArray[np.float32]]
 TileTicket = Ticket[Piece, NDArray[np.float32]]
+
+SPOOL = 4
+"""How many finished pieces of a request may wait to be joined; with the self-ensemble, two tiles' turns."""
 
 
 @dataclass(frozen=True)
@@ -79,10 +83,13 @@ class Pipeline:
         self._settings = settings
         self._limits = codec.Limits(max_pixels=settings.max_input_pixels)
         self._pool = ThreadPoolExecutor(codec_threads, "swin2sr-codec")
+        # Apart, because a tile that waited while another image is encoded would hold up the network.
+        self._joining = ThreadPoolExecutor(1, "swin2sr-stitch")
 
     def close(self) -> None:
         """Stop decoding and encoding."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._joining.shutdown(wait=False, cancel_futures=True)
 
     async def upscale(self, upload: Upload, options: UpscaleOptions, caller: Caller) -> Upscaled:
         """Upscale one image.
@@ -102,6 +109,7 @@ class Pipeline:
         header = await self._in_pool(codec.read_header, upload.body, self._limits)
         loaded = await self._registry.obtain(entry)
         upscaler = loaded.upscaler
+        _refuse_early(header, options, upscaler.scale)
         watch = _Stopwatch()
         least = await self._in_pool(self._outline, header.height, header.width, options, upscaler)
         with self._batcher.reserve(least.cost, client=caller.client) as place:
@@ -119,13 +127,14 @@ class Pipeline:
             image = await self._collect(ticket, work, upscaler.scale)
         finally:
             ticket.cancel()
+        tiles, pixels, size = len(work.outline.tiles), work.image.width * work.image.height, (work.height, work.width)
+        del work  # and with it the input's planes, while the answer is encoded
         watch.set("queue", ticket.queue_seconds)
         watch.set("forward", ticket.forward_seconds)
         watch.skip()
-        encoded = await self._in_pool(_finish, image, work, options)
+        encoded = await self._in_pool(_finish, image, size, options)
         watch.lap("encode")
-        pixels = work.image.width * work.image.height
-        return Upscaled(encoded, entry.name, upscaler.scale, len(work.outline.tiles), pixels, watch.seconds)
+        return Upscaled(encoded, entry.name, upscaler.scale, tiles, pixels, watch.seconds)
 
     def _outline(self, height: int, width: int, options: UpscaleOptions, upscaler: TileUpscaler) -> Outline:
         window, scale = upscaler.window_size, upscaler.scale
@@ -147,11 +156,16 @@ class Pipeline:
             Stitcher(image.height, image.width, each.source.shape[2], scale=scale, tiles=tiles, dtype=each.source.dtype)
             for each in work.passes
         ]
-        for tile in tiles:
-            for each, stitcher in zip(work.passes, stitchers, strict=True):
-                futures = [asyncio.wrap_future(ticket.futures.pop(0)) for _ in range(work.outline.turns)]
-                outputs = await asyncio.gather(*futures)
-                await self._in_pool(_join, stitcher, tile, each, outputs)
+        with Spool(ticket.futures, max(SPOOL, 2 * work.outline.turns)) as spool:
+            for tile in tiles:
+                for each, stitcher in zip(work.passes, stitchers, strict=True):
+                    futures = [asyncio.wrap_future(ticket.futures.pop(0)) for _ in range(work.outline.turns)]
+                    outputs = await asyncio.gather(*futures)
+                    del futures
+                    await asyncio.get_running_loop().run_in_executor(
+                        self._joining, _join, stitcher, tile, each, outputs
+                    )
+                    spool.take(work.outline.turns)
         return _with_results(image, [stitcher.finish() for stitcher in stitchers], scale)
 
     async def _in_pool(self, work: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V:
@@ -189,13 +203,36 @@ class _Stopwatch:
         self.seconds[stage] = seconds
 
 
+def _refuse_early(header: codec.Header, options: UpscaleOptions, scale: int) -> None:
+    """Refuse what could not be answered whichever way the image turns out to stand; nothing is decoded yet.
+
+    Raises:
+        OutputTooLarge: if the format cannot hold the answer.
+        InvalidOption: if the wished size is larger than the upscaled image.
+    """
+    name = codec.output_format(options.format, header.format)
+    refusals = []
+    for height, width in ((header.height, header.width), (header.width, header.height)):
+        try:
+            tall, wide = final_size(height, width, scale, options)
+            codec.check_output(name, wide, tall)
+        except RequestError as error:
+            refusals.append(error)
+    if len(refusals) == 2:
+        raise refusals[0]
+
+
 def _passes(image: codec.Image, upscaler: TileUpscaler) -> list[Pass]:
     """What the network sees: the colours, and the transparency where there is something to compute; padded."""
     passes = [fit(codec.fill_transparent(image.pixels, image.alpha), upscaler.channels)]
     if image.alpha is not None and upscaler.scale > 1 and not is_constant(image.alpha):
         passes.append(fit(image.alpha[:, :, None], upscaler.channels))
-    window = upscaler.window_size
-    return [Pass(pad_direct(each.seen, window), pad_direct(each.source, window), each.restore) for each in passes]
+    return [_pad(each, upscaler.window_size) for each in passes]
+
+
+def _pad(each: Pass, window: int) -> Pass:
+    seen = pad_direct(each.seen, window)
+    return Pass(seen, seen if each.source is each.seen else pad_direct(each.source, window), each.restore)
 
 
 def _tiles(passes: list[Pass], work: Outline) -> Iterator[Pixels]:
@@ -224,10 +261,10 @@ def _with_results(image: codec.Image, results: list[Pixels], scale: int) -> code
     return dataclasses.replace(image, pixels=pixels, alpha=alpha)
 
 
-def _finish(image: codec.Image, work: _Work, options: UpscaleOptions) -> codec.Encoded:
-    """Reduce to the wished size and encode."""
-    pixels, alpha = reduce_to(image.pixels, work.height, work.width), image.alpha
+def _finish(image: codec.Image, size: tuple[int, int], options: UpscaleOptions) -> codec.Encoded:
+    """Reduce to the wished height and width, and encode."""
+    pixels, alpha = reduce_to(image.pixels, *size), image.alpha
     if alpha is not None:
-        alpha = reduce_to(alpha[:, :, None], work.height, work.width)[:, :, 0]
+        alpha = reduce_to(alpha[:, :, None], *size)[:, :, 0]
     wish = codec.EncodeOptions(format=options.format, quality=options.quality, metadata=options.metadata)
     return codec.encode(dataclasses.replace(image, pixels=pixels, alpha=alpha), wish)

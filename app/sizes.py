@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,9 @@ from app.schemas import UpscaleOptions
 from app.settings import Settings
 from model.processor import padded_size
 from model.tiling import Tile, plan
+
+_LANCZOS_RADIUS = 3
+_BAND_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -92,13 +96,23 @@ def final_size(height: int, width: int, scale: int, options: UpscaleOptions) -> 
 
 
 def reduce_to(pixels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Reduce pixels (H,W,C) uint8 or uint16 to ``height`` x ``width`` with Pillow's antialiased Lanczos."""
+    """Reduce pixels (H,W,C) uint8 or uint16 to ``height`` x ``width`` with Pillow's antialiased Lanczos.
+
+    Band by band, because in float an image has four times its bytes.
+    """
     if pixels.shape[:2] == (height, width):
         return pixels
     limit = np.iinfo(pixels.dtype).max
-    planes = []
-    for channel in range(pixels.shape[2]):
-        values = Image.fromarray(pixels[:, :, channel].astype(np.float32))
-        reduced = np.asarray(values.resize((width, height), Image.Resampling.LANCZOS))
-        planes.append(np.rint(np.clip(reduced, 0, limit)).astype(pixels.dtype))
-    return np.stack(planes, axis=2)
+    ratio = pixels.shape[0] / height
+    reach = math.ceil(_LANCZOS_RADIUS * max(ratio, 1)) + 1
+    reduced = np.empty((height, width, pixels.shape[2]), pixels.dtype)
+    for top in range(0, height, _BAND_ROWS):
+        bottom = min(top + _BAND_ROWS, height)
+        first = max(math.floor(top * ratio) - reach, 0)
+        seen = pixels[first : math.ceil(bottom * ratio) + reach]
+        box = (0, top * ratio - first, pixels.shape[1], min(bottom * ratio - first, len(seen)))
+        for channel in range(pixels.shape[2]):
+            values = Image.fromarray(seen[:, :, channel].astype(np.float32))
+            band = np.asarray(values.resize((width, bottom - top), Image.Resampling.LANCZOS, box))
+            reduced[top:bottom, :, channel] = np.rint(np.clip(band, 0, limit))
+    return reduced

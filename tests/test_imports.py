@@ -23,7 +23,19 @@ FLOORS = {
         {"training", "bench"},
     ],
     "app": [
-        {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"}
+        {
+            "errors",
+            "settings",
+            "schemas",
+            "metrics",
+            "logs",
+            "quota",
+            "fairness",
+            "supervision",
+            "passes",
+            "sample",
+            "spool",
+        }
         | {"budget", "folders"},
         {"catalogue", "memory", "weights"},
         {"jobs", "sizes", "uploads", "middleware"},
@@ -42,7 +54,9 @@ FLOORS = {
 FRAMEWORK_ROOMS = {"app.main", "app.routes", "app.handlers", "app.middleware", "app.uploads"}
 """Where FastAPI and Starlette may be imported."""
 
-THREAD_ROOMS = {"app.batcher", "app.admission", "app.jobs", "app.supervision", "app.registry", "app.pipeline"}
+THREAD_ROOMS = {"app.batcher", "app.admission", "app.jobs", "app.supervision", "app.registry", "app.pipeline"} | {
+    "app.spool"
+}
 """Where threads and their futures may be imported: the batcher with its parts, the loader, the codec's pool."""
 
 EDGE = {"app.cli", "app.ray", "app.logs"}

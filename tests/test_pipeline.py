@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from app.codec import EncodeOptions, Image, Limits, decode, encode
-from app.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, OutputTooLarge, QueueFull
+from app.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, InvalidOption, OutputTooLarge, QueueFull
 from app.pipeline import Caller
 from app.schemas import UpscaleOptions
 from app.service import build_service
@@ -153,6 +153,25 @@ def test_what_the_format_cannot_hold_is_refused_before_computing(build):
         upscale(build(upscaler), png(noise(1, 9000)), format="webp")
     assert error.value.facts == {"limit": 16383, "actual": 18000}
     assert upscaler.calls == []
+
+
+@pytest.mark.parametrize("size", [(1, 9000), (9000, 1)])
+def test_what_the_format_cannot_hold_is_refused_from_the_header(build, size):
+    """Without decoding a pixel, and whichever way the image stands."""
+    with pytest.raises(OutputTooLarge) as error:
+        upscale(build(ScriptedUpscaler()), png_header(*size), format="webp")
+    assert error.value.facts == {"limit": 16383, "actual": 18000}
+
+
+def test_a_wish_that_cannot_be_met_is_refused_from_the_header(build):
+    """Unless the image could stand on its side and meet it: then only decoding tells."""
+    service = build(ScriptedUpscaler())
+    with pytest.raises(InvalidOption):
+        upscale(service, png_header(40, 60), width=121)
+    with pytest.raises(InvalidImage):
+        upscale(service, png_header(40, 60), width=120)
+    with pytest.raises(InvalidOption):
+        upscale(service, png(noise(60, 40)), width=81)
 
 
 def test_more_work_than_the_queue_holds_is_refused_from_the_header(build):

@@ -106,6 +106,17 @@ def test_reducing_agrees_with_pillows_own_lanczos():
     assert np.abs(reduce_to(pixels, 24, 40).astype(int) - witness).max() <= 1
 
 
+@pytest.mark.parametrize(("size", "wish"), [((1500, 60), (700, 31)), ((1999, 40), (1001, 20)), ((1037, 50), (519, 33))])
+def test_reducing_in_bands_is_reducing_at_once(size, wish):
+    """A tall image is reduced in parts, and nobody can tell where: one level of 65535 is the parts' rounding."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(20_000, 45_000, (*size, 1), np.uint16)
+    values = Image.fromarray(pixels[:, :, 0].astype(np.float32))
+    witness = np.rint(np.asarray(values.resize(wish[::-1], Image.Resampling.LANCZOS)))
+    assert np.abs(reduce_to(pixels, *wish)[:, :, 0] - witness).max() <= 1
+
+
 def test_reducing_to_the_same_size_is_nothing():
     """The very same pixels."""
     pixels = np.zeros((2, 3, 1), np.uint8)
