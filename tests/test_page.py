@@ -429,3 +429,21 @@ def test_the_picture_of_the_page_is_the_samples():
     assert result.shape == (2 * SIZE[1], 2 * SIZE[0], 3)
     reduced = result.reshape(SIZE[1], 2, SIZE[0], 2, 3).mean(axis=(1, 3))
     assert 10 * np.log10(255**2 / np.mean((reduced - sample) ** 2)) > 28
+
+
+FORM = """<form method="post" enctype="multipart/form-data" action="{}/v1/upscale?variant=x2">
+<input type="file" name="file"><button>Send</button></form>"""
+
+
+def test_a_plain_form_of_another_page_uploads(chromium, upscaler, tmp_path):
+    """Without any script: the browser shows the image that comes back."""
+    with listening(scripted_app(tmp_path, lightweight_x2=upscaler)) as address:
+        page = chromium.new_page()
+        page.set_content(FORM.format(address))
+        page.locator("input").set_input_files([given("größe.png", noise(20, 30))])
+        with page.expect_response("**/v1/upscale?variant=x2") as response:
+            page.locator("button").click()
+        page.wait_for_load_state()
+        assert response.value.status == 200
+        assert page.locator("img").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [60, 40]
+        page.close()
