@@ -9,7 +9,7 @@ TEST ?=
 SAMPLE := build/sample.png
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve install test check format lock clean help
+.PHONY: serve install test prove check format lock clean help
 
 serve: $(VENV)/.installed $(SAMPLE) ## make .venv, install, and serve on http://127.0.0.1:8000
 	@$(BIN)/swin2sr serve --sample $(SAMPLE) $(SERVE)
@@ -18,6 +18,10 @@ install: $(VENV)/.installed-dev ## install everything that developing needs
 
 test: $(VENV)/.installed-dev ## run the tests; TEST="-k words" chooses some
 	$(BIN)/python -m pytest $(TEST)
+
+prove: $(VENV)/.installed-dev ## the promises in their long forms, and that breaking one is noticed: half an hour
+	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz
+	$(BIN)/python -m tests.broken.prove
 
 check: $(VENV)/.installed-dev ## lint, formatting, types
 	$(BIN)/ruff check .

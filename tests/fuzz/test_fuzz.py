@@ -17,6 +17,8 @@ from tests.service import noise
 
 LONG = os.environ.get("PROVE") == "1"
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "AVIF")
+DOCUMENTED = {"deadline_exceeded", "not_ready"}
+"""A timeout of a millisecond, and a variant whose weights are not here."""
 INTERESTING = (b"\x00", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x80\x00\x00\x00", b"IDAT", b"\r\n--x")
 
 
@@ -111,7 +113,7 @@ def test_promise_17_no_parameter_hurts(server):
             params = {name: dice.choice(values) for name in chosen}
             headers = {"content-type": "image/png", "x-request-id": "".join(dice.choices("a1-é<", k=9)).encode()}
             response = client.post("/v1/upscale", content=seeds()[0], params=params, headers=headers)
-            assert response.status_code < 500 or response.json()["code"] == "deadline_exceeded", (params, response.text)
+            assert response.status_code < 500 or response.json()["code"] in DOCUMENTED, (params, response.text)
 
 
 def test_promise_17_schemathesis_finds_nothing(server):
@@ -124,26 +126,20 @@ def test_promise_17_schemathesis_finds_nothing(server):
         schema = schemathesis.openapi.from_url(f"{server.url}/openapi.json")
     operations = [each.ok() for each in schema.get_all_operations()]
     assert len(operations) >= 10
-    with httpx.Client(base_url=server.url, timeout=30) as client:
-        for operation in operations:
+    for operation in operations:
 
-            @settings(
-                max_examples=200 if LONG else 15,
-                deadline=None,
-                database=None,
-                suppress_health_check=list(HealthCheck),
-                phases=[Phase.explicit, Phase.generate],
-            )
-            @given(operation.as_strategy())
-            def probe(case):
-                asked = case.as_transport_kwargs(base_url=server.url)
-                allowed = {"method", "url", "params", "headers", "content", "json", "files", "data", "cookies"}
-                try:
-                    response = client.request(**{name: asked[name] for name in asked.keys() & allowed if asked[name]})
-                except httpx.LocalProtocolError:
-                    return  # a header that the client does not even send
-                assert response.status_code < 500 or response.status_code in (503, 504), response.text
-                if response.status_code >= 400:
-                    assert response.headers["content-type"] == "application/problem+json"
+        @settings(
+            max_examples=200 if LONG else 15,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.explicit, Phase.generate],
+        )
+        @given(operation.as_strategy())
+        def probe(case):
+            response = case.call(timeout=30)
+            assert response.status_code < 500 or response.status_code in (503, 504), response.text
+            if response.status_code >= 400:
+                assert response.headers["content-type"] == ["application/problem+json"]
 
-            probe()
+        probe()
