@@ -41,6 +41,12 @@ lock: ## take the newest versions of all but torch into constraints.txt
 	  > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
+openapi.json: $(VENV)/.installed FORCE ## describe the HTTP interface anew, for openapi.json
+	$(BIN)/swin2sr openapi > build/openapi.json
+	mv build/openapi.json $@
+
+FORCE:
+
 clean: ## forget everything that was made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -46,6 +47,7 @@ def build() -> typer.Typer:
     app.command("variants")(list_variants)
     app.command("evaluate")(evaluate)
     app.command("fetch")(fetch)
+    app.command("openapi")(openapi)
     app.command("bench")(bench)
     return app
 
@@ -205,6 +207,14 @@ def bench(
         run(Bench(find_device(device), threads or usable_cpus(), runs, checkpoint), only, json)
     except (ValueError, RuntimeError) as error:
         raise _complaint(str(error)) from None
+
+
+def openapi() -> None:
+    """Print the description of the HTTP interface, as GET /openapi.json has it."""
+    from app.main import create_app  # noqa: PLC0415
+
+    document = create_app(Settings(variants=("x2",), device="cpu")).openapi()
+    typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:

@@ -53,6 +53,29 @@ class UpscaleOptions(BaseModel):
 class VariantDescription(BaseModel):
     """A variant as ``GET /v1/variants`` shows it."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "name": "small-x2",
+                    "task": "super-resolution",
+                    "scale": 2,
+                    "summary": "Doubles a clean image quickly on any machine; comes with the package.",
+                    "channels": 3,
+                    "parameters": None,
+                    "licence": "Apache-2.0",
+                    "source": "trained by this project on CC0 photographs",
+                    "digest": None,
+                    "state": "ready",
+                    "reason": None,
+                    "device": "cpu",
+                    "dtype": "float32",
+                    "aliases": ["x2"],
+                }
+            ]
+        }
+    )
+
     name: str
     task: str
     scale: int | None = Field(description="Output over input side; unknown for own weights that were not loaded yet.")

@@ -183,7 +183,7 @@ class Call:
         else:
             self._misses += 1
             self._away_since = self._away_since or now
-            if now + pause > self._away_since + self._patience:
+            if now + pause >= self._away_since + self._patience:
                 raise final
         if now + pause > self._deadline:
             raise final

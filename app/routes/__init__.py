@@ -4,7 +4,6 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
-from app.schemas import Problem
 from app.service import Service
 
 
@@ -15,9 +14,3 @@ def current_service(request: Request) -> Service:
 
 
 ServiceDependency = Annotated[Service, Depends(current_service)]
-
-
-def problems(*statuses: int) -> dict[int | str, dict[str, object]]:
-    """The documentation of a route's errors."""
-    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
-    return {status: {"content": content, "description": "A problem document."} for status in statuses}

@@ -2,15 +2,16 @@
 
 from fastapi import APIRouter, Response
 
-from app.errors import NotReady
+from app.errors import NotReady, UnknownVariant
 from app.metrics import MEDIA_TYPE
-from app.routes import ServiceDependency, problems
+from app.routes import ServiceDependency
+from app.routes.examples import problems
 from app.schemas import Health
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health/live", summary="Does the process work? If not, restart it.", responses=problems(503))
+@router.get("/health/live", summary="Does the process work? If not, restart it.", responses=problems(NotReady))
 @router.get("/v2/health/live", include_in_schema=False)
 async def live(service: ServiceDependency) -> Health:
     """503 only when a restart is the cure."""
@@ -18,7 +19,7 @@ async def live(service: ServiceDependency) -> Health:
     return Health()
 
 
-@router.get("/health/ready", summary="Should requests be sent here now?", responses=problems(503))
+@router.get("/health/ready", summary="Should requests be sent here now?", responses=problems(NotReady))
 @router.get("/v2/health/ready", include_in_schema=False)
 async def ready(service: ServiceDependency) -> Health:
     """503 with the reasons while loading, warming up, draining, or without a worker that works."""
@@ -26,7 +27,7 @@ async def ready(service: ServiceDependency) -> Health:
     return Health()
 
 
-@router.get("/health/startup", summary="Is starting over?", responses=problems(503))
+@router.get("/health/startup", summary="Is starting over?", responses=problems(NotReady))
 async def startup(service: ServiceDependency) -> Health:
     """503 until everything that was asked for at boot was loaded, or failed to."""
     if not service.registry.booted:
@@ -34,7 +35,9 @@ async def startup(service: ServiceDependency) -> Health:
     return Health()
 
 
-@router.get("/v2/models/{name}/ready", summary="Is a variant loaded and warm?", responses=problems(404, 503))
+@router.get(
+    "/v2/models/{name}/ready", summary="Is a variant loaded and warm?", responses=problems(UnknownVariant, NotReady)
+)
 async def variant_ready(name: str, service: ServiceDependency) -> Health:
     """The Open Inference Protocol's question about one model."""
     description = service.registry.describe(name)
@@ -43,7 +46,7 @@ async def variant_ready(name: str, service: ServiceDependency) -> Health:
     return Health()
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=problems())
 async def metrics(service: ServiceDependency) -> Response:
     """Counters, histograms and gauges as Prometheus text."""
     return Response(service.metrics.exposition(), media_type=MEDIA_TYPE)

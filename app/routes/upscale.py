@@ -10,12 +10,14 @@ from urllib.parse import quote
 from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.types import Scope
 
+from app import errors
 from app.jobs import Progress
 from app.middleware import arrived_at, note
 from app.pipeline import Caller, Upscaled
-from app.routes import ServiceDependency, problems
+from app.routes import ServiceDependency
 from app.routes.access import ClientDependency
 from app.routes.connection import while_connected
+from app.routes.examples import problems
 from app.routes.progress import MIXED, ProgressResponse, wants_progress
 from app.schemas import UpscaleOptions
 from app.uploads import PART, Share, read_upload
@@ -32,9 +34,38 @@ _BODY = {
         },
     }
 }
-_ERRORS = problems(400, 401, 404, 408, 413, 415, 422, 429, 500, 503, 504)
+_ERRORS = problems(
+    errors.InvalidImage,
+    errors.InvalidUpload,
+    errors.Unauthorized,
+    errors.UnknownVariant,
+    errors.UploadTooSlow,
+    errors.BodyTooLarge,
+    errors.ImageTooLarge,
+    errors.OutputTooLarge,
+    errors.UnsupportedFormat,
+    errors.InvalidOption,
+    errors.QueueFull,
+    errors.NotReady,
+    errors.Draining,
+    errors.OutOfMemory,
+    errors.DeadlineExceeded,
+)
+_HEADERS = {
+    "Content-Disposition": "A file name made from the upload's and the variant's.",
+    "X-Request-Id": "Of this request; taken over if it was sent.",
+    "X-Swin2SR-Variant": "The variant that computed.",
+    "X-Swin2SR-Scale": "Its scale.",
+    "X-Swin2SR-Tiles": "How many tiles the image was cut into.",
+    "X-Swin2SR-Notice": "What the format could not hold, where it is so.",
+    "Server-Timing": "Milliseconds: decode, queue, forward, encode.",
+}
 _IMAGE: dict[int | str, dict[str, object]] = {
-    200: {"content": {"image/*": {"schema": _BINARY}, MIXED: {"schema": _BINARY}}, "description": "The upscaled image."}
+    200: {
+        "description": "The upscaled image; with `Accept: multipart/mixed`, behind JSON parts that tell the progress.",
+        "content": {"image/*": {"schema": _BINARY}, MIXED: {"schema": _BINARY}},
+        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
+    }
 }
 
 

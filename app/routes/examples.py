@@ -1,0 +1,90 @@
+"""What the documentation shows: real bodies of every error, and of a variant's description."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app import errors
+from app.schemas import Problem
+
+REQUEST_ID = "9f2c1e0b7a6d4c3f8e5d2b1a09c8d7e6"
+
+
+def example_errors() -> list[errors.ServiceError]:
+    """One error of every class that callers meet, with the words and facts that the service gives it."""
+    return [
+        errors.InvalidImage("The PNG is truncated; send the whole file."),
+        errors.InvalidUpload(
+            "The multipart body has a part 'image'. Only 'file' is read; options are query parameters."
+        ),
+        errors.Unauthorized("A key is needed. Send one as `Authorization: Bearer KEY`."),
+        errors.Forbidden("This is a user's key. What is loaded changes with the admin token only."),
+        errors.NotFound("Nothing is at /v1/enlarge. GET /docs shows what there is."),
+        errors.UnknownVariant(
+            "There is no variant 'x9'. GET /v1/variants lists what there is.",
+            available=["x2", "x4", "jpeg-restore", "compressed", "lightweight-x2", "small-x2"],
+        ),
+        errors.MethodNotAllowed("/v1/upscale knows POST, not GET.", allowed="POST"),
+        errors.UploadTooSlow("The body was not complete after 30 s. Send it faster, or send less.", limit=30.0),
+        errors.BodyTooLarge("A body may have 67108864 bytes at most.", limit=67_108_864, actual=80_000_000),
+        errors.ImageTooLarge(
+            "The image has 10000x10000 pixels; at most 50000000 are accepted.", limit=50_000_000, actual=100_000_000
+        ),
+        errors.OutputTooLarge(
+            "webp holds 16383 pixels a side, the result has 18000x12000; choose another format.",
+            limit=16_383,
+            actual=18_000,
+        ),
+        errors.UnsupportedFormat(
+            "This is not an image of a known format; send one of png, jpeg, webp, tiff, avif, bmp, gif, heif.",
+            supported=["png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif"],
+        ),
+        errors.InvalidOption(
+            "quality: Input should be greater than or equal to 1",
+            errors=["quality: Input should be greater than or equal to 1"],
+        ),
+        errors.QueueFull(
+            "The queue holds 256 requests and no more. Try again after the time in Retry-After.",
+            retry_after=3,
+            reason="requests",
+            limit=256,
+            actual=256,
+        ),
+        errors.InternalError("Something went wrong here. The log has it under this request id."),
+        errors.NotReady(
+            "The weights of 'realworld-x4' are not on this server. On the server, run `swin2sr fetch realworld-x4`, or "
+            "put the checkpoint into SWIN2SR_MODEL_DIR as 'realworld-x4', and start it again.",
+            retry_after=60,
+            variant="realworld-x4",
+        ),
+        errors.Draining("This server is shutting down. Send the request again."),
+        errors.OutOfMemory("There is not enough memory now. Send the request later, or with a smaller `tile`."),
+        errors.DeadlineExceeded("The deadline passed before the image was upscaled."),
+    ]
+
+
+def problems(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, object]]:
+    """The documentation of a route's errors: a response for each status, an example for each code.
+
+    Every route may also meet a bug; that is its ``default``.
+    """
+    shown = [error for error in example_errors() if type(error) in kinds]
+    statuses = sorted({error.status for error in shown})
+    responses: dict[int | str, dict[str, object]] = {
+        status: _response([error for error in shown if error.status == status]) for status in statuses
+    }
+    bugs = [error for error in example_errors() if isinstance(error, errors.InternalError)]
+    return {**responses, "default": _response(bugs)}
+
+
+def _response(shown: Sequence[errors.ServiceError]) -> dict[str, object]:
+    examples = {error.code: {"summary": error.title, "value": error.problem(REQUEST_ID)} for error in shown}
+    content = {"schema": Problem.model_json_schema(), "examples": examples}
+    response: dict[str, object] = {
+        "description": "; ".join(error.title for error in shown) + ".",
+        "content": {"application/problem+json": content},
+    }
+    if any(error.retry_after is not None for error in shown):
+        about = {"description": "Seconds after which trying again makes sense.", "schema": {"type": "integer"}}
+        response["headers"] = {"Retry-After": about}
+    return response
