@@ -9,7 +9,7 @@ TEST ?=
 SAMPLE := build/sample.png
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: serve install test prove check format lock clean help
+.PHONY: openapi serve install test prove check format lock clean help
 
 serve: $(VENV)/.installed $(SAMPLE) ## make .venv, install, and serve on http://127.0.0.1:8000
 	@$(BIN)/swin2sr serve --sample $(SAMPLE) $(SERVE)
@@ -41,11 +41,10 @@ lock: ## take the newest versions of all but torch into constraints.txt
 	  > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 
-openapi.json: $(VENV)/.installed FORCE ## describe the HTTP interface anew, for openapi.json
+openapi: $(VENV)/.installed ## describe the HTTP interface anew in openapi.json
+	@mkdir -p build
 	$(BIN)/swin2sr openapi > build/openapi.json
-	mv build/openapi.json $@
-
-FORCE:
+	mv build/openapi.json openapi.json
 
 clean: ## forget everything that was made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

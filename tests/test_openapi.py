@@ -20,14 +20,14 @@ COMMITTED = ROOT / "openapi.json"
 
 
 def test_the_committed_document_is_the_live_one(tmp_path):
-    """As ``GET /openapi.json`` answers; ``make openapi.json`` writes it anew."""
+    """As ``GET /openapi.json`` answers; ``make openapi`` writes it anew."""
 
     async def ask():
         async with running(scripted_app(tmp_path, lightweight_x2=ScriptedUpscaler())) as client:
             return (await client.get("/openapi.json")).json()
 
     live = asyncio.run(ask())
-    assert json.loads(COMMITTED.read_text("utf-8")) == live, "run `make openapi.json`"
+    assert json.loads(COMMITTED.read_text("utf-8")) == live, "run `make openapi`"
 
 
 def test_the_command_prints_it():

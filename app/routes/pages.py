@@ -20,6 +20,7 @@ MEDIA_TYPES = MappingProxyType(
         ".js": "text/javascript; charset=utf-8",
         ".svg": "image/svg+xml",
         ".png": "image/png",
+        ".webp": "image/webp",
     }
 )
 """Of the files in ``app/web``."""
