@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import NotReady, UnknownVariant
 from model.variants import ALIASES, VARIANTS, Variant, embedded_path
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +100,31 @@ def absent(wish: str, name: str) -> NotReady:
 
 def _find_entries(model_dir: Path | None) -> Iterator[Entry]:
     """The table's variants, with own checkpoints of the same names in their places, then the other own ones."""
-    own = dict(_checkpoints(model_dir)) if model_dir else {}
+    own = _own(model_dir) if model_dir else {}
     for name, variant in VARIANTS.items():
         yield Entry(name, variant, own.pop(name, None) or embedded_path(name))
     for name, path in own.items():
         yield Entry(name, None, path)
+
+
+def _own(folder: Path) -> dict[str, Path]:
+    """The checkpoints of a folder under the names that requests use.
+
+    Raises:
+        ValueError: if a name could not be asked for, or means something else already.
+    """
+    found: dict[str, Path] = {}
+    for name, path in _checkpoints(folder):
+        if not _NAME.fullmatch(name):
+            raise ValueError(
+                f"{path} cannot be a variant: its name must be letters, digits, '.', '_' and '-' of ASCII."
+            )
+        if name in ALIASES:
+            raise ValueError(f"{path} cannot be a variant: {name!r} is an alias. Give it another name.")
+        if name in found:
+            raise ValueError(f"{found[name]} and {path} are both the variant {name!r}: rename one.")
+        found[name] = path
+    return found
 
 
 def _checkpoints(folder: Path) -> Iterator[tuple[str, Path]]:

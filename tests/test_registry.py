@@ -61,6 +61,22 @@ def test_own_checkpoints_are_variants_under_their_names_in_lower_case(tmp_path):
     registry.close()
 
 
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["模型"], "cannot be a variant"),
+        (["my model"], "cannot be a variant"),
+        (["X2"], "is an alias"),
+        (["Mine", "mine"], "rename one"),
+    ],
+)
+def test_own_checkpoints_with_names_of_no_use_stop_the_boot(build, names, says):
+    """A name that no request could ask for, that is an alias, or that two files claim: the message has the file."""
+    with pytest.raises(ValueError, match=says) as caught:
+        build(*names)
+    assert names[-1] in str(caught.value)
+
+
 def test_own_weights_take_an_official_variants_place(build):
     """A folder called as an official variant is that variant."""
     registry = build("classical-x4", wanted=("classical-x4",))
