@@ -23,6 +23,9 @@ Values = NDArray[np.float32]
 TURNS = 8
 """Flips and rotations of a rectangle: the self-ensemble."""
 
+_NEIGHBOURS = 2
+"""Low-resolution pixels on each side of one that bound its transparency."""
+
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of R, G, B in JPEG's Y (ITU-R BT.601)."""
 
@@ -52,6 +55,16 @@ def fit(pixels: Pixels, channels: int) -> Pass:
     return Pass(_luma(pixels), pixels, _with_chroma)
 
 
+def fit_transparency(alpha: Pixels, channels: int) -> Pass:
+    """Make transparency (H,W,1) fit a network of ``channels`` channels; what comes back stays within its neighbours.
+
+    A network draws edges well, but leaves a level or two where nothing is, and dark corners: a background that was
+    wholly transparent or wholly opaque has to stay so.
+    """
+    each = fit(alpha, channels)
+    return Pass(each.seen, each.source, _within_neighbours)
+
+
 def is_constant(alpha: Pixels) -> bool:
     """Whether a transparency is the same everywhere, so that there is nothing to compute."""
     return bool((alpha == alpha.flat[0]).all())
@@ -75,6 +88,24 @@ def _keep(values: Values, _source: Pixels) -> Values:
 def _average(values: Values, _source: Pixels) -> Values:
     mean: Values = values.mean(axis=2, keepdims=True, dtype=np.float32)
     return mean
+
+
+def _within_neighbours(values: Values, source: Pixels) -> Values:
+    """The mean of the channels, no less and no more than the source has within two pixels."""
+    scale = values.shape[0] // source.shape[0]
+    lowest, highest = (
+        _over_neighbours(source, choose).repeat(scale, 0).repeat(scale, 1) for choose in (np.minimum, np.maximum)
+    )
+    within: Values = np.clip(_average(values, source), _unit(lowest), _unit(highest))
+    return within
+
+
+def _over_neighbours(pixels: Pixels, choose: np.ufunc) -> Pixels:
+    for axis in (0, 1):
+        margins = [(_NEIGHBOURS, _NEIGHBOURS) if each == axis else (0, 0) for each in range(3)]
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(pixels, margins, "edge"), 2 * _NEIGHBOURS + 1, axis)
+        pixels = choose.reduce(windows, axis=-1)
+    return pixels
 
 
 def _unit(pixels: Pixels) -> Values:

@@ -20,7 +20,7 @@ from app import codec
 from app.batcher import Batcher
 from app.errors import DeadlineExceeded, RequestError
 from app.jobs import Progress, Ticket
-from app.passes import Pass, Pixels, Values, fit, is_constant, turn, turn_back
+from app.passes import Pass, Pixels, Values, fit, fit_transparency, is_constant, turn, turn_back
 from app.registry import ModelRegistry
 from app.schemas import UpscaleOptions
 from app.settings import Settings
@@ -226,7 +226,7 @@ def _passes(image: codec.Image, upscaler: TileUpscaler) -> list[Pass]:
     """What the network sees: the colours, and the transparency where there is something to compute; padded."""
     passes = [fit(codec.fill_transparent(image.pixels, image.alpha), upscaler.channels)]
     if image.alpha is not None and upscaler.scale > 1 and not is_constant(image.alpha):
-        passes.append(fit(image.alpha[:, :, None], upscaler.channels))
+        passes.append(fit_transparency(image.alpha[:, :, None], upscaler.channels))
     return [_pad(each, upscaler.window_size) for each in passes]
 
 

@@ -23,20 +23,8 @@ FLOORS = {
         {"training", "bench"},
     ],
     "app": [
-        {
-            "errors",
-            "settings",
-            "schemas",
-            "metrics",
-            "logs",
-            "quota",
-            "fairness",
-            "supervision",
-            "passes",
-            "sample",
-            "spool",
-        }
-        | {"budget", "folders"},
+        {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"}
+        | {"budget", "folders", "spool"},
         {"catalogue", "memory", "weights"},
         {"jobs", "sizes", "uploads", "middleware"},
         {"admission"},
@@ -45,7 +33,7 @@ FLOORS = {
         {"service"},
         {"routes", "local", "remote"},
         {"main", "orders"},
-        {"serving", "ray"},
+        {"serving", "ray", "bench"},
         {"cli"},
     ],
 }
@@ -54,8 +42,9 @@ FLOORS = {
 FRAMEWORK_ROOMS = {"app.main", "app.routes", "app.handlers", "app.middleware", "app.uploads"}
 """Where FastAPI and Starlette may be imported."""
 
-THREAD_ROOMS = {"app.batcher", "app.admission", "app.jobs", "app.supervision", "app.registry", "app.pipeline"} | {
-    "app.spool"
+THREAD_ROOMS = {
+    *{"app.batcher", "app.admission", "app.jobs", "app.supervision"},
+    *{"app.registry", "app.pipeline", "app.spool"},
 }
 """Where threads and their futures may be imported: the batcher with its parts, the loader, the codec's pool."""
 

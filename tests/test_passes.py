@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.passes import TURNS, fit, is_constant, turn, turn_back
+from app.passes import TURNS, fit, fit_transparency, is_constant, turn, turn_back
 
 RNG = np.random.default_rng(1)
 
@@ -85,3 +85,34 @@ def test_a_constant_transparency_is_recognised():
     assert is_constant(alpha)
     alpha[2, 3] = 8
     assert not is_constant(alpha)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_transparency_stays_within_its_neighbours(channels, dtype):
+    """A level of noise in an empty or full background is taken away; an edge may be as sharp as it likes."""
+    limit = np.iinfo(dtype).max
+    alpha = np.zeros((12, 20, 1), dtype)
+    alpha[:, 10:] = limit
+    each = fit_transparency(alpha, channels)
+    values = unit(each.seen).repeat(2, 0).repeat(2, 1)
+    noisy = values + np.float32(0.02) * RNG.standard_normal(values.shape, np.float32)
+    restored = each.restore(noisy, each.source)
+    assert restored.shape == (24, 40, 1)
+    assert (restored[:, :16] == 0).all()
+    assert (restored[:, 24:] == 1).all()
+    np.testing.assert_array_equal(restored[:, 16:24], np.clip(noisy.mean(2, keepdims=True)[:, 16:24], 0, 1))
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
+def test_transparency_of_any_size_is_bounded_as_it_should_be(height, width, scale):
+    """Against a search through every neighbourhood, one by one."""
+    alpha = np.random.default_rng(height * width).integers(0, 256, (height, width, 1), np.uint8)
+    each = fit_transparency(alpha, 1)
+    for extreme, choose in ((-1, np.min), (2, np.max)):
+        values = np.full((height * scale, width * scale, 1), extreme, np.float32)
+        restored = each.restore(values, each.source)[::scale, ::scale, 0]
+        around = [
+            [choose(alpha[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3]) for x in range(width)] for y in range(height)
+        ]
+        np.testing.assert_array_equal(np.rint(restored * 255), around)
