@@ -20,7 +20,7 @@ FLOORS = {
         {"checkpoints", "observed"},
         {"upscaler", "pretrained"},
         {"evaluate"},
-        {"training", "bench"},
+        {"training", "bench", "seams"},
     ],
     "app": [
         {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"}
