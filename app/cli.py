@@ -165,7 +165,7 @@ def evaluate(
         upscaler = Upscaler.from_pretrained(entry.path, device=device)
         typer.echo(f"{entry.name} on {folder}\n")
         typer.echo(tabulate(evaluate_folder(upscaler, folder, quality=quality)))
-    except (ValueError, ServiceError) as error:
+    except (ValueError, ServiceError, OSError) as error:
         raise _complaint(str(error)) from None
 
 

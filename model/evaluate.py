@@ -8,7 +8,9 @@ benchmarks are laid out) or are made from its photos: MATLAB's bicubic, then JPE
 from __future__ import annotations
 
 import argparse
+import struct
 import sys
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,11 @@ from model.degradations import Pixels, Subsampling, compress, crop_to_multiple, 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 RESTORATION_QUALITY = 40
 Plane = npt.NDArray[np.float64]
+# What Pillow raises for a file that is no image, is broken, or ends too soon.
+_UNREADABLE = (
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, RuntimeError),
+    *(struct.error, zlib.error, Image.DecompressionBombError),
+)
 
 
 class ImageUpscaler(Protocol):
@@ -149,9 +156,16 @@ def measure(image: Pixels, reference: Pixels, border: int) -> Fidelity:
 
 
 def read_photo(file: Path, channels: int) -> Pixels:
-    """Decode a file to (H, W, channels) uint8: RGB, or gray for one channel."""
-    with Image.open(file) as image:
-        pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    """Decode a file to (H, W, channels) uint8: RGB, or gray for one channel.
+
+    Raises:
+        ValueError: if it is no image, or broken, naming the file.
+    """
+    try:
+        with Image.open(file) as image:
+            pixels = np.asarray(image.convert("RGB" if channels == 3 else "L"))
+    except _UNREADABLE as error:
+        raise ValueError(f"{file} cannot be read as an image: {error or type(error).__name__}") from error
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
@@ -173,7 +187,7 @@ def read_pairs(
     """Read a folder's references with their low-resolution inputs.
 
     Raises:
-        ValueError: if the folder holds no images, or lacks the low-resolution image of one of them.
+        ValueError: if the folder holds no images or a broken one, or lacks the low-resolution image of one of them.
     """
     benchmark = folder / "HR"
     given = folder / "LR_bicubic" / f"X{scale}"
@@ -205,7 +219,7 @@ def evaluate_folder(
         subsampling: chroma of that JPEG.
 
     Raises:
-        ValueError: if the folder holds no images, or lacks the low-resolution image of one of them.
+        ValueError: if the folder holds no images or a broken one, or lacks the low-resolution image of one of them.
     """
     scale = upscaler.scale
     if scale == 1 and quality is None:
@@ -253,8 +267,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--subsampling", choices=["4:2:0", "4:4:4"], default="4:2:0")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args(arguments)
-    upscaler = Upscaler.from_pretrained(options.checkpoint, device=options.device)
-    evaluation = evaluate_folder(upscaler, options.folder, quality=options.quality, subsampling=options.subsampling)
+    try:
+        upscaler = Upscaler.from_pretrained(options.checkpoint, device=options.device)
+        evaluation = evaluate_folder(upscaler, options.folder, quality=options.quality, subsampling=options.subsampling)
+    except ValueError as error:
+        sys.stderr.write(f"{parser.prog}: {error}\n")
+        return 1
     sys.stdout.write(tabulate(evaluation) + "\n")
     return 0
 

@@ -265,6 +265,17 @@ def test_evaluate_says_what_is_missing(run, tmp_path):
     assert "swin2sr fetch" in run("evaluate", tmp_path, "--variant", "realworld-x4", "--device", "cpu").stderr
 
 
+@needs_weights
+def test_evaluate_names_a_photo_that_it_cannot_read(run, tmp_path):
+    """One sentence on standard error, and no traceback."""
+    (tmp_path / "broken.png").write_bytes(png(noise(40, 40))[:-30])
+    answer = run("evaluate", tmp_path, "--variant", "small-x2", "--device", "cpu")
+    assert (answer.exit_code, type(answer.exception)) == (1, SystemExit)
+    assert answer.stderr.startswith("swin2sr: ")
+    assert "broken.png cannot be read as an image" in answer.stderr
+    assert "Traceback" not in answer.output
+
+
 def test_fetch_says_what_works_today(run):
     """For a variant of the hub, one of the release, one of the package, and none."""
     assert "hf download caidas/swin2SR-classical-sr-x2-64" in run("fetch", "classical-x2").stderr

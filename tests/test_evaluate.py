@@ -1,7 +1,7 @@
 """PSNR, SSIM and the folders they are measured on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -217,3 +217,28 @@ def test_command_prints_the_table(photos: Path, capsys: pytest.CaptureFixture[st
     assert main([str(weights), str(photos), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines] == ["image", "---", "a", "b", "mean"]
+
+
+def png_without_its_end(photos: Path) -> bytes:
+    """A PNG that ends too soon."""
+    return (photos / "a.png").read_bytes()[:-400]
+
+
+def png_with_wrong_bits(photos: Path) -> bytes:
+    """A PNG whose header contradicts its checksum."""
+    whole = bytearray((photos / "a.png").read_bytes())
+    whole[20] ^= 255
+    return bytes(whole)
+
+
+@pytest.mark.parametrize("spoil", [png_without_its_end, png_with_wrong_bits, lambda _: b"nonsense", lambda _: b""])
+def test_photo_that_cannot_be_read_is_named(
+    photos: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], bytes]
+) -> None:
+    """A file that is broken, cut off, empty or no image at all is an error with its name, also of the command."""
+    (photos / "broken.png").write_bytes(spoil(photos))
+    with pytest.raises(ValueError, match=r"broken\.png cannot be read as an image: ."):
+        evaluate_folder(Enlarger(2), photos)
+    weights = Path(__file__).parents[1] / "model" / "weights" / "small-x2.safetensors"
+    assert main([str(weights), str(photos), "--device", "cpu"]) == 1
+    assert "broken.png cannot be read" in capsys.readouterr().err
