@@ -36,7 +36,8 @@ class SupervisedThread:
 
     Args:
         work: returns when there is nothing left to do for good.
-        bury: called in the dying thread, before another is started; must leave nobody waiting.
+        bury: called in the dying thread, before another is started; must leave nobody waiting. If it raises, the thread
+            is replaced all the same.
         on_fatal: called after ``deaths_borne`` deaths in a row.
         restart_delay: seconds before the first restart; doubled at each further death in a row.
         deaths_borne: how many deaths in a row are too many.
@@ -106,14 +107,30 @@ class SupervisedThread:
 
     def _die(self) -> None:
         self._deaths += 1
-        fatal = self._deaths >= self._deaths_borne
-        if fatal:
-            self._ended.set()
-        self._bury()
-        if fatal:
+        if self._deaths >= self._deaths_borne:
             logger.critical("the worker died %d times in a row; giving up", self._deaths)
-            self._on_fatal()
+            self._give_up()
             return
+        try:
+            self._bury()
+        finally:  # there is another thread, or everybody can see that there is none
+            self._restart()
+
+    def _restart(self) -> None:
         logger.error("the worker died; starting it again")
         self._hurry.wait(self._restart_delay * 2 ** (self._deaths - 1))
-        self._start_thread()
+        started = False
+        try:
+            self._start_thread()
+            started = True
+        finally:
+            if not started:
+                logger.critical("no thread is to be had for the worker; giving up")
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self._ended.set()  # first, so that nobody comes after those who are buried
+        try:
+            self._bury()
+        finally:
+            self._on_fatal()

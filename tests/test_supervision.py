@@ -1,0 +1,137 @@
+"""A thread that dies is buried and replaced, or given up; nobody is told that it lives when it does not."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from app.supervision import Pulse, SupervisedThread
+from tests.scripted import PATIENCE
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+class Life:
+    """What a supervised thread does: dies ``deaths`` times, then works until a test says that it is enough.
+
+    Args:
+        deaths: how often.
+        faults: of how many burials raise.
+    """
+
+    def __init__(self, deaths, faults=0):
+        self.deaths, self.faults = deaths, faults
+        self.burials = 0
+        self.given_up, self.working, self.enough = threading.Event(), threading.Event(), threading.Event()
+
+    def work(self):
+        if self.deaths:
+            self.deaths -= 1
+            raise ArithmeticError("at work")
+        self.working.set()
+        assert self.enough.wait(PATIENCE)
+
+    def bury(self):
+        self.burials += 1
+        if self.faults:
+            self.faults -= 1
+            raise ArithmeticError("at the grave")
+
+    def supervised(self, deaths_borne=5):
+        return SupervisedThread(
+            self.work, self.bury, on_fatal=self.given_up.set, restart_delay=0.0, deaths_borne=deaths_borne
+        )
+
+
+def test_work_that_ends_is_not_buried():
+    """The thread is alive until its work returns, and nobody cleans up or is alarmed."""
+    life = Life(deaths=0)
+    thread = life.supervised()
+    assert not thread.alive
+    thread.start()
+    assert thread.alive
+    life.enough.set()
+    assert thread.join(PATIENCE)
+    assert not thread.alive
+    assert (life.burials, life.given_up.is_set()) == (0, False)
+
+
+@pytest.mark.parametrize("faults", [0, 1, 4])
+def test_the_dead_are_replaced_also_when_burying_them_fails(faults):
+    """Four deaths, some of whose burials raise: afterwards a thread works, and ``alive`` says so."""
+    life = Life(deaths=4, faults=faults)
+    thread = life.supervised()
+    thread.start()
+    assert life.working.wait(PATIENCE)
+    assert thread.alive
+    assert life.burials == 4
+    life.enough.set()
+    assert thread.join(PATIENCE)
+    assert not life.given_up.is_set()
+
+
+@pytest.mark.parametrize("faults", [0, 1, 2])
+def test_too_many_deaths_are_the_end_also_when_burying_fails(faults):
+    """After the second of two deaths borne the owner is told, and nothing is alive."""
+    life = Life(deaths=9, faults=faults)
+    thread = life.supervised(deaths_borne=2)
+    thread.start()
+    assert life.given_up.wait(PATIENCE)
+    assert not thread.alive
+    assert life.burials == 2
+    assert thread.join(0)
+
+
+def test_deaths_with_success_between_them_are_not_in_a_row():
+    """One that gets something done may die as often as it likes."""
+    life = Life(deaths=20)
+    thread = SupervisedThread(
+        lambda: (thread.succeed(), life.work()), life.bury, on_fatal=life.given_up.set, restart_delay=0.0
+    )
+    thread.start()
+    assert life.working.wait(PATIENCE)
+    life.enough.set()
+    assert thread.join(PATIENCE)
+    assert not life.given_up.is_set()
+
+
+def test_where_no_thread_can_be_started_it_is_given_up(monkeypatch):
+    """Whoever came since the burial is buried too, the owner is told, and nothing is alive."""
+    life = Life(deaths=1)
+    thread = life.supervised()
+    start = threading.Thread.start
+
+    def refuse(self):
+        if life.burials:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    thread.start()
+    assert life.given_up.wait(PATIENCE)
+    assert not thread.alive
+    assert life.burials == 2
+
+
+def test_nobody_waits_longer_than_the_delay_that_is_hurried():
+    """At the end of the process a restart is not waited for."""
+    life = Life(deaths=1)
+    thread = SupervisedThread(life.work, life.bury, restart_delay=10 * PATIENCE)
+    thread.hurry()
+    thread.start()
+    assert life.working.wait(PATIENCE)
+    life.enough.set()
+    assert thread.join(PATIENCE)
+
+
+def test_a_pulse_tells_how_long_it_was_silent():
+    """Seconds of its clock since the last beat, never less than none."""
+    now = [100.0]
+    pulse = Pulse(lambda: now[0])
+    now[0] = 107.0
+    assert pulse.silent_seconds == 7
+    pulse.beat()
+    assert pulse.silent_seconds == 0
+    now[0] = 90.0
+    assert pulse.silent_seconds == 0
