@@ -7,7 +7,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import typer
 from pydantic import ValidationError
@@ -16,8 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from app.errors import ServiceError
+from app.ray import RaySettings
 from app.schemas import VariantDescription
 from app.settings import Settings
+
+S = TypeVar("S", bound=Settings)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N", envvar="SWIN2SR_DEVICE")]
 ModelDir = Annotated[Path | None, typer.Option(help="folder of own checkpoints", envvar="SWIN2SR_MODEL_DIR")]
@@ -42,7 +45,8 @@ VariantName = Annotated[
 def build() -> typer.Typer:
     """The commands."""
     app = typer.Typer(no_args_is_help=True, help="Swin2SR: super-resolution and restoration of images.")
-    app.command("serve")(_with_settings(serve))
+    app.command("serve")(_with_settings(serve, Settings))
+    app.command("ray")(_with_settings(serve_on_ray, RaySettings))
     app.command("upscale")(upscale)
     app.command("variants")(list_variants)
     app.command("evaluate")(evaluate)
@@ -53,18 +57,30 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """The program ``swin2sr``."""
+    """Carry out the command that this process was started with."""
     build()()
 
 
 def serve(sample: str, **options: str | bool | None) -> None:
     """Serve over HTTP. What is not given comes from the environment, SWIN2SR_*, or is the default."""
-    from app.serving import serve as serve_until_stopped  # noqa: PLC0415 - torch and FastAPI take their time
+    from app import serving  # noqa: PLC0415 - torch and FastAPI take their time
 
-    settings = _settings(**{name: value for name, value in options.items() if value is not None})
+    settings = _settings(Settings, **options)
+    try:
+        status = serving.serve(settings, typer.echo, sample)
+    except (ValueError, OSError) as error:
+        raise _complaint(str(error)) from None
+    serving.leave(status)
+
+
+def serve_on_ray(sample: str, **options: str | bool | None) -> None:
+    """Serve on Ray: several replicas, on this machine or on the cluster that RAY_ADDRESS names."""
+    from app.ray import serve as serve_until_stopped  # noqa: PLC0415
+
+    settings = _settings(RaySettings, **options)
     try:
         status = serve_until_stopped(settings, typer.echo, sample)
-    except (ValueError, OSError) as error:
+    except (ValueError, ServiceError, OSError, RuntimeError) as error:
         raise _complaint(str(error)) from None
     raise typer.Exit(status)
 
@@ -107,7 +123,7 @@ def upscale(
     order = Order(tuple(places), output, url, api_key, timeout, force=force, jobs=jobs, as_json=as_json)
     try:
         options = order.options(variant=variant, format=format, ensemble=ensemble, **wishes)
-        settings = None if url else _settings(variants=("x2",), device=device, model_dir=model_dir)
+        settings = None if url else _settings(Settings, variants=("x2",), device=device, model_dir=model_dir)
         failures = asyncio.run(carry_out(order, options, settings, Console(stderr=True)))
     except ValidationError as error:
         raise _complaint("; ".join(_sentence(fault, "--") for fault in error.errors())) from None
@@ -217,7 +233,7 @@ def openapi() -> None:
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
 
 
-def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+def _with_settings(command: Callable[..., None], settings: type[Settings]) -> Callable[..., None]:
     """The command with one option for each setting."""
     parameters = [
         inspect.Parameter(
@@ -226,7 +242,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
             default="photo.jpg",
             annotation=Annotated[str, typer.Option(help="image in the command that is shown to try")],
         ),
-        *(_parameter(name, field) for name, field in Settings.model_fields.items()),
+        *(_parameter(name, field) for name, field in settings.model_fields.items()),
     ]
 
     def run(**options: Any) -> None:  # noqa: ANN401 - typer reads the signature below
@@ -249,9 +265,9 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
-def _settings(**values: object) -> Settings:
+def _settings(kind: type[S], **values: object) -> S:
     try:
-        return Settings(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
+        return kind(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
         raise _complaint("\n".join(_sentence(fault, "SWIN2SR_") for fault in error.errors())) from None
 
@@ -265,7 +281,3 @@ def _complaint(text: str) -> typer.Exit:
     """Say what is wrong on standard error, and end with 1."""
     typer.echo(f"swin2sr: {text}", err=True)
     return typer.Exit(1)
-
-
-if __name__ == "__main__":
-    main()

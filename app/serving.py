@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
+import logging
+import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 import uvicorn
 
@@ -71,7 +75,6 @@ def serve(
         ValueError: if a wanted variant or the device is not there.
         OSError: if the address is not to be had.
     """
-    signal.signal(signal.SIGTERM, _end_early)
     logs.configure(settings.log_format)
     listener = _listen(settings.host, settings.port)
     url = _url(settings.host, listener.getsockname()[1])
@@ -88,10 +91,13 @@ def serve(
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=max(1, (settings.drain_timeout_ms - settings.drain_delay_ms) // 1000),
+        # asyncio takes fractions, and whole seconds would give up before the time is over.
+        timeout_graceful_shutdown=(settings.drain_timeout_ms - settings.drain_delay_ms) / 1000,  # type: ignore[arg-type]
     )
     service: Service = app.state.service
     server = Server(config, service.announce_end, settings.drain_delay_ms / 1000)
+    for number in (signal.SIGTERM, signal.SIGINT):  # also what comes before uvicorn listens to them, and after
+        signal.signal(number, server.handle_exit)
     say(f"Swin2SR listens on {url}")
     with listener:
         server.run(sockets=[listener])
@@ -99,9 +105,13 @@ def serve(
     return 0 if server.started and in_time and not (server.force_exit or server.failed) else 1
 
 
-def _end_early(_signal: int, _frame: FrameType | None) -> None:
-    """What SIGTERM does until the server listens to it. Process 1 of a container would not even hear it otherwise."""
-    sys.exit(0)
+def leave(status: int) -> NoReturn:
+    """End the process now. A thread that still loads weights or encodes for nobody must not keep it."""
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):
+            stream.flush()
+    os._exit(status)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import enum
-import sys
 import tempfile
 import threading
 import time
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.serving import serve
+from app.serving import leave, serve
 from app.settings import Settings
 from tests.scripted import ScriptedUpscaler, model_dir
 from tests.server import ServerProcess
@@ -125,4 +124,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -31,7 +31,7 @@ class ServerProcess:
     """
 
     def __init__(
-        self, *arguments: str, program: Sequence[str] = ("-m", "app.cli", "serve"), **settings: object
+        self, *arguments: str, program: Sequence[str] = ("-m", "app", "serve"), **settings: object
     ) -> None:
         chosen = {"port": 0, "drain_delay_ms": 0, **settings}
         self._command = [sys.executable, *program, *arguments]

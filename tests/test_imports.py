@@ -35,6 +35,7 @@ FLOORS = {
         {"main", "orders"},
         {"serving", "ray", "bench"},
         {"cli"},
+        {"__main__"},
     ],
 }
 """Rooms from the ground up; each may use those below it, and a folder is one room."""
@@ -48,7 +49,7 @@ THREAD_ROOMS = {
 }
 """Where threads and their futures may be imported: the batcher with its parts, the loader, the codec's pool."""
 
-EDGE = {"app.cli", "app.ray", "app.logs"}
+EDGE = {"app.__main__", "app.cli", "app.ray", "app.logs"}
 """Rooms that import what is heavy inside their commands."""
 
 

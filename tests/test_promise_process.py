@@ -24,6 +24,7 @@ import pytest
 from tests.chaos.metrics import Books
 from tests.scripted import PATIENCE
 from tests.scripted_server import ScriptedServer, Spell
+from tests.server import ROOT
 from tests.service import noise, png, png_header
 
 LONG = os.environ.get("PROVE") == "1"
@@ -238,7 +239,6 @@ def test_promise_15_a_second_signal_forces():
         assert time.monotonic() - started < PATIENCE
 
 
-@long
 def test_promise_15_the_budget_bounds_the_wait():
     """What is not finished by then is given up, and the exit status says so."""
     with (
@@ -252,25 +252,63 @@ def test_promise_15_the_budget_bounds_the_wait():
         assert time.monotonic() - started < PATIENCE
 
 
+GIVING_UP = """
+import os, signal, threading
+from app import codec
+from app.serving import leave
+from tests import scripted_server
+
+def stick(*_):
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait()
+
+codec.encode = stick
+leave(scripted_server.main())
+"""
+
+
+def test_promise_15_what_is_given_up_does_not_keep_the_process():
+    """An image whose encoding never ends: when the time is over, not before, the process ends, and says so."""
+    budget = 1.7
+    with (
+        ScriptedServer(program=("-W", "ignore", "-c", GIVING_UP), drain_timeout_ms=int(budget * 1000)) as server,
+        running_request(server, noise(8, 8)) as connection,
+    ):
+        read_until(connection, b'"state":"running"')
+        started = time.monotonic()
+        assert not is_complete(read_all(connection))
+        assert server.wait() == 1
+        assert budget - 0.5 < time.monotonic() - started < PATIENCE
+
+
+FIRST = ("unshare", "--pid", "--fork", "--kill-child")
+
+
 def can_unshare():
     if not shutil.which("unshare"):
         return False
-    command = ["unshare", "--pid", "--fork", "true"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return subprocess.run([*FIRST, "true"], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.skipif(not can_unshare(), reason="this machine allows no process namespaces")
+in_a_namespace = pytest.mark.skipif(not can_unshare(), reason="this machine allows no process namespaces")
+
+
+def child_of(process):
+    """The process that ``unshare`` started: the first one of its namespace."""
+    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+
+
+@in_a_namespace
 def test_promise_15_it_works_as_process_1():
     """In a namespace of its own, where signals without a handler are ignored: SIGTERM is heard, work is finished."""
 
     class FirstProcess(ScriptedServer):
         def __init__(self, **settings):
             super().__init__(**settings)
-            self._command = ["unshare", "--pid", "--fork", "--kill-child", *self._command]
+            self._command = [*FIRST, *self._command]
 
         def signal(self, number=signal.SIGTERM):
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-            os.kill(int(children[0]), number)
+            os.kill(child_of(self.process), number)
 
     with FirstProcess(seconds=20, drain_delay_ms=500) as server:
         with running_request(server, noise(200, 300)) as connection:
@@ -278,6 +316,29 @@ def test_promise_15_it_works_as_process_1():
             server.signal()
             assert is_complete(read_all(connection))
         assert server.wait() == 0
+
+
+ENDLESS = """
+import threading
+print("importing", flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.mark.parametrize("module", ["typer", "torch"])
+@pytest.mark.parametrize("first", [(), pytest.param(FIRST, marks=in_a_namespace)], ids=["process", "process 1"])
+def test_promise_15_sigterm_is_heard_while_it_starts(tmp_path, first, module):
+    """From before the first slow import to the last: the process ends with 0, because nothing was accepted yet."""
+    (tmp_path / f"{module}.py").write_text(ENDLESS)
+    command = [*first, sys.executable, "-m", "app", "serve", "--port", "0"]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "importing\n"
+            os.kill(child_of(process) if first else process.pid, signal.SIGTERM)
+            assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
 
 
 def test_promise_16_a_slow_body_ends_in_408():

@@ -104,7 +104,7 @@ def test_the_command_line_survives_a_restart_of_the_server(restartable, images, 
     (tmp_path / "in").mkdir()
     for name, body in images.items():
         (tmp_path / "in" / name).write_bytes(body)
-    command = [sys.executable, "-m", "app.cli", "upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "app", "upscale", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
     options = ["--url", server.url, "--variant", "small-x2", "--jobs", str(AT_ONCE), "--json"]
     with (
         (tmp_path / "errors.txt").open("w") as report,

@@ -79,7 +79,7 @@ def test_sigterm_finishes_what_was_accepted():
 def test_an_impossible_setting_is_one_sentence():
     """On standard error, with the variable's name, and no traceback."""
     answer = subprocess.run(
-        [sys.executable, "-m", "app.cli", "serve", "--tile-size", "70", "--max-input-pixels", "100"],
+        [sys.executable, "-m", "app", "serve", "--tile-size", "70", "--max-input-pixels", "100"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -95,7 +95,7 @@ def test_an_address_in_use_is_one_sentence(server):
     """Not a traceback."""
     port = server.url.rsplit(":", 1)[1]
     answer = subprocess.run(
-        [sys.executable, "-m", "app.cli", "serve", "--port", port, "--variants", "x2"],
+        [sys.executable, "-m", "app", "serve", "--port", port, "--variants", "x2"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -33,7 +33,7 @@ async def serve(bench: Bench) -> AsyncIterator[Send]:
         options = ["--port", "0", "--variants", VARIANT, "--model-dir", folder, "--drain-delay-ms", "0"]
         options += ["--device", str(bench.device), "--threads", str(bench.threads)]
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "app.cli", "serve", *options),
+            *(sys.executable, "-m", "app", "serve", *options),
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
