@@ -5,7 +5,6 @@ with official names: ``.safetensors``, ``.pth``, ``.pt`` or ``.bin``, flat or un
 or without a ``module.`` prefix. Pickled files are opened with ``weights_only=True``, so that none can run code.
 """
 
-import hashlib
 import json
 import math
 import pickle
@@ -36,7 +35,6 @@ from model.network import Swin2SR
 __all__ = [
     "Checkpoint",
     "CheckpointError",
-    "file_digest",
     "infer_config",
     "load_network",
     "load_weights",
@@ -190,12 +188,6 @@ def write_pretrained(network: Swin2SR, folder: str | Path) -> None:
     if not any(is_head(key) for key in state):
         state = {key.removeprefix(BODY_PREFIX): tensor for key, tensor in state.items()}
     save_file(state, folder / _WEIGHT_FILES[0], metadata={"format": "pt"})
-
-
-def file_digest(file: str | Path) -> str:
-    """Compute a file's SHA-256 in hexadecimal, without reading it into memory at once."""
-    with Path(file).open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _find_weights(folder: Path) -> Path:

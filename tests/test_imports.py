@@ -11,8 +11,9 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "model": [
-        {"hub", "windows", "processor", "variants", "degradations", "fetch"},
-        {"config"},
+        {"download", "windows", "processor", "variants", "degradations"},
+        {"hub"},
+        {"config", "fetch"},
         {"packing", "fused", "tiling", "image_processor", "keys"},
         {"attention"},
         {"reconstruction"},
