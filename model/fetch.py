@@ -120,8 +120,8 @@ class OfficialWeights:
         if self.offline:
             raise FetchError(
                 f"The weights of {variant.name!r} are not in {self.cache_dir or 'the Hugging Face cache'}, and "
-                f"SWIN2SR_OFFLINE forbids to download them. Unset it, or run `swin2sr fetch {variant.name}` on a machine "
-                "with a network and with SWIN2SR_CACHE_DIR set, and bring that folder here."
+                f"SWIN2SR_OFFLINE forbids to download them. Unset it, or run `swin2sr fetch {variant.name}` where there "
+                "is a network, with SWIN2SR_CACHE_DIR set, and bring that folder here."
             )
         with self._alone(variant, on_step):
             return self._verified(variant) or self._bring(variant, on_step)
