@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ from app.weights import Load
 
 ROUTERS = (upscale.router, variants.router, variants.admin_router, health.router, pages.router)
 
+logger = logging.getLogger(__name__)
+
 
 def create_app(
     settings: Settings | None = None,
@@ -35,7 +38,7 @@ def create_app(
         settings: read from the environment by default.
         load: makes weights ready to call; a test puts something else in the model's place.
         on_ready: called when everything that was asked for is loaded and warm.
-        on_fatal: called, in another thread, when the service cannot go on and its process should end.
+        on_fatal: called, in any thread, when the service cannot go on and its process should end.
         clock: of the queue; a test puts another in its place.
 
     Raises:
@@ -44,10 +47,16 @@ def create_app(
     """
     service = build_service(settings or Settings(), load, on_fatal=on_fatal, clock=clock)
 
+    def end_if_failed(boot: asyncio.Task[None]) -> None:
+        if not boot.cancelled() and (error := boot.exception()):
+            logger.critical("the start failed", exc_info=error)
+            on_fatal()
+
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         service.batcher.start()
         boot = asyncio.create_task(service.boot(on_ready))
+        boot.add_done_callback(end_if_failed)
         yield
         boot.cancel()
         await service.close()
