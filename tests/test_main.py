@@ -15,7 +15,7 @@ import pytest
 from app.logs import JsonFormatter, TextFormatter
 from app.main import create_app
 from app.settings import Settings
-from tests.scripted import PATIENCE, ScriptedUpscaler
+from tests.scripted import PATIENCE, ScriptedUpscaler, loading, model_dir
 from tests.service import noise, png, running, scripted_app
 
 
@@ -73,6 +73,32 @@ def test_the_end_of_the_lifespan_ends_every_thread(tmp_path):
         thread.join(PATIENCE)
     assert not any(thread.is_alive() for thread in left)
     assert not app.state.service.batcher.alive
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_a_start_that_fails_is_logged_and_fatal(tmp_path, caplog, early):
+    """Unless it was the end of the application that cut it short."""
+    told = threading.Event()
+
+    def fail():
+        raise ArithmeticError("the last step")
+
+    upscaler = ScriptedUpscaler(skip=0)
+    upscaler.gate.close()
+    chosen = {"variants": "small-x4", "model_dir": model_dir(tmp_path, "small-x4"), "device": "cpu"}
+    app = create_app(Settings(**chosen), load=loading(small_x4=upscaler), on_ready=fail, on_fatal=told.set)
+
+    async def scenario():
+        async with running(app):
+            await asyncio.to_thread(upscaler.gate.wait_until_reached)
+            if not early:
+                upscaler.gate.open()
+                assert await asyncio.to_thread(told.wait, PATIENCE)
+        upscaler.gate.open()
+
+    asyncio.run(scenario())
+    assert told.is_set() is not early
+    assert ("the last step" in caplog.text) is not early
 
 
 def test_a_variant_that_is_not_there_stops_the_boot():

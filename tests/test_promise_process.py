@@ -204,6 +204,24 @@ def test_promise_14_when_nothing_helps_the_process_ends():
     assert any("giving up" in line for line in server.output)
 
 
+FAILING_AT_THE_END = """
+from app.serving import leave
+from tests import scripted_server
+
+del scripted_server.ScriptedUpscaler.bytes_per_pixel
+leave(scripted_server.main())
+"""
+
+
+def test_promise_14_a_start_that_fails_ends_the_process():
+    """Also when everything was loaded and what comes last fails: nobody waits for a server that is never ready."""
+    server = ScriptedServer(program=("-W", "ignore", "-c", FAILING_AT_THE_END))
+    server.start()
+    assert server.wait() == 1
+    assert any("the start failed" in line for line in server.output)
+    assert not any(line.startswith("Ready.") for line in server.output)
+
+
 def test_promise_15_draining_loses_nothing():
     """After SIGTERM: not ready at once, still accepting, everything accepted is finished, and the exit status is 0."""
     with ScriptedServer(seconds=20, drain_delay_ms=3000, drain_timeout_ms=60_000) as server:
