@@ -31,6 +31,7 @@ def create_app(
     on_ready: Callable[[], None] = lambda: None,
     on_fatal: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
+    boot_first: bool = False,
 ) -> FastAPI:
     """Build a complete, independent service; its threads run while the application's lifespan does.
 
@@ -40,6 +41,7 @@ def create_app(
         on_ready: called when everything that was asked for is loaded and warm.
         on_fatal: called, in any thread, when the service cannot go on and its process should end.
         clock: of the queue; a test puts another in its place.
+        boot_first: load and warm before the lifespan has started, for who asks only then whether it is ready.
 
     Raises:
         pydantic.ValidationError: if a setting is impossible.
@@ -57,6 +59,8 @@ def create_app(
         service.batcher.start()
         boot = asyncio.create_task(service.boot(on_ready))
         boot.add_done_callback(end_if_failed)
+        if boot_first:
+            await boot
         yield
         boot.cancel()
         await service.close()

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError
+from app.errors import InternalError, ServiceError
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 KEY = "swin2sr"
@@ -90,7 +90,7 @@ class RequestContext:
             facts["outcome"] = InternalError.code
             error = InternalError("Something went wrong here. The log has it under this request id.")
             if not status:
-                await _send_internal_error(send_with_id, error, identity)
+                await send_problem(send_with_id, error, identity)
             elif "end" in scope[KEY]:
                 await scope[KEY]["end"](error)
             else:
@@ -117,8 +117,15 @@ def _slices(message: Message) -> Iterator[Message]:
         yield {**message, "body": body[start : start + SLICE], "more_body": more}
 
 
-async def _send_internal_error(send: Send, error: InternalError, identity: str) -> None:
-    body = json.dumps(error.problem(identity))
-    headers = [(b"content-type", b"application/problem+json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 500, "headers": headers})
-    await send({"type": "http.response.body", "body": body.encode()})
+async def send_problem(send: Send, error: ServiceError, identity: str) -> None:
+    """Answer with an error where no framework does: its problem document and the request's id."""
+    body = json.dumps(error.problem(identity)).encode()
+    headers = [
+        (b"content-type", b"application/problem+json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", identity.encode()),
+    ]
+    if error.retry_after is not None:
+        headers.append((b"retry-after", str(error.retry_after).encode()))
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,272 @@
+"""The service on Ray Serve: the same application as replicas, on one machine or many. What ``swin2sr ray`` runs.
+
+Ray's proxies take the requests, and each goes to the replica with fewer under way. A replica is a complete service: it
+batches, queues and refuses by itself. It gets requests when everything is loaded and warm, and is replaced when a
+restart is the cure.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType, MappingProxyType
+from typing import TYPE_CHECKING, Literal, NoReturn, Self
+
+from pydantic import Field, model_validator
+
+from app.address import listen, url
+from app.quota import usable_cpus
+from app.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+    from ray.serve import Application
+    from ray.serve.handle import DeploymentHandle
+
+NAME = "swin2sr"
+RAYS_ENVIRONMENT = MappingProxyType(
+    {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.ray_proxy.middleware",
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    }
+)
+"""Of Ray's processes, where nothing else is said: it reports to nobody, keeps no log line back, answers as this service
+does, and waits for no replica that only a restart can help."""
+
+QUIET = MappingProxyType({"enable_access_log": False, "log_level": "WARNING"})
+"""Of Ray Serve's own log: replicas write a line for each request themselves."""
+
+
+class RaySettings(Settings):
+    """The settings of the service, and how many there are of it."""
+
+    ray_min_replicas: int = Field(1, ge=1, description="replicas that are always there")
+    ray_max_replicas: int | Literal["auto"] = Field(
+        "auto", description="replicas under load; auto: one for each GPU, or for each THREADS processors"
+    )
+    ray_target_requests: int = Field(
+        4, ge=1, description="requests in a replica, on average, from which another one is started"
+    )
+
+    @model_validator(mode="after")
+    def _fit_ray(self) -> Self:
+        if isinstance(self.ray_max_replicas, int) and self.ray_max_replicas < self.ray_min_replicas:
+            raise ValueError(
+                f"RAY_MIN_REPLICAS {self.ray_min_replicas} is more than RAY_MAX_REPLICAS {self.ray_max_replicas}"
+            )
+        if self.device.startswith("cuda:"):
+            raise ValueError(f"DEVICE {self.device}: Ray gives each replica a GPU of its own; say cuda, cpu or auto")
+        if self.admin_token is not None:
+            raise ValueError(
+                "ADMIN_TOKEN: load, unload and reload would reach one of Ray's replicas only. Unset it; for other "
+                "variants, start again"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each replica gets of a cluster, and how many replicas there may be."""
+
+    cpus: int
+    gpus: int
+    replicas: int
+
+
+def share_out(settings: RaySettings, resources: Mapping[str, float], *, can_grow: bool = False) -> Share:
+    """Give each replica a GPU and a processor, or ``THREADS`` processors.
+
+    Args:
+        settings: checked.
+        resources: ``CPU`` and ``GPU`` of the cluster.
+        can_grow: whether the cluster may become larger.
+
+    Raises:
+        ValueError: if there is no such device, or the replicas wanted do not fit.
+    """
+    gpus = int(resources.get("GPU", 0))
+    if settings.device == "cuda" and not gpus and not can_grow:
+        raise ValueError("DEVICE cuda: the Ray cluster has no GPU")
+    gpu = int(settings.device == "cuda" or (settings.device == "auto" and gpus > 0))
+    processors = 1 if gpu else usable_cpus()
+    cpus = processors if settings.threads == "auto" else settings.threads
+    room = min(int(resources.get("CPU", 0)) // cpus, gpus if gpu else 2**31)
+    wanted = settings.ray_min_replicas if settings.ray_max_replicas == "auto" else settings.ray_max_replicas
+    if not can_grow and wanted > room:
+        raise ValueError(
+            f"{wanted} replicas with {cpus} processors{' and a GPU' * gpu} each do not fit here: there is room for "
+            f"{room}. Set RAY_MIN_REPLICAS, RAY_MAX_REPLICAS or THREADS lower."
+        )
+    return Share(cpus, gpu, max(wanted, room) if settings.ray_max_replicas == "auto" else wanted)
+
+
+class Replica:
+    """A process of the service, started, asked and ended by Ray."""
+
+    def __init__(self, settings: Settings) -> None:
+        from app import logs  # noqa: PLC0415 - the rest is what a replica needs, and who starts it does not
+        from app.main import create_app  # noqa: PLC0415
+
+        logs.configure(settings.log_format)
+        self._app = create_app(settings, boot_first=True)
+        self._service = self._app.state.service
+        self._ready = False
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """What Ray sends requests to, when its lifespan has started."""
+        return self._app
+
+    async def check_health(self) -> None:
+        """Raise NotReady to be replaced: before the first request if anything is missing, later if nothing helps."""
+        if not self._ready:
+            self._service.make_sure_of_readiness()
+            self._ready = True
+        self._service.make_sure_of_life()
+
+    async def announce_end(self) -> None:
+        """Be not ready from now on; what comes is still accepted."""
+        self._service.announce_end()
+
+
+def application(settings: RaySettings, share: Share) -> Application:
+    """The service as Ray deploys it."""
+    from ray import serve  # noqa: PLC0415
+    from ray.serve.config import AutoscalingConfig, BackpressureConfig  # noqa: PLC0415
+
+    deployment = serve.deployment(
+        serve.ingress()(Replica),
+        name="Replica",
+        ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus},
+        autoscaling_config=AutoscalingConfig(
+            min_replicas=settings.ray_min_replicas,
+            max_replicas=share.replicas,
+            target_ongoing_requests=settings.ray_target_requests,
+        ),
+        # A replica refuses by its own rule, and says after which time to come again; Ray's bounds lie behind that.
+        max_ongoing_requests=2 * settings.max_queue_requests,
+        max_queued_requests=settings.max_queue_requests,
+        backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
+        graceful_shutdown_timeout_s=settings.drain_timeout_ms / 1000,
+        graceful_shutdown_wait_loop_s=0.2,
+        health_check_period_s=2,
+        max_constructor_retry_count=2,
+    )
+    return deployment.bind(settings.model_copy(update={"threads": share.cpus} if not share.gpus else {}))
+
+
+def serve(settings: RaySettings, say: Callable[[str], None], sample: str = "photo.jpg") -> int:
+    """Serve until a signal comes, on the cluster that ``RAY_ADDRESS`` names, or else on one that lives as long.
+
+    Args:
+        settings: checked.
+        say: shows a line to the person who started it.
+        sample: image in the command that is shown to try.
+
+    Returns:
+        The exit status: 0 if everything that was accepted was finished in time.
+
+    Raises:
+        ValueError: if Ray is not installed, or something wanted is not there.
+        OSError: if the address is not to be had.
+        RuntimeError: if the replicas do not start.
+    """
+    _look_for_variants(settings)
+    with listen(settings.host, settings.port) as listener:
+        port = listener.getsockname()[1]
+    address = url(settings.host, port)
+    status = 0
+    try:
+        with _cluster(settings) as resources:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, _end)
+            share = share_out(settings, resources, can_grow="RAY_ADDRESS" in os.environ)
+            _start_proxies(settings, port)
+            say(f"Swin2SR listens on {address}")
+            handle = _deploy(settings, share)
+            say(f"Ready. Try: curl -F file=@{sample} '{address}/v1/upscale' -o upscaled.png")
+            number = _wait_for_signal()
+            status = 1  # if another signal stops what follows
+            status = _drain(handle, settings, number)
+    except _End:
+        pass
+    return status
+
+
+class _End(BaseException):
+    """A signal asks for the end."""
+
+
+def _end(number: int, _frame: FrameType | None) -> NoReturn:
+    raise _End(number)
+
+
+def _wait_for_signal() -> int:
+    try:
+        while True:
+            signal.pause()
+    except _End as end:
+        return int(end.args[0])
+
+
+def _look_for_variants(settings: Settings) -> None:
+    """Refuse here what every replica would refuse."""
+    from app.service import build_service  # noqa: PLC0415
+
+    build_service(settings.model_copy(update={"device": "cpu"}))
+
+
+@contextmanager
+def _cluster(settings: Settings) -> Iterator[Mapping[str, float]]:
+    """What a cluster has, as long as this process is connected to it."""
+    os.environ.update({**RAYS_ENVIRONMENT, **os.environ, "SWIN2SR_MAX_BODY_BYTES": str(settings.max_body_bytes)})
+    try:
+        import ray  # noqa: PLC0415 - after its environment, and only where it is wanted
+    except ImportError as error:
+        raise ValueError("Ray is not installed: pip install 'swin2sr-serve[ray]'") from error
+    own = {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False}
+    ray.init(**({} if "RAY_ADDRESS" in os.environ else own), logging_level=logging.ERROR)
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def _start_proxies(settings: Settings, port: int) -> None:
+    from ray import serve as ray_serve  # noqa: PLC0415
+
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    seconds = settings.request_timeout_ms / 1000 + 1  # a replica answers in time; this is for those that never got one
+    ray_serve.start(
+        http_options={"host": settings.host, "port": port, "request_timeout_s": seconds},
+        logging_config=dict(QUIET),
+    )
+
+
+def _deploy(settings: RaySettings, share: Share) -> DeploymentHandle:
+    from ray import serve as ray_serve  # noqa: PLC0415
+
+    return ray_serve.run(application(settings, share), name=NAME, logging_config=dict(QUIET))
+
+
+def _drain(handle: DeploymentHandle, settings: Settings, number: int) -> int:
+    """End as the plain service does: first not ready, later accepting nothing, at last finished."""
+    from ray import serve as ray_serve  # noqa: PLC0415
+
+    until = time.monotonic() + settings.drain_timeout_ms / 1000
+    handle.broadcast("announce_end").results()
+    if number == signal.SIGTERM:
+        time.sleep(settings.drain_delay_ms / 1000)
+    while time.monotonic() < until:
+        try:
+            ray_serve.delete(NAME)
+        except TimeoutError:  # Ray waits for a minute at most
+            continue
+        return 0 if time.monotonic() < until else 1
+    return 1
