@@ -25,7 +25,7 @@ FLOORS = {
     ],
     "app": [
         {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"}
-        | {"budget", "folders", "spool"},
+        | {"address", "budget", "folders", "spool"},
         {"catalogue", "memory", "weights"},
         {"jobs", "sizes", "uploads", "middleware"},
         {"admission"},
@@ -33,7 +33,7 @@ FLOORS = {
         {"pipeline", "errand"},
         {"service"},
         {"routes", "local", "remote"},
-        {"main", "orders"},
+        {"main", "orders", "ray_proxy"},
         {"serving", "ray", "bench"},
         {"cli"},
         {"__main__"},
@@ -41,7 +41,7 @@ FLOORS = {
 }
 """Rooms from the ground up; each may use those below it, and a folder is one room."""
 
-FRAMEWORK_ROOMS = {"app.main", "app.routes", "app.handlers", "app.middleware", "app.uploads"}
+FRAMEWORK_ROOMS = {"app.main", "app.routes", "app.handlers", "app.middleware", "app.uploads", "app.ray_proxy"}
 """Where FastAPI and Starlette may be imported."""
 
 THREAD_ROOMS = {
