@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from app.quota import free_memory
+from app.quota import free_memory, total_memory
 
 _PHRASES = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "not enough memory")
 """How torch's CPU allocator, CUDA and its libraries say it in a RuntimeError that has no class of its own."""
@@ -51,4 +51,4 @@ def measure(device: torch.device) -> Iterator[tuple[str, float]]:
     if statm.is_file():
         page = os.sysconf("SC_PAGE_SIZE")
         yield "used", float(int(statm.read_text().split()[1]) * page)
-        yield "total", float(os.sysconf("SC_PHYS_PAGES") * page)
+        yield "total", float(total_memory(os.sysconf("SC_PHYS_PAGES") * page))

@@ -30,6 +30,13 @@ def free_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) ->
     return free
 
 
+def total_memory(machine: int, cgroup: Path = CGROUP) -> int:
+    """Bytes of main memory that this process may have in all: the machine's, within its control group's limit (v2)."""
+    limit_file = cgroup / "memory.max"
+    limit = limit_file.read_text().strip() if limit_file.is_file() else "max"
+    return machine if limit == "max" else min(machine, int(limit))
+
+
 def _quota(cgroup: Path) -> float | None:
     maximum = cgroup / "cpu.max"
     if maximum.is_file():

@@ -185,10 +185,11 @@ def build_service(
         on_fatal=on_fatal,
         pulse=pulse,
     )
-    metrics.watch(_Gauges(registry, batcher))
     pipeline = Pipeline(registry, batcher, settings, codec_threads=max(1, min(8, cpus // 2)))
     bodies = BodyRoom(settings.max_inflight_bytes)
-    return Service(settings, registry, batcher, pipeline, bodies, metrics, ServiceState())
+    service = Service(settings, registry, batcher, pipeline, bodies, metrics, ServiceState())
+    metrics.watch(_Gauges(service))
+    return service
 
 
 def _pixels(piece: Piece) -> int:
@@ -198,13 +199,16 @@ def _pixels(piece: Piece) -> int:
 class _Gauges(Collector):
     """What is looked up when somebody asks for the metrics."""
 
-    def __init__(self, registry: ModelRegistry, batcher: TileBatcher) -> None:
-        self._registry = registry
-        self._batcher = batcher
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._registry = service.registry
+        self._batcher = service.batcher
 
     def collect(self) -> Iterator[Metric]:
         """The queue and the variants, now."""
         status = self._batcher.status()
+        ready = float(not self._service.reasons_not_ready())
+        yield gauge("swin2sr_ready", "Whether new requests should be sent here.", ready)
         yield gauge("swin2sr_queue_requests", "Requests that wait.", status.waiting_requests)
         yield gauge("swin2sr_queue_pixels", "Pixels that wait.", status.waiting_cost)
         yield gauge("swin2sr_batch_budget_pixels", "Pixels that a batch may have now.", status.batch_budget)

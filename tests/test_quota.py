@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from app.quota import free_memory, usable_cpus
+from app.quota import free_memory, total_memory, usable_cpus
 
 HERE = len(os.sched_getaffinity(0))
 
@@ -50,3 +50,11 @@ def test_free_memory_is_the_tighter_of_machine_and_control_group(tmp_path, limit
 def test_free_memory_is_unknown_where_nobody_tells(tmp_path):
     """Neither Linux's table nor a control group."""
     assert free_memory(tmp_path, tmp_path / "meminfo") is None
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max\n", 1000), ("700\n", 700), ("3000\n", 1000), (None, 1000)])
+def test_total_memory_is_the_tighter_of_machine_and_control_group(tmp_path, limit, expected):
+    """A container's limit counts where it is tighter than the machine; without one, or without groups, the machine."""
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    assert total_memory(1000, tmp_path) == expected

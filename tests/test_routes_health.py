@@ -84,17 +84,21 @@ def test_a_failed_variant_is_a_reason():
 
 
 def test_a_server_that_will_end_is_not_ready_but_still_serves(tmp_path):
-    """So that a load balancer can look away first."""
+    """So that a load balancer can look away first; the metrics say the same as the answer."""
     app = scripted_app(tmp_path, lightweight_x2=ScriptedUpscaler())
 
     async def scenario():
         async with running(app) as client:
             await app.state.service.boot(lambda: None)
+            books = [(await client.get("/metrics")).text]
             app.state.service.announce_end()
             ready = await client.get("/health/ready")
-            return ready, await client.post("/v1/upscale", files={"file": png(noise(8, 8))})
+            books.append((await client.get("/metrics")).text)
+            return books, ready, await client.post("/v1/upscale", files={"file": png(noise(8, 8))})
 
-    ready, answer = asyncio.run(scenario())
+    books, ready, answer = asyncio.run(scenario())
+    assert "\nswin2sr_ready 1.0\n" in books[0]
+    assert "\nswin2sr_ready 0.0\n" in books[1]
     assert ready.status_code == 503
     assert "shutting down" in ready.json()["detail"]
     assert answer.status_code == 200
@@ -128,6 +132,7 @@ def test_metrics_are_prometheus_text(ask):
         "swin2sr_batch_pixels",
         "swin2sr_rejected_total",
         "swin2sr_variant_ready",
+        "swin2sr_ready",
         "swin2sr_inflight_requests",
         "swin2sr_batch_budget_pixels",
         "swin2sr_out_of_memory_total",
