@@ -1,0 +1,208 @@
+"""nginx, as docker/nginx.conf has it, before two real processes: nothing fails while one of them is restarted."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from model.variants import embedded_path
+from tests.chaos.metrics import Books
+from tests.scripted import PATIENCE
+from tests.scripted_server import ScriptedServer
+from tests.server import ROOT, ServerProcess
+from tests.service import noise, pixels_of, png
+
+NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
+PNG = {"content-type": "image/png"}
+SMALL = png(noise(8, 8))
+
+pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
+
+
+def free_ports(count):
+    """Ports that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@pytest.fixture
+def balance(tmp_path):
+    """Starts nginx before the processes at two ports, as the project configures it, and returns its address."""
+    masters = []
+
+    def start(*ports):
+        [front] = free_ports(1)
+        text = (ROOT / "docker" / "nginx.conf").read_text("utf-8")
+        for old, new in (("8001", ports[0]), ("8002", ports[1])):
+            text = text.replace(f"127.0.0.1:{old}", f"127.0.0.1:{new}")
+        text = text.replace("listen 8000;", f"listen 127.0.0.1:{front};").replace("/tmp/", f"{tmp_path}/")
+        (tmp_path / "nginx.conf").write_text(text)
+        command = [NGINX, "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-g", "daemon off;"]
+        with (tmp_path / "nginx.log").open("w") as log:
+            masters.append(subprocess.Popen(command, stderr=log))
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:  # until it listens
+            client.get(f"http://127.0.0.1:{front}/health/live", timeout=PATIENCE)
+        return f"http://127.0.0.1:{front}"
+
+    yield start
+    for master in masters:
+        master.terminate()
+        master.wait(PATIENCE)
+
+
+def post(url, body=SMALL, headers=PNG):
+    return httpx.post(f"{url}/v1/upscale", content=body, headers=headers, timeout=60)
+
+
+class Load:
+    """Requests without a pause from several clients, until the end of a ``with`` block.
+
+    Args:
+        url: where to.
+        clients: how many send at once.
+
+    Attributes:
+        answers: statuses, or the errors that came in their place.
+    """
+
+    def __init__(self, url, clients=8):
+        self._url, self._clients = url, clients
+        self._over = threading.Event()
+        self._news = threading.Condition()
+        self.answers = []
+
+    def __enter__(self):
+        self._pool = ThreadPoolExecutor(self._clients)
+        self._work = [self._pool.submit(self._send, seed) for seed in range(self._clients)]
+        return self
+
+    def __exit__(self, *_error):
+        self._over.set()
+        self._pool.shutdown()
+        for each in self._work:
+            each.result()
+
+    def wait_for(self, more):
+        """Wait until so many more answers are there."""
+        with self._news:
+            wanted = len(self.answers) + more
+            assert self._news.wait_for(lambda: len(self.answers) >= wanted, PATIENCE)
+
+    def _send(self, seed):
+        pixels = noise(16, 12, seed=seed)
+        body = png(pixels)
+        while not self._over.is_set():
+            try:
+                answer = post(self._url, body)
+                outcome = answer.status_code
+                if outcome == 200:
+                    assert pixels_of(answer.content).shape == (32, 24, 3)
+            except httpx.TransportError as error:
+                outcome = error
+            with self._news:
+                self.answers.append(outcome)
+                self._news.notify_all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(embedded_path("small-x2") is None, reason="the embedded weights are not here")
+def test_a_restart_behind_nginx_fails_no_request(balance):
+    """Each of two processes is drained, ends with 0, starts and loads anew, under load: every answer is an image."""
+    ports = free_ports(2)
+    with contextlib.ExitStack() as stack:
+
+        def start(port):
+            server = ServerProcess(variants="small-x2", device="cpu", port=port, threads=1, drain_delay_ms=500)
+            return stack.enter_context(server)
+
+        servers = [start(port) for port in ports]
+        url = balance(*ports)
+        with Load(url) as load:
+            load.wait_for(50)
+            for number, server in enumerate(servers):
+                assert Books(server.url)["swin2sr_requests_total"] > 0  # both had their share
+                assert server.stop() == 0
+                load.wait_for(20)  # the other one goes on alone
+                servers[number] = start(ports[number])
+                while not Books(servers[number].url)["swin2sr_requests_total"]:
+                    load.wait_for(1)  # it takes part again
+    assert [answer for answer in load.answers if answer != 200] == []
+    print(f"\n{len(load.answers)} requests, none failed")
+
+
+def test_it_moves_on_when_a_connection_is_refused(balance):
+    """One process is killed: what comes afterwards is all served by the other."""
+    with ScriptedServer() as one, ScriptedServer() as other:
+        url = balance(port_of(one), port_of(other))
+        assert {post(url).status_code for _ in range(4)} == {200}
+        one.signal(signal.SIGKILL)
+        one.wait()
+        assert [post(url).status_code for _ in range(20)] == [200] * 20
+
+
+def test_uploads_and_answers_stream(balance):
+    """A half-sent upload is at the service already; progress arrives while the image is computed."""
+    with ScriptedServer(seconds=5) as one, ScriptedServer(seconds=5) as other:
+        url = balance(port_of(one), port_of(other))
+        body = png(noise(300, 300))
+        host, port = url.removeprefix("http://").split(":")
+        head = f"Content-Length: {len(body)}\r\nAccept: multipart/mixed\r\nContent-Type: image/png\r\nConnection: close"
+        with socket.create_connection((host, int(port)), PATIENCE) as connection:
+            connection.sendall(f"POST /v1/upscale HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode() + body[:1000])
+            servers = itertools.cycle((one, other))
+            while not Books(next(servers).url)["swin2sr_inflight_requests"]:
+                pass
+            connection.sendall(body[1000:])
+            received = b""
+            while b'"state":"running"' not in received:
+                chunk = connection.recv(65536)
+                assert chunk, received
+                received += chunk
+            assert b"image/png" not in received
+            while chunk := connection.recv(65536):
+                received += chunk
+        assert b"content-type: image/png" in received
+
+
+def test_the_services_own_words_come_through(balance):
+    """Refusals, before the whole body was sent too, keep their status, body and headers; the page is there."""
+    with ScriptedServer(max_body_bytes=100_000) as one, ScriptedServer(max_body_bytes=100_000) as other:
+        url = balance(port_of(one), port_of(other))
+        answer = post(url, bytes(3_000_000))
+        assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+        assert post(url, b"nonsense").json()["code"] == "unsupported_format"
+        assert "<html" in httpx.get(url).text
+        named = httpx.get(f"{url}/nowhere", headers={"x-request-id": "mine"})
+        assert (named.status_code, named.json()["request_id"]) == (404, "mine")
+
+
+def test_where_nobody_is_ready_the_client_is_told_to_wait(balance):
+    """503 with ``Retry-After`` and the problem document of ``not_ready``, with the service's own fields."""
+    url = balance(*free_ports(2))
+    answer = post(url)
+    assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
+    assert 1 <= int(answer.headers["retry-after"]) <= 60
+    with ScriptedServer(variants="classical-x2") as server:
+        theirs = httpx.post(f"{server.url}/v1/upscale?variant=jpeg", content=SMALL, headers=PNG)
+    assert theirs.status_code == 503
+    assert answer.json().keys() == theirs.json().keys() - {"variant"}
+    for name in ("type", "status", "code", "title"):
+        assert answer.json()[name] == theirs.json()[name]
+    assert re.fullmatch(r"[0-9a-f]{32}", answer.json()["request_id"])
+
+
+def port_of(server):
+    return int(server.url.rpartition(":")[2])
