@@ -24,6 +24,7 @@ S = TypeVar("S", bound=Settings)
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N", envvar="SWIN2SR_DEVICE")]
 ModelDir = Annotated[Path | None, typer.Option(help="folder of own checkpoints", envvar="SWIN2SR_MODEL_DIR")]
+CacheDir = Annotated[Path | None, typer.Option(help="where fetched weights lie", envvar="SWIN2SR_CACHE_DIR")]
 Url = Annotated[str | None, typer.Option(help="of a server, in place of this process", envvar="SWIN2SR_URL")]
 
 ApiKey = Annotated[str | None, typer.Option(help="where the server wants one", envvar="SWIN2SR_API_KEY")]
@@ -112,6 +113,7 @@ def upscale(
     timeout: Annotated[float, typer.Option(help="seconds that a server may take for an image")] = 3600.0,
     device: Device = "auto",
     model_dir: ModelDir = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """Upscale images, in this process or on a server. Goes on after one that fails, and exits with 1 then.
 
@@ -123,7 +125,11 @@ def upscale(
     order = Order(tuple(places), output, url, api_key, timeout, force=force, jobs=jobs, as_json=as_json)
     try:
         options = order.options(variant=variant, format=format, ensemble=ensemble, **wishes)
-        settings = None if url else _settings(Settings, variants=("x2",), device=device, model_dir=model_dir)
+        settings = (
+            None
+            if url
+            else _settings(Settings, variants=("x2",), device=device, model_dir=model_dir, cache_dir=cache_dir)
+        )
         failures = asyncio.run(carry_out(order, options, settings, Console(stderr=True)))
     except ValidationError as error:
         raise _complaint("; ".join(_sentence(fault, "--") for fault in error.errors())) from None
@@ -132,10 +138,16 @@ def upscale(
     raise typer.Exit(1 if failures else 0)
 
 
-def list_variants(device: Device = "auto", model_dir: ModelDir = None, url: Url = None, api_key: ApiKey = None) -> None:
+def list_variants(
+    device: Device = "auto",
+    model_dir: ModelDir = None,
+    cache_dir: CacheDir = None,
+    url: Url = None,
+    api_key: ApiKey = None,
+) -> None:
     """What there is, what each is for, and which are here, or on a server."""
     try:
-        described, present = _described(device, model_dir) if url is None else _described_by(url, api_key)
+        described, present = _described(device, model_dir, cache_dir) if url is None else _described_by(url, api_key)
     except (ValueError, ServiceError, OSError) as error:
         raise _complaint(str(error)) from None
     table = Table("variant", "here" if url is None else "there", "aliases", "scale", "what it is for")
@@ -145,11 +157,14 @@ def list_variants(device: Device = "auto", model_dir: ModelDir = None, url: Url 
     Console().print(table)
 
 
-def _described(device: str, model_dir: Path | None) -> tuple[list[VariantDescription], set[str]]:
+def _described(
+    device: str, model_dir: Path | None, cache_dir: Path | None
+) -> tuple[list[VariantDescription], set[str]]:
     """The variants of this machine, and which of them are present."""
     from app.registry import ModelRegistry  # noqa: PLC0415
 
-    registry = ModelRegistry(("x2",), model_dir=model_dir, device=device)
+    official = _settings(Settings, cache_dir=cache_dir).official_weights()
+    registry = ModelRegistry(("x2",), model_dir=model_dir, official=official, device=device)
     described = registry.describe_all()
     return described, {each.name for each in described if registry.is_present(each.name)}
 
@@ -165,19 +180,24 @@ def _described_by(url: str, api_key: str | None) -> tuple[list[VariantDescriptio
 
 def evaluate(
     folder: Annotated[Path, typer.Argument(help="photos, or HR/ with LR_bicubic/X2/", exists=True, file_okay=False)],
+    *,
     variant: VariantName = "x2",
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="JPEG quality of the inputs")] = None,
     device: Device = "auto",
     model_dir: ModelDir = None,
+    cache_dir: CacheDir = None,
 ) -> None:
     """PSNR and SSIM on a folder, by the published protocol."""
-    from app.registry import ModelRegistry  # noqa: PLC0415
+    from app.catalogue import Catalogue  # noqa: PLC0415
     from model.evaluate import evaluate_folder, tabulate  # noqa: PLC0415
-    from model.upscaler import Upscaler  # noqa: PLC0415
+    from model.upscaler import Upscaler, find_device  # noqa: PLC0415
 
+    settings = _settings(Settings, device=device, model_dir=model_dir, cache_dir=cache_dir)
     try:
-        entry = ModelRegistry((variant.lower(),), model_dir=model_dir, device=device).resolve(variant)
+        catalogue = Catalogue(settings.model_dir, find_device(device).type, settings.official_weights())
+        entry = catalogue.resolve(variant)
         assert entry.path is not None, "resolve refuses what is absent"
+        catalogue.verify(entry.name)
         upscaler = Upscaler.from_pretrained(entry.path, device=device)
         typer.echo(f"{entry.name} on {folder}\n")
         typer.echo(tabulate(evaluate_folder(upscaler, folder, quality=quality)))
@@ -185,23 +205,19 @@ def evaluate(
         raise _complaint(str(error)) from None
 
 
-def fetch(variant: Annotated[str, typer.Argument(help="an official variant")]) -> None:
-    """Say how to get an official variant's weights."""
-    from model.variants import VARIANTS  # noqa: PLC0415
+def fetch(
+    names: Annotated[
+        list[str], typer.Argument(metavar="VARIANT...", help="official variants", autocompletion=_complete_variant)
+    ],
+    cache_dir: CacheDir = None,
+) -> None:
+    """Download the authors' weights, verified; what broke off goes on where it stopped. Exits with 1 if one fails."""
+    from app.fetching import fetch_all  # noqa: PLC0415
 
-    entry = VARIANTS.get(variant)
-    if entry is None:
-        raise _complaint(f"there is no variant {variant!r}; see `swin2sr variants`")
-    if entry.embedded:
-        raise _complaint(f"{variant} comes with the package and is never fetched")
-    if entry.hub_id:
-        way = f"hf download {entry.hub_id} --local-dir MODELS/{variant}"
-    else:
-        way = f"download {entry.release_file} from {entry.source}/releases to MODELS/{variant}.pth"
-    raise _complaint(
-        "this version does not download weights itself. Do this, and start the server with --model-dir MODELS:\n"
-        f"  {way}"
-    )
+    official = _settings(Settings, cache_dir=cache_dir).official_weights()
+    faults = fetch_all(names, official, Console(stderr=True), typer.echo)
+    if faults:
+        raise _complaint("\nswin2sr: ".join(faults))
 
 
 def bench(

@@ -7,32 +7,23 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from app.catalogue import Catalogue, Entry, absent
-from app.errors import NotReady, OutOfMemory, UnknownVariant
+from app.catalogue import Catalogue, Entry, fetchable
+from app.conditions import Condition, describe
+from app.deliveries import Deliveries
+from app.errors import NotReady, OutOfMemory
 from app.memory import give_back, is_out_of_memory
-from app.schemas import State, VariantDescription
+from app.schemas import VariantDescription
 from app.weights import Load, Loaded, Piece, TileUpscaler, warm_up
+from model.fetch import FetchError, OfficialWeights, Step
 from model.upscaler import Upscaler, find_device
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Condition:
-    """How a variant is; changed by the loading thread alone, read by everybody."""
-
-    state: State = "absent"
-    reason: str | None = "present, and loaded when it is first asked for"
-    loaded: Loaded | None = None
-    withdrawn: bool = False
-    """Whether it was unloaded on purpose, and is not loaded again before somebody says so."""
 
 
 class ModelRegistry:
@@ -41,13 +32,14 @@ class ModelRegistry:
     Args:
         wanted: names and aliases to load at boot; the first is the default.
         model_dir: folder of checkpoints, each a variant under its own name in lower case.
+        official: the authors' weights on this machine, and how they get there.
         device, dtype: as in ``Upscaler``; the device decides what aliases stand for.
         threads: of a forward pass on a CPU.
         load: makes weights ready to call.
         beat: called again and again while a network computes.
 
     Raises:
-        ValueError: if a wanted variant is unknown or not present, or the device is not there.
+        ValueError: if a wanted variant is unknown, or neither present nor to be fetched, or the device is not there.
     """
 
     def __init__(
@@ -55,6 +47,7 @@ class ModelRegistry:
         wanted: Sequence[str],
         *,
         model_dir: Path | None = None,
+        official: OfficialWeights | None = None,
         device: str = "auto",
         dtype: str = "auto",
         threads: int = 1,
@@ -67,10 +60,12 @@ class ModelRegistry:
         self._load = load or self._load_upscaler
         self._beat = beat
         self._loader = ThreadPoolExecutor(1, "swin2sr-loader")
-        self._catalogue = Catalogue(model_dir, self.device.type)
-        self._conditions = {name: _Condition() for name in self._catalogue.entries}
+        official = official or OfficialWeights()
+        self._deliveries = Deliveries(official)
+        self._catalogue = Catalogue(model_dir, self.device.type, official)
+        self._conditions = {name: Condition() for name in self._catalogue.entries}
         self._versions = itertools.count(1)
-        self._boot = self._find_wanted(wanted)
+        self._boot = self._catalogue.choose(wanted)
         self.default = wanted[0]
         self.booted = False
 
@@ -81,9 +76,22 @@ class ModelRegistry:
 
         Raises:
             UnknownVariant: if there is no such name.
-            NotReady: if its weights are not present; the text says how to get them.
+            NotReady: if its weights are not present; the text says how to get them, or that they are on their way.
         """
+        entry = self._catalogue.find(name or self.default)
+        condition = self._conditions[entry.name]
+        if entry.path is None and condition.state != "absent":
+            verb, patience = ("is ", 10) if condition.state == "loading" else ("", 60)
+            raise NotReady(f"The variant {entry.name!r} {verb}{condition.reason}", retry_after=patience)
         return self._catalogue.resolve(name or self.default)
+
+    def find(self, name: str) -> Entry:
+        """The entry of a variant or alias, present or not.
+
+        Raises:
+            UnknownVariant: if there is no such name.
+        """
+        return self._catalogue.find(name)
 
     def aliases(self) -> Mapping[str, str | None]:
         """What each alias stands for on this server; None where none of its variants is present."""
@@ -103,7 +111,7 @@ class ModelRegistry:
         Raises:
             UnknownVariant: if there is no such name.
         """
-        return self._describe(self._catalogue.find(name))
+        return self._describe(self.find(name))
 
     def describe_all(self) -> list[VariantDescription]:
         """Every variant, in the table's order, own ones last."""
@@ -112,11 +120,18 @@ class ModelRegistry:
     # States.
 
     async def boot(self) -> None:
-        """Load and warm the wanted variants, one after the other; failures are kept in their states."""
-        for entry in self._boot:
-            (fault,) = await asyncio.gather(self._in_loader(self._make_ready, entry), return_exceptions=True)
-            if isinstance(fault, Exception):
+        """Load and warm the wanted variants one after the other; failures are kept in their states.
+
+        Those that have to be fetched come last, and aliases are bound anew after them.
+        """
+        entries = sorted((self._catalogue.entries[name] for name in self._boot), key=lambda entry: entry.path is None)
+        for condition in (self._conditions[entry.name] for entry in entries if entry.path is None):
+            condition.state, condition.reason = "loading", "about to be fetched"
+        for entry in entries:
+            (fault,) = await asyncio.gather(self._bring_and_load(entry), return_exceptions=True)
+            if isinstance(fault, Exception) and not isinstance(fault, NotReady):
                 logger.error("loading %s failed unexpectedly", entry.name, exc_info=fault)
+        self._catalogue.bind_aliases()
         self.booted = True
 
     async def obtain(self, entry: Entry) -> Loaded:
@@ -131,13 +146,13 @@ class ModelRegistry:
         return self._loaded(entry)
 
     async def load(self, entry: Entry) -> None:
-        """Load a present variant, also one that failed before or was unloaded.
+        """Load a variant, also one that failed before or was unloaded; fetch its weights first if they are not here.
 
         Raises:
-            NotReady: if it cannot be loaded.
+            NotReady: if it cannot be fetched, or loaded.
         """
         self._conditions[entry.name].withdrawn = False
-        await self._in_loader(self._make_ready, entry)
+        await self._bring_and_load(entry)
         self._loaded(entry)
 
     async def reload(self, entry: Entry) -> None:
@@ -180,7 +195,7 @@ class ModelRegistry:
 
     def reasons_not_ready(self) -> list[str]:
         """Why requests for what was wanted at boot cannot be served yet; empty when they can."""
-        conditions = [(entry.name, self._conditions[entry.name]) for entry in self._boot]
+        conditions = [(name, self._conditions[name]) for name in self._boot]
         reasons = [
             f"{name}: {each.reason or each.state}"
             for name, each in conditions
@@ -191,6 +206,28 @@ class ModelRegistry:
     def close(self) -> None:
         """Stop loading; what is loaded stays usable."""
         self._loader.shutdown(wait=False, cancel_futures=True)
+
+    async def _bring_and_load(self, entry: Entry) -> None:
+        if entry.path is None or (entry.origin == "official" and not entry.path.is_file()):
+            entry = await self._bring(entry)
+        await self._in_loader(self._make_ready, entry)
+
+    async def _bring(self, entry: Entry) -> Entry:
+        variant = fetchable(entry)
+        condition = self._conditions[entry.name]
+
+        def tell(step: Step) -> None:
+            condition.reason = f"being fetched: {step}"
+
+        condition.state, condition.reason = "loading", "being fetched"
+        logger.info("fetching the weights of %s", entry.name)
+        try:
+            path = await self._deliveries.bring(variant, tell)
+        except FetchError as error:
+            condition.state, condition.reason = "failed", f"could not be fetched: {error}"
+            logger.warning("variant %s %s", entry.name, condition.reason)
+            raise NotReady(f"The variant {entry.name!r} {condition.reason}", retry_after=60) from error
+        return self._catalogue.place(entry, path)
 
     async def _in_loader(self, work: Callable[[Entry], str | None], entry: Entry) -> str | None:
         return await asyncio.wrap_future(self._loader.submit(work, entry))
@@ -245,7 +282,8 @@ class ModelRegistry:
         logger.info("variant %s was unloaded", entry.name)
         return None
 
-    def _load_upscaler(self, _name: str, path: Path) -> TileUpscaler:
+    def _load_upscaler(self, name: str, path: Path) -> TileUpscaler:
+        self._catalogue.verify(name)
         upscaler = Upscaler.from_pretrained(path, device=str(self.device), dtype=self._dtype)
         if self.device.type == "cpu":  # on a GPU a pass takes moments, and hooks would hinder compilation
             for module in upscaler.network.modules():
@@ -257,34 +295,5 @@ class ModelRegistry:
         if torch.get_num_threads() != self._threads:
             torch.set_num_threads(self._threads)
 
-    def _find_wanted(self, wanted: Sequence[str]) -> list[Entry]:
-        entries: dict[str, Entry] = {}
-        for wish in wanted:
-            if wish in self._catalogue.aliases and self._catalogue.aliases[wish] is None:
-                continue
-            try:
-                entry = self.resolve(wish)
-            except (UnknownVariant, NotReady) as error:
-                raise ValueError(f"VARIANTS names {wish!r}: {error.detail}") from error
-            entries[entry.name] = entry
-        return list(entries.values())
-
     def _describe(self, entry: Entry) -> VariantDescription:
-        condition, variant = self._conditions[entry.name], entry.variant
-        upscaler = condition.loaded and condition.loaded.upscaler
-        return VariantDescription(
-            name=entry.name,
-            task=variant.task if variant else "custom",
-            scale=variant.scale if variant else upscaler and upscaler.scale,
-            summary=variant.summary if variant else "Weights of this server's own, from its MODEL_DIR.",
-            channels=variant.channels if variant else upscaler and upscaler.channels,
-            parameters=variant.parameters if variant else None,
-            licence=variant.licence if variant else None,
-            source=variant.source if variant else "MODEL_DIR",
-            digest=variant.digest if variant else None,
-            state=condition.state,
-            reason=absent(entry.name, entry.name).detail if entry.path is None else condition.reason,
-            device=str(upscaler.device) if upscaler else None,
-            dtype=str(upscaler.dtype).removeprefix("torch.") if upscaler else None,
-            aliases=self._catalogue.aliases_of(entry),
-        )
+        return describe(entry, self._conditions[entry.name], self._catalogue.aliases_of(entry))

@@ -86,7 +86,7 @@ class VariantDescription(BaseModel):
     source: str
     digest: str | None
     state: State
-    reason: str | None = Field(None, description="Why it is absent, or failed.")
+    reason: str | None = Field(None, description="Why it is absent or failed, or how far its weights have come.")
     device: str | None = None
     dtype: str | None = None
     aliases: list[str] = Field(description="Aliases that stand for it on this server.")

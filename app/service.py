@@ -158,6 +158,7 @@ def build_service(
     registry = ModelRegistry(
         settings.variants,
         model_dir=settings.model_dir,
+        official=settings.official_weights(),
         device=settings.device,
         dtype=settings.dtype,
         threads=cpus if settings.threads == "auto" else settings.threads,

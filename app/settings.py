@@ -12,6 +12,9 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from model.fetch import OfficialWeights
+from model.variants import RELEASE
+
 MEBIBYTE = 1024 * 1024
 WINDOWS = (7, 8)
 """Sides of the attention windows of the known variants, pixels: tiles are whole windows."""
@@ -34,7 +37,10 @@ class Settings(BaseSettings):
     )
     model_dir: Path | None = Field(None, description="folder of checkpoints, each served under its own name")
     cache_dir: Path | None = Field(None, description="where fetched weights lie; unset: the Hugging Face cache")
-    offline: bool = Field(False, description="never download")
+    offline: bool = Field(False, description="never download: what is wanted at the start and not here stops it")
+    release_url: str = Field(
+        RELEASE, pattern=r"^https?://\S+$", description="where the authors' release lies, or a mirror of it"
+    )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="bfloat16 is faster on a GPU and a little less exact; auto: bfloat16 there, else float32"
@@ -133,3 +139,7 @@ class Settings(BaseSettings):
         if self.max_input_pixels <= self.tile_size**2:
             return self.max_input_pixels
         return int(self.max_input_pixels * (self.tile_size / (self.tile_size - self.tile_overlap)) ** 2)
+
+    def official_weights(self) -> OfficialWeights:
+        """The authors' weights, where these settings say."""
+        return OfficialWeights(self.cache_dir, self.offline, self.release_url)

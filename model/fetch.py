@@ -23,7 +23,7 @@ from model.download import FetchError, OnStep, Step, Unreachable, discard_parts,
 from model.hub import HubFile, blob_place, cached_file, describe_file, enter_into_cache
 from model.variants import RELEASE, Variant
 
-__all__ = ["FetchError", "OfficialWeights", "OnStep", "Step", "Unreachable", "file_digest"]
+__all__ = ["FetchError", "OfficialWeights", "OnStep", "Step", "Unreachable", "file_digest", "megabytes"]
 
 _CONFIG = "config.json"
 _PROCESSOR = "preprocessor_config.json"
@@ -113,18 +113,27 @@ class OfficialWeights:
             Unreachable: if nobody gives it; what came stays for the next time.
             FetchError: for all other reasons; the text says what to do.
         """
-        if variant.embedded:
-            raise FetchError(f"{variant.name} comes with the package and is never fetched.")
-        if (file := self._verified(variant)) is not None:
+        if not variant.embedded and (file := self._verified(variant)) is not None:
             return file
-        if self.offline:
-            raise FetchError(
-                f"The weights of {variant.name!r} are not in {self.cache_dir or 'the Hugging Face cache'}, and "
-                f"SWIN2SR_OFFLINE forbids to download them. Unset it, or run `swin2sr fetch {variant.name}` where there "
-                "is a network, with SWIN2SR_CACHE_DIR set, and bring that folder here."
-            )
+        self.make_sure_of_leave(variant)
         with self._alone(variant, on_step):
             return self._verified(variant) or self._bring(variant, on_step)
+
+    def make_sure_of_leave(self, variant: Variant) -> None:
+        """Raise the reason why a variant's weights would not even be asked for, if there is one.
+
+        Raises:
+            FetchError: if they belong to the package, or nothing may be downloaded; the text says what to do.
+        """
+        if variant.embedded:
+            raise FetchError(f"{variant.name!r} comes with the package and is never fetched.")
+        if self.offline:
+            place = self.cache_dir or "the Hugging Face cache"
+            raise FetchError(
+                f"The weights of {variant.name!r} are not in {place}, and SWIN2SR_OFFLINE forbids to download them. "
+                f"Unset it, or run `swin2sr fetch {variant.name}` where there is a network, with its SWIN2SR_CACHE_DIR "
+                "set to a folder that can be brought here."
+            )
 
     @property
     def _folder(self) -> Path:
@@ -166,8 +175,8 @@ class OfficialWeights:
             except Unreachable as error:
                 refusals.append(str(error))
         raise Unreachable(
-            f"{variant.name} could not be fetched. {'. '.join(refusals)}. Behind a proxy, set HTTPS_PROXY; mirrors are "
-            "named by HF_ENDPOINT and SWIN2SR_RELEASE_URL."
+            f"{'. '.join(refusals)}. Behind a proxy, set HTTPS_PROXY; mirrors are named by HF_ENDPOINT and "
+            "SWIN2SR_RELEASE_URL."
         )
 
     def _from_hub(self, variant: Variant, on_step: OnStep) -> Path:
@@ -177,7 +186,7 @@ class OfficialWeights:
         if wanted[_CONFIG] is None or weights is None:
             raise Unreachable(f"the hub has {variant.hub_id}, but without {_CONFIG} or weights")
         for small in filter(None, wanted.values()):
-            self._enter(variant, small, on_step)
+            self._enter(variant, small, lambda _step: None)
         file = self._enter(variant, weights, on_step)
         self.verify(variant, file)  # also where its content was in the cache before
         return file

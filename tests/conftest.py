@@ -1,6 +1,7 @@
 """What every test may rely on: the folder beside the project, and a machine that looks the same everywhere."""
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -8,14 +9,30 @@ import pytest
 from app.quota import usable_cpus
 
 SHARED = Path(__file__).parents[1].parent / "shared"
+CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
+NOWHERE = "http://127.0.0.1:1"
 REASON = "the folder ../shared with real weights and photographs is not here"
 
 
-def pytest_configure():
-    """Take away what a person's shell, or the make that runs this, says; bound torch's threads, not chosen yet."""
+def pytest_configure(config):
+    """Take away what a person's shell, or the make that runs this, says; bound torch's threads, not chosen yet.
+
+    No test finds weights that somebody downloaded, or downloads any: the Hugging Face cache is empty, and its hub and
+    the authors' release are nowhere.
+    """
     for name in [name for name in os.environ if name.startswith(("SWIN2SR_", "MAKE", "MFLAGS"))]:
         del os.environ[name]
+    for name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_"))]:
+        del os.environ[name]
+    config.stash[CACHE] = tempfile.TemporaryDirectory(prefix="swin2sr-huggingface-")
+    os.environ |= {"HF_HOME": config.stash[CACHE].name, "HF_ENDPOINT": NOWHERE, "SWIN2SR_RELEASE_URL": NOWHERE}
     os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
+
+
+def pytest_unconfigure(config):
+    """Leave nothing behind."""
+    if CACHE in config.stash:
+        config.stash[CACHE].cleanup()
 
 
 def pytest_collection_modifyitems(items):

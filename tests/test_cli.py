@@ -274,12 +274,3 @@ def test_evaluate_names_a_photo_that_it_cannot_read(run, tmp_path):
     assert answer.stderr.startswith("swin2sr: ")
     assert "broken.png cannot be read as an image" in answer.stderr
     assert "Traceback" not in answer.output
-
-
-def test_fetch_says_what_works_today(run):
-    """For a variant of the hub, one of the release, one of the package, and none."""
-    assert "hf download caidas/swin2SR-classical-sr-x2-64" in run("fetch", "classical-x2").stderr
-    assert "Swin2SR_Jpeg_dynamic.pth" in run("fetch", "jpeg").stderr
-    assert "never fetched" in run("fetch", "small-x2").stderr
-    assert "no variant" in run("fetch", "x3").stderr
-    assert run("fetch", "classical-x2").exit_code == 1

@@ -26,11 +26,11 @@ FLOORS = {
     "app": [
         {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"}
         | {"address", "budget", "folders", "spool"},
-        {"catalogue", "memory", "weights"},
-        {"jobs", "sizes", "uploads", "middleware"},
+        {"catalogue", "deliveries", "memory", "weights"},
+        {"conditions", "jobs", "sizes", "uploads", "middleware"},
         {"admission"},
         {"codec", "batcher", "registry", "handlers", "client"},
-        {"pipeline", "errand"},
+        {"pipeline", "errand", "fetching"},
         {"service"},
         {"routes", "local", "remote"},
         {"main", "orders", "ray_proxy"},
@@ -46,9 +46,9 @@ FRAMEWORK_ROOMS = {"app.main", "app.routes", "app.handlers", "app.middleware", "
 
 THREAD_ROOMS = {
     *{"app.batcher", "app.admission", "app.jobs", "app.supervision"},
-    *{"app.registry", "app.pipeline", "app.spool"},
+    *{"app.registry", "app.deliveries", "app.pipeline", "app.spool"},
 }
-"""Where threads and their futures may be imported: the batcher with its parts, the loader, the codec's pool."""
+"""Where threads and their futures may be imported: the batcher with its parts, the loaders, the codec's pool."""
 
 EDGE = {"app.__main__", "app.cli", "app.ray", "app.logs"}
 """Rooms that import what is heavy inside their commands."""
@@ -129,7 +129,7 @@ def test_the_framework_appears_in_its_rooms_only():
 
 
 def test_threads_appear_in_their_rooms_only():
-    """Threads and their futures are imported by the batcher with its parts, the registry and the codec's pool."""
+    """Threads and their futures are imported by the batcher with its parts, the loaders and the codec's pool."""
     users = {
         ".".join(name.split(".")[:2])
         for name, tree in MODULES.items()

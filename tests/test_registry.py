@@ -11,6 +11,7 @@ import pytest
 from app.errors import NotReady, OutOfMemory, UnknownVariant
 from app.registry import ModelRegistry
 from app.weights import Piece
+from model.fetch import OfficialWeights
 from model.variants import ALIASES, VARIANTS, embedded_path
 from tests.scripted import PATIENCE, Gate, ScriptedUpscaler, loading, model_dir
 
@@ -103,12 +104,31 @@ def test_an_unknown_name_says_what_there_is(build):
         assert {"x2", "small-x2"} <= set(error.value.facts["available"])
 
 
-def test_a_wanted_variant_that_is_not_here_stops_the_boot(build):
+def test_a_wanted_variant_that_cannot_be_had_stops_the_boot(build, tmp_path):
     """With its name; an alias without a variant does not, so that the defaults work anywhere."""
-    for name in ("classical-x2", "no-such-thing"):
-        with pytest.raises(ValueError, match=name):
-            build(wanted=(name,))
+    with pytest.raises(ValueError, match="VARIANTS names 'no-such-thing'"):
+        build(wanted=("no-such-thing",))
+    offline = OfficialWeights(tmp_path, offline=True)
+    with pytest.raises(ValueError, match=r"VARIANTS names 'classical-x2': .*SWIN2SR_OFFLINE.*fetch classical-x2"):
+        ModelRegistry(("classical-x2",), official=offline, device="cpu")
     build(wanted=("x2", "x4", "jpeg-restore", "compressed"))
+
+
+def test_an_embedded_variant_that_the_package_lacks_stops_the_boot(build, monkeypatch):
+    """It is not to be fetched from anywhere."""
+    monkeypatch.setattr("app.catalogue.embedded_path", lambda _name: None)
+    with pytest.raises(ValueError, match=r"VARIANTS names 'small-x2': .*install it again"):
+        build(wanted=("small-x2",))
+
+
+def test_own_weights_claim_nothing_of_the_authors(build):
+    """Under an official name, or an embedded one: no digest, licence or source of weights that they are not."""
+    registry = build("classical-x2", "lightweight-x2", "small-x4")
+    for name in ("classical-x2", "lightweight-x2", "small-x4"):
+        own = registry.describe(name)
+        assert (own.digest, own.licence, own.source) == (None, None, "MODEL_DIR")
+    absent = build().describe("classical-x2")
+    assert (absent.digest, absent.licence) == (VARIANTS["classical-x2"].digest, "Apache-2.0")
 
 
 def test_a_variant_is_ready_only_when_it_is_warm(build):

@@ -212,14 +212,17 @@ def test_an_unexpected_fault_while_loading_leaves_no_state_behind(app, weights, 
 
 
 def test_names_that_are_not_there_are_refused(app):
-    """404 for an unknown one, 503 with the command for one without weights."""
+    """404 for an unknown one, 503 with the command for one without weights, which load alone would fetch."""
 
     async def scenario(client):
-        return [await change(client, "load", f"/v1/variants/{name}") for name in ("x3", "realworld-x4")]
+        names = (("load", "x3"), ("unload", "realworld-x4"), ("reload", "realworld-x4"))
+        return [await change(client, what, f"/v1/variants/{name}") for what, name in names]
 
-    unknown, absent = during(app, scenario)
+    unknown, *absent = during(app, scenario)
     assert (unknown.status_code, unknown.json()["code"]) == (404, "unknown_variant")
-    assert (absent.status_code, absent.json()["code"]) == (503, "not_ready")
+    for refusal in absent:
+        assert (refusal.status_code, refusal.json()["code"]) == (503, "not_ready")
+        assert "swin2sr fetch realworld-x4" in refusal.json()["detail"]
 
 
 def test_changes_under_traffic_hurt_nobody(app):

@@ -52,8 +52,8 @@ def example_errors() -> list[errors.ServiceError]:
         ),
         errors.InternalError("Something went wrong here. The log has it under this request id."),
         errors.NotReady(
-            "The weights of 'realworld-x4' are not on this server. On the server, run `swin2sr fetch realworld-x4`, or "
-            "put the checkpoint into SWIN2SR_MODEL_DIR as 'realworld-x4', and start it again.",
+            "The weights of 'realworld-x4' are not on this server. Run `swin2sr fetch realworld-x4` where it runs and "
+            "start it again, or let its administrator POST /v1/variants/realworld-x4/load.",
             retry_after=60,
             variant="realworld-x4",
         ),

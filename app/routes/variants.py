@@ -28,9 +28,9 @@ async def describe_variant(name: str, service: ServiceDependency) -> VariantDesc
 
 @admin_router.post("/{name}/load", summary="Load a variant", responses=_REFUSALS)
 async def load_variant(name: str, service: ServiceDependency) -> VariantDescription:
-    """Answers when it is loaded and warm; what is loaded already stays as it is."""
+    """Answers when it is loaded and warm; official weights are fetched if they are not here, loaded ones stay."""
     registry = service.registry
-    await registry.load(registry.resolve(name))
+    await registry.load(registry.find(name))
     return registry.describe(name)
 
 
