@@ -120,35 +120,50 @@ def test_promise_1_idle_costs_nothing(server):
 
 
 def test_promise_9_overload_is_answered_with_200_or_429():
-    """Ten times what it can do, deadlines above the queue's bound: every answer is one of the two, and in time."""
+    """Ten times what it can do, deadlines above the queue's bound: every answer is one of the two, and in time.
+
+    The service's own clock has the bound that the queue implies for each request that was served. The clients' clock
+    has it for 99 of 100, and on a machine that is busy with other things three times as long as a refusal takes beside.
+    """
     seconds = 60 if LONG else 6
     queue, each = 8, 0.2
+    bound = 2 * queue * each  # the batch that runs, and one's own
+    served, refused, waits = [], [], []
 
-    async def ask(http, at, seen):
+    async def ask(http, at):
         await asyncio.sleep(at)  # the arrival that the load is made of
         started = time.monotonic()
         response = await http.post("/v1/upscale", content=SMALL, headers=PNG)
-        seen.append((response.status_code, time.monotonic() - started))
+        duration = time.monotonic() - started
         if response.status_code == 429:
             assert 1 <= int(response.headers["retry-after"]) <= 60
+            refused.append(duration)
+        else:
+            assert response.status_code == 200
+            stages = dict(part.split(";dur=") for part in response.headers["server-timing"].split(", "))
+            served.append(duration)
+            waits.append((float(stages["queue"]) + float(stages["forward"])) / 1000)
 
     async def overload(url):
-        seen = []
         async with httpx.AsyncClient(base_url=url, timeout=30, limits=httpx.Limits(max_connections=None)) as http:
             rate = 10 / each
-            await asyncio.gather(*(ask(http, number / rate, seen) for number in range(int(seconds * rate))))
-        return seen
+            await asyncio.gather(*(ask(http, number / rate) for number in range(int(seconds * rate))))
 
     with ScriptedServer(seconds=each * 1e6 / 64, max_queue_requests=queue, request_timeout_ms=20_000) as server:
         before = memory_of(server)
-        seen = asyncio.run(overload(server.url))
+        asyncio.run(overload(server.url))
         growth = memory_of(server) - before
-        assert Books(server.url).is_quiet()
-    assert {status for status, _ in seen} == {200, 429}
-    assert len(seen) == seconds * 10 / each
-    served = sorted(duration for status, duration in seen if status == 200)
-    assert served[int(len(served) * 0.99)] <= 2 * queue * each + 1  # the batch that runs, and one's own
+        while not Books(server.url).is_quiet():
+            pass  # the last answers have just been sent
+    assert len(served) + len(refused) == seconds * 10 / each
+    assert len(refused) > 0.8 * seconds * 10 / each
+    assert max(waits) <= bound + 0.5
+    assert percentile_99(served) <= bound + 1 + 3 * percentile_99(refused)
     assert growth < 50 * 2**20
+
+
+def percentile_99(times):
+    return sorted(times)[int(len(times) * 0.99)]
 
 
 def memory_of(server):
@@ -182,7 +197,7 @@ def test_promise_12_the_event_loop_never_blocks(tmp_path):
                 posters[-1].wait(0.01)
         assert [poster.wait() for poster in posters] == [0, 0]
     assert len(times) > 100
-    assert sorted(times)[int(len(times) * 0.99)] <= 0.05
+    assert percentile_99(times) <= 0.05
 
 
 def test_promise_14_a_killed_worker_is_replaced(server):
