@@ -90,6 +90,11 @@ class Settings(BaseSettings):
             raise ValueError("must be auto, cpu, cuda or cuda:N")
         return value
 
+    @field_validator("cache_dir")
+    @classmethod
+    def _at_home(cls, value: Path | None) -> Path | None:
+        return value.expanduser() if value is not None else None
+
     @field_validator("model_dir")
     @classmethod
     def _find_folder(cls, value: Path | None) -> Path | None:

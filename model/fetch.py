@@ -140,7 +140,7 @@ class OfficialWeights:
         """For what is not the hub's."""
         from huggingface_hub import constants  # noqa: PLC0415
 
-        return Path(self.cache_dir or constants.HF_ASSETS_CACHE).expanduser() / "swin2sr"
+        return Path(self.cache_dir or constants.HF_ASSETS_CACHE) / "swin2sr"
 
     def _verified(self, variant: Variant) -> Path | None:
         file = self.find(variant)
@@ -164,8 +164,11 @@ class OfficialWeights:
             yield
 
     def _bring(self, variant: Variant, on_step: OnStep) -> Path:
+        sources = [(variant.hub_id, self._from_hub), (variant.release_file, self._from_release)]
+        if set(variant.digests) == {variant.release_file}:
+            sources.reverse()  # what can be checked comes first
         refusals: list[str] = []
-        for source, bring in ((variant.hub_id, self._from_hub), (variant.release_file, self._from_release)):
+        for source, bring in sources:
             if source is None:
                 continue
             if refusals:
@@ -240,7 +243,10 @@ class OfficialWeights:
     def _expected(self, variant: Variant, name: str) -> tuple[str | None, str]:
         """The SHA-256 of a file, and from where it is known."""
         if name in variant.digests:
-            return variant.digests[name], "which is known of the authors' file"
+            return variant.digests[name], (
+                "which is known of the authors' file. If you trust this one all the same, download it yourself and "
+                "serve it from SWIN2SR_MODEL_DIR"
+            )
         entry = self._read_record(variant).get(name)
         if entry is None:
             return None, ""

@@ -107,7 +107,7 @@ def blob_place(file: HubFile, *, cache_dir: Path | None = None) -> Path:
     from huggingface_hub.file_download import repo_folder_name  # noqa: PLC0415
 
     folder = repo_folder_name(repo_id=file.hub_id, repo_type="model")
-    return Path(cache_dir or constants.HF_HUB_CACHE).expanduser() / folder / "blobs" / file.etag
+    return Path(cache_dir or constants.HF_HUB_CACHE) / folder / "blobs" / file.etag
 
 
 def enter_into_cache(file: HubFile, *, cache_dir: Path | None = None, hub_url: str | None = None) -> Path:

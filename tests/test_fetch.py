@@ -318,6 +318,17 @@ def test_safetensors_are_preferred_where_no_digest_decides(hub, official):
     assert other.fetch(unknown).name == "model.safetensors"
 
 
+def test_what_can_be_checked_comes_first(hub, official, real):
+    """Where the digest of the release's file alone is known, that file is taken, and the hub is for want of it."""
+    name = Path(RELEASED).name
+    checked = replace(VARIANT, digests={name: hashlib.sha256(real[RELEASED]).hexdigest()})
+    assert official.fetch(checked).name == name
+    assert not [each for each in hub.asked if "resolve" in each.path]
+    del hub.files[RELEASED]
+    other = replace(official, cache_dir=official.cache_dir / "other")
+    assert other.fetch(checked).name == "pytorch_model.bin"
+
+
 def test_nobody_gives_it(official, hub):
     """The sentence has what each said, and what to set behind a proxy."""
     without_the_hub(hub)

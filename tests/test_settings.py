@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
@@ -96,3 +98,13 @@ def test_settings_do_not_change():
     """They are read once, at boot."""
     with pytest.raises(ValidationError):
         Settings().port = 1
+
+
+def test_where_weights_come_from_and_go_to():
+    """The cache may be named from home; the release lies on the web, or it is refused."""
+    official = Settings(cache_dir="~/weights", offline=True, release_url="https://mirror.example/v1").official_weights()
+    assert official.cache_dir == Path.home() / "weights"
+    assert (official.offline, official.release_url, official.hub_url) == (True, "https://mirror.example/v1", None)
+    for address in ("file:///tmp", "mirror.example", ""):
+        with pytest.raises(ValidationError, match="release_url"):
+            Settings(release_url=address)
