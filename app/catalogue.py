@@ -125,8 +125,7 @@ class Catalogue:
         """Make sure that a variant's weights are those that were downloaded, if they were.
 
         Raises:
-            FetchError: if they are not; the text says what to do.
-            OSError: if they cannot be read.
+            FetchError: if they are not, or cannot be read; the text says what to do.
         """
         entry = self._entries[name]
         if entry.origin == "official" and entry.variant is not None and entry.path is not None:

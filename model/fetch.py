@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -87,11 +88,14 @@ class OfficialWeights:
         """Make sure that a file of the cache is the one that was downloaded.
 
         Raises:
-            FetchError: if it is not; the text says what to do.
-            OSError: if it cannot be read.
+            FetchError: if it is not, or cannot be read; the text says what to do.
         """
         expected = self.digest(variant, file)
-        if expected is not None and (found := file_digest(file)) != expected:
+        try:
+            found = file_digest(file)
+        except OSError as error:
+            raise FetchError(f"{file} cannot be read: {error.strerror}.") from error
+        if found != (expected or found):
             raise FetchError(
                 f"{file} is not the file that was downloaded: its SHA-256 is {found}, not {expected}. Delete "
                 f"{file.resolve()} and run `swin2sr fetch {variant.name}`."
@@ -184,8 +188,9 @@ class OfficialWeights:
 
     def _from_hub(self, variant: Variant, on_step: OnStep) -> Path:
         assert variant.hub_id is not None, "the caller looked"
-        wanted = {name: describe_file(variant.hub_id, name, hub_url=self.hub_url) for name in (_CONFIG, _PROCESSOR)}
-        weights = next(filter(None, (self._describe(variant, name) for name in _hub_names(variant))), None)
+        ask = partial(describe_file, variant.hub_id, hub_url=self.hub_url)
+        wanted = {name: ask(name) for name in (_CONFIG, _PROCESSOR)}
+        weights = next(filter(None, map(ask, _hub_names(variant))), None)
         if wanted[_CONFIG] is None or weights is None:
             raise Unreachable(f"the hub has {variant.hub_id}, but without {_CONFIG} or weights")
         for small in filter(None, wanted.values()):
@@ -193,9 +198,6 @@ class OfficialWeights:
         file = self._enter(variant, weights, on_step)
         self.verify(variant, file)  # also where its content was in the cache before
         return file
-
-    def _describe(self, variant: Variant, name: str) -> HubFile | None:
-        return describe_file(variant.hub_id or "", name, hub_url=self.hub_url)
 
     def _enter(self, variant: Variant, file: HubFile, on_step: OnStep) -> Path:
         blob = blob_place(file, cache_dir=self.cache_dir)

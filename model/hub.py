@@ -66,10 +66,13 @@ def local_folder(name: str | Path, *, cache_dir: str | Path | None = None) -> Pa
 
 
 def cached_file(hub_id: str, name: str, *, cache_dir: Path | None = None) -> Path | None:
-    """Find a file of a repository in the local cache."""
+    """Find a file of a repository in the local cache; one that this user may not look into holds nothing."""
     from huggingface_hub import try_to_load_from_cache  # noqa: PLC0415
 
-    found = try_to_load_from_cache(hub_id, name, cache_dir=cache_dir)
+    try:
+        found = try_to_load_from_cache(hub_id, name, cache_dir=cache_dir)
+    except OSError:
+        return None
     return Path(found) if isinstance(found, str) else None
 
 

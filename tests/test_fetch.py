@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -388,6 +389,23 @@ def test_a_broken_record_is_named(official):
         place.write_text(text)
         with pytest.raises(FetchError, match=r"lightweight-x2\.json is no record.*Delete it"):
             official.verify(replace(VARIANT, digests={}), file)
+
+
+def test_a_file_that_cannot_be_read_is_named(official):
+    """It went away, say, between its finding and its reading."""
+    with pytest.raises(FetchError, match=r"gone\.bin cannot be read: No such file"):
+        official.verify(VARIANT, official.cache_dir / "gone.bin")
+
+
+def test_a_cache_that_nobody_may_look_into_holds_nothing(official, monkeypatch):
+    """It is no reason for a service not to start."""
+    official.fetch(VARIANT)
+    monkeypatch.setattr(os, "listdir", denied)
+    assert official.find(VARIANT) is None
+
+
+def denied(_folder):
+    raise PermissionError(errno.EACCES, "Permission denied")
 
 
 def test_a_cache_that_cannot_be_written_is_named(official):
