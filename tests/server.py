@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +16,15 @@ from typing import Self
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120.0
 """Seconds from start to ready, and from SIGTERM to the end, after which a test has failed."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of this machine that nobody listens on now."""
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [probe.getsockname()[1] for probe in probes]
 
 
 class ServerProcess:
@@ -30,9 +41,7 @@ class ServerProcess:
         output: lines of both its streams so far.
     """
 
-    def __init__(
-        self, *arguments: str, program: Sequence[str] = ("-m", "app", "serve"), **settings: object
-    ) -> None:
+    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "app", "serve"), **settings: object) -> None:
         chosen = {"port": 0, "drain_delay_ms": 0, **settings}
         self._command = [sys.executable, *program, *arguments]
         self._environment = {

@@ -19,7 +19,7 @@ from model.variants import embedded_path
 from tests.chaos.metrics import Books
 from tests.scripted import PATIENCE
 from tests.scripted_server import ScriptedServer
-from tests.server import ROOT, ServerProcess
+from tests.server import ROOT, ServerProcess, free_ports
 from tests.service import noise, pixels_of, png
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -27,15 +27,6 @@ PNG = {"content-type": "image/png"}
 SMALL = png(noise(8, 8))
 
 pytestmark = pytest.mark.skipif(NGINX is None, reason="nginx is not installed")
-
-
-def free_ports(count):
-    """Ports that nobody listens on now."""
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
 
 
 @pytest.fixture
