@@ -1,4 +1,4 @@
-"""A SwinTransformerBlock on a CPU in one call: every window passes the whole block while it lies in the cache.
+"""The body on a CPU in few calls: a window passes a whole block, or a stage's convolution, while it is in the cache.
 
 The kernel (``model/kernels/block.c``) is built when the package is installed where there is a C compiler. Without it,
 and on a GPU, in training and in other dtypes, PyTorch's operators compute the same.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import platform
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from model.windows import MASK_KINDS
 
@@ -33,8 +35,8 @@ class KernelTables:
 
     Attributes:
         qkv_bias: (3 C).
-        scale: (nH,), the factor on cosines.
-        bias: (MASK_KINDS or 1, nH, N of key, SLOTS of query), position bias and mask.
+        scale: (nH,), the factor on cosines, for logits to the base of 2.
+        bias: (MASK_KINDS or 1, nH, N of key, SLOTS of query), position bias and mask, to the base of 2.
     """
 
     qkv_bias: Tensor
@@ -62,19 +64,35 @@ def build_tables(qkv_bias: Tensor, scale: Tensor, bias: Tensor) -> KernelTables 
     if not fits or load_kernel() is None:
         return None
     key_major = F.pad(bias.transpose(-1, -2), (0, SLOTS - bias.shape[-1]))
-    return KernelTables(qkv_bias.contiguous(), scale.flatten().contiguous(), key_major.contiguous())
+    base_2 = math.log2(math.e)
+    return KernelTables(qkv_bias.contiguous(), scale.flatten() * base_2, (key_major * base_2).contiguous())
 
 
 def can_run(block: SwinTransformerBlock, tokens: Tensor) -> bool:
     """Whether the kernel may compute this block for these tokens (T, C) now."""
+    return block.attn.kernel_tables is not None and _are_plain(tokens) and _is_plain(block)
+
+
+def _are_plain(tokens: Tensor) -> bool:
+    """Whether tokens are what the kernel computes with, and nobody wants to know how they come about."""
     return (
-        block.attn.kernel_tables is not None
-        and tokens.dtype is torch.float32
+        tokens.dtype is torch.float32
         and tokens.device.type == "cpu"
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and _is_plain(block)
+        and torch._C._get_tracing_state() is None  # noqa: SLF001
+        and not torch.compiler.is_compiling()
     )
+
+
+def can_reuse(body: nn.Module, tokens: Tensor) -> bool:
+    """Whether the kernel computes, and nobody could hold on to what stages and blocks give out."""
+    return load_kernel() is not None and _are_plain(tokens) and not is_watched(body)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module or one within it has a hook."""
+    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
 
 
 def _is_plain(block: SwinTransformerBlock) -> bool:
@@ -84,14 +102,19 @@ def _is_plain(block: SwinTransformerBlock) -> bool:
         (attn.qkv, nn.Linear), (attn.proj, nn.Linear), (mlp.fc1, nn.Linear), (mlp.fc2, nn.Linear),
         (block.norm1, nn.LayerNorm), (block.norm2, nn.LayerNorm), (mlp.act, nn.GELU),
     )  # fmt: skip
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in block.modules())  # noqa: SLF001
-    if hooked or not all(type(layer) is expected for layer, expected in layers):
+    if is_watched(block) or not all(type(layer) is expected for layer, expected in layers):
         return False
     exact = all(parameter.dtype is torch.float32 for layer, _ in layers for parameter in layer.parameters())
     return exact and mlp.act.approximate == "none"
 
 
-def run(block: SwinTransformerBlock, tokens: Tensor, gather: Tensor | None, counts: tuple[int, ...]) -> Tensor:
+def run(
+    block: SwinTransformerBlock,
+    tokens: Tensor,
+    gather: Tensor | None,
+    counts: tuple[int, ...],
+    out: Tensor | None = None,
+) -> Tensor:
     """Run a block for which ``can_run`` holds, with as many threads as PyTorch uses.
 
     Args:
@@ -99,9 +122,10 @@ def run(block: SwinTransformerBlock, tokens: Tensor, gather: Tensor | None, coun
         tokens: (T, C).
         gather: (T,) int32, the row of ``tokens`` that each token of the block comes from; None where that is itself.
         counts: how many windows, in their order, have which kind of mask.
+        out: (T, C), other memory than ``tokens``; is overwritten.
 
     Returns:
-        (T, C), in the block's order.
+        (T, C), in the block's order; ``out`` where that was given.
 
     Raises:
         MemoryError: if the scratch memory of a thread cannot be had.
@@ -110,7 +134,7 @@ def run(block: SwinTransformerBlock, tokens: Tensor, gather: Tensor | None, coun
     assert kernel is not None
     assert tables is not None
     tokens = tokens.contiguous()
-    output = torch.empty_like(tokens)
+    output = torch.empty_like(tokens) if out is None else out
     weights = _contiguous(
         attn.qkv.weight, tables.qkv_bias, tables.scale, tables.bias,
         attn.proj.weight, attn.proj.bias, block.norm1.weight, block.norm1.bias,
@@ -122,18 +146,88 @@ def run(block: SwinTransformerBlock, tokens: Tensor, gather: Tensor | None, coun
         *(weight.data_ptr() for weight in weights), block.norm1.eps,
     )  # fmt: skip
     kinds = (ctypes.c_long * MASK_KINDS)(*counts)
-    failed = kernel(
-        ctypes.byref(arguments),
-        tokens.data_ptr(),
-        None if gather is None else gather.data_ptr(),
-        output.data_ptr(),
-        tokens.shape[0] // attn.window**2,
-        kinds,
-        torch.get_num_threads(),
+    with record_function("swin_block"):
+        failed = kernel.block(
+            ctypes.byref(arguments),
+            tokens.data_ptr(),
+            None if gather is None else gather.data_ptr(),
+            output.data_ptr(),
+            tokens.shape[0] // attn.window**2,
+            kinds,
+            torch.get_num_threads(),
+        )
+    _check(failed)
+    return output
+
+
+def can_convolve(layers: tuple[nn.Module, nn.Conv2d | None], tokens: Tensor, halo: Tensor | None) -> bool:
+    """Whether ``convolve`` may compute these layers for these tokens (T, C) and this halo, if there is one, now."""
+    fits = halo is not None and halo.shape[1] <= (math.isqrt(SLOTS) + 2) ** 2
+    plain = all(_is_plain_convolution(layer) for layer in layers if layer is not None)
+    return fits and plain and load_kernel() is not None and _are_plain(tokens)
+
+
+def _is_plain_convolution(layer: nn.Module) -> bool:
+    """Whether it is a convolution like all those of the body, in float32, and nobody watches it."""
+    return (
+        type(layer) is nn.Conv2d
+        and layer.weight.dtype is torch.float32
+        and layer.bias is not None
+        and not is_watched(layer)
     )
+
+
+def convolve(
+    layers: tuple[nn.Module, nn.Conv2d | None],
+    tokens: Tensor,
+    halo: Tensor | None,
+    residual: Tensor,
+    out: Tensor | None = None,
+) -> Tensor:
+    """A 3x3 convolution with zeros around every image, a 1x1 convolution behind it, and a residual added.
+
+    ``can_convolve`` must hold.
+
+    Args:
+        layers: 3x3 and, unless it is None, 1x1; C to C channels.
+        tokens: (T, C) in any order.
+        halo: (nW, (window + 2) ** 2) int32, the rows of ``tokens`` that each window sees; -1 outside its image.
+        residual: (T, C) in window order.
+        out: (T, C), other memory than ``tokens``; is overwritten.
+
+    Returns:
+        (T, C) in window order; ``out`` where that was given.
+
+    Raises:
+        MemoryError: if the scratch memory of a thread cannot be had.
+    """
+    assert halo is not None
+    kernel, window, (conv, linear) = load_kernel(), math.isqrt(halo.shape[1]) - 2, layers
+    assert kernel is not None
+    assert isinstance(conv, nn.Conv2d)
+    tokens, residual = tokens.contiguous(), residual.contiguous()
+    output = torch.empty_like(tokens) if out is None else out
+    weights = _contiguous(conv.weight.permute(0, 2, 3, 1), conv.bias)
+    weights += _contiguous(linear.weight, linear.bias) if linear is not None else []
+    pointers = [weight.data_ptr() for weight in weights]
+    arguments = _Convolution(tokens.shape[1], window, *pointers, *[None] * (4 - len(pointers)))
+    with record_function("swin_convolution"):
+        failed = kernel.convolution(
+            ctypes.byref(arguments),
+            tokens.data_ptr(),
+            halo.data_ptr(),
+            residual.data_ptr(),
+            output.data_ptr(),
+            halo.shape[0],
+            torch.get_num_threads(),
+        )
+    _check(failed)
+    return output
+
+
+def _check(failed: int) -> None:
     if failed:
         raise MemoryError("There is no memory for the scratch space of a window: use fewer threads.")
-    return output
 
 
 class _Block(ctypes.Structure):
@@ -152,28 +246,58 @@ class _Block(ctypes.Structure):
     )  # fmt: skip
 
 
-def _contiguous(*weights: Tensor) -> list[Tensor]:
-    return [weight.detach().contiguous() for weight in weights]
+class _Convolution(ctypes.Structure):
+    """``struct convolution`` of the kernel."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("channels", "window")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "linear_weight", "linear_bias")),
+    )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The functions of the kernel."""
+
+    block: ctypes._NamedFuncPointer
+    convolution: ctypes._NamedFuncPointer
+
+
+def _contiguous(*weights: Tensor | None) -> list[Tensor]:
+    return [weight.detach().contiguous() for weight in weights if weight is not None]
 
 
 @functools.cache
-def load_kernel() -> ctypes._NamedFuncPointer | None:
-    """The kernel's function; None where the package was installed without it, or with one that would be slower."""
+def load_kernel() -> Kernel | None:
+    """The kernel; None where the package was installed without it, or with one that would be slower."""
     folder = Path(__file__).with_name("kernels")
     for suffix in EXTENSION_SUFFIXES:
         try:
             library = ctypes.CDLL(str(folder / f"block{suffix}"))
-            if library.swin_block_size() == ctypes.sizeof(_Block) and library.swin_block_width() >= LEAST_WIDTH:
-                return _typed(library.swin_block)
+            sizes = library.swin_block_size(), library.swin_convolution_size()
+            same = sizes == (ctypes.sizeof(_Block), ctypes.sizeof(_Convolution))
+            if same and library.swin_block_width() >= LEAST_WIDTH:
+                return Kernel(_block_of(library), _convolution_of(library))
         except (OSError, AttributeError):  # absent, or built for something else
             continue
     return None
 
 
-def _typed(function: ctypes._NamedFuncPointer) -> ctypes._NamedFuncPointer:
+def _block_of(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
+    function = library.swin_block
     function.argtypes = [
         ctypes.POINTER(_Block), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
         ctypes.c_long, ctypes.POINTER(ctypes.c_long), ctypes.c_int,
+    ]  # fmt: skip
+    function.restype = ctypes.c_int
+    return function
+
+
+def _convolution_of(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
+    function = library.swin_convolution
+    function.argtypes = [
+        ctypes.POINTER(_Convolution), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
+        ctypes.c_long, ctypes.c_int,
     ]  # fmt: skip
     function.restype = ctypes.c_int
     return function

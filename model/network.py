@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from model import fused
 from model.attention import WindowAttention
 from model.config import Swin2SRConfig
-from model.packing import LayoutCache, PackedLayout
+from model.packing import LayoutCache, PackedLayout, split_by_area
 from model.reconstruction import Reconstruction, build_head, conv3x3, mean_of
+from model.scratch import Scratch
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -31,6 +32,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "selu": nn.SELU,
 }
 
+
+PACK_PIXELS = 2**16
+"""Pixels that share a canvas on a CPU: more would leave its caches, and fewer would pay for every operator's start."""
 
 CHUNK = 32
 """Windows that pass a block together on a CPU without the kernel: few enough for their attention to stay in cache."""
@@ -76,19 +80,22 @@ class SwinTransformerBlock(nn.Module):
         self.mlp = Mlp(config)
         self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
 
-    def forward(self, tokens: Tensor, counts: tuple[int, ...], gather: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, counts: tuple[int, ...], gather: Tensor | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """Run all windows through the block.
 
         Args:
             tokens: (T, C).
             counts: how many windows, in the block's order, have which kind of attention mask.
             gather: (T,), the row of ``tokens`` that each token of the block comes from; None where that is itself.
+            out: (T, C), memory that the result may be put into.
 
         Returns:
             (T, C) in the block's order.
         """
         if fused.can_run(self, tokens):
-            return fused.run(self, tokens, gather, counts)
+            return fused.run(self, tokens, gather, counts, out)
         if gather is not None:
             tokens = tokens.index_select(0, gather)
         windows = tokens.view(-1, self.attn.window**2, tokens.shape[1])
@@ -167,16 +174,26 @@ class ResidualGroup(nn.Module):
             for index, drop_path in enumerate(drop_paths)
         )
 
-    def forward(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
-        """Tokens (T, C) in window order to a canvas (S, C, H, W)."""
+    def forward(self, tokens: Tensor, layout: PackedLayout, spare: Sequence[Tensor] = ()) -> tuple[Tensor, bool]:
+        """Run all blocks.
+
+        Args:
+            tokens: (T, C) in window order.
+            layout: of the images.
+            spare: two of (T, C), memory that results may be put into.
+
+        Returns:
+            (T, C), and whether that is in shifted order.
+        """
         shifted = False
-        for block in self.blocks:
+        for index, block in enumerate(self.blocks):
             gather = None
             if bool(block.shift) != shifted:
                 shifted = not shifted
                 gather = layout.shifted_from_windows if shifted else layout.windows_from_shifted
-            tokens = block(tokens, layout.counts if shifted else (layout.windows_count,), gather)
-        return layout.to_canvas(tokens, shifted=shifted)
+            out = spare[index % 2] if spare else None
+            tokens = block(tokens, layout.counts if shifted else (layout.windows_count,), gather, out)
+        return tokens, shifted
 
 
 class ResidualSwinTransformerBlock(nn.Module):
@@ -188,9 +205,15 @@ class ResidualSwinTransformerBlock(nn.Module):
         self.conv = residual_connection(config)
         self.patch_embed = PatchEmbedding(config, norm=False)
 
-    def forward(self, tokens: Tensor, layout: PackedLayout) -> Tensor:
-        """Tokens (T, C) in window order to the same."""
-        canvas = convolve(self.conv, self.residual_group(tokens, layout), layout)
+    def forward(self, tokens: Tensor, layout: PackedLayout, spare: Sequence[Tensor] = ()) -> Tensor:
+        """Tokens (T, C) in window order to the same; of three ``spare`` memories, one may hold ``tokens``."""
+        free = [memory for memory in spare if memory.data_ptr() != tokens.data_ptr()]
+        deep, shifted = self.residual_group(tokens, layout, free)
+        halo, layers = layout.halo(shifted=shifted), (self.conv, self.patch_embed.proj)
+        if fused.can_convolve(layers, deep, halo) and not fused.is_watched(self.patch_embed):
+            out = next((memory for memory in free if memory.data_ptr() != deep.data_ptr()), None)
+            return fused.convolve(layers, deep, halo, tokens, out)
+        canvas = convolve(self.conv, layout.to_canvas(deep, shifted=shifted), layout)
         return tokens + self.patch_embed(layout.to_windows(canvas))
 
 
@@ -208,6 +231,7 @@ class Swin2SR(nn.Module):
         super().__init__()
         self.config = config
         self.layouts = LayoutCache(config.window_size, config.shift_size)
+        self.scratch = Scratch()
         drop_paths = torch.split(torch.linspace(0, config.drop_path_rate, sum(config.depths)), list(config.depths))
         self.conv_first = conv3x3(config.num_channels, config.embed_dim)
         self.patch_embed = PatchEmbedding(config, norm=True)
@@ -252,20 +276,27 @@ class Swin2SR(nn.Module):
         layout.check(canvas, self.config.window_size, self.config.shift_size)
         pixels = layout.clear_gaps((canvas - self.mean_in) * self.config.img_range)
         features = self.conv_first(pixels.contiguous(memory_format=torch.channels_last))
-        features = convolve(self.conv_after_body, self.extract(features, layout), layout) + features
-        image, aux = self.reconstruct_features(layout.clear_gaps(features), pixels, layout)
+        image, aux = self.reconstruct_features(self.deepen(features, layout), pixels, layout)
         image = image / self.config.img_range + self.mean_out
         return Reconstruction(image, None if aux is None else aux / self.config.img_range + self.mean_out)
 
-    def extract(self, features: Tensor, layout: PackedLayout) -> Tensor:
-        """The transformer body: features (S, C, H, W) to deep features of the same shape, gaps clear."""
-        tokens = self.patch_embed(layout.to_windows(features))
-        for stage in self.layers:
-            tokens = stage(tokens, layout)
-        return layout.to_canvas(self.norm(tokens), shifted=False)
+    def deepen(self, features: Tensor, layout: PackedLayout) -> Tensor:
+        """The body and its residual connection: features (S, C, H, W) to the same shape, gaps clear."""
+        shallow = layout.to_windows(features)
+        tokens = self.patch_embed(shallow)
+        with self.scratch.borrow(tokens, 3 if fused.can_reuse(self.layers, tokens) else 0) as spare:
+            for stage in self.layers:
+                tokens = stage(tokens, layout, spare)
+            tokens = self.norm(tokens)
+        halo, last = layout.halo(shifted=False), (self.conv_after_body, None)
+        if fused.can_convolve(last, tokens, halo):
+            deep = fused.convolve(last, tokens, halo, shallow)
+            return layout.to_canvas(deep, shifted=False)
+        canvas = layout.to_canvas(tokens, shifted=False)
+        return layout.clear_gaps(convolve(self.conv_after_body, canvas, layout) + features)
 
     def reconstruct(self, images: Sequence[Tensor]) -> list[Reconstruction]:
-        """Reconstruct images of any sizes in one forward pass.
+        """Reconstruct images of any sizes in one pack; on a CPU in packs of ``PACK_PIXELS``, like sizes together.
 
         Args:
             images: each (C, H, W) with values in [0, 1]; sides are multiples of the window.
@@ -273,8 +304,15 @@ class Swin2SR(nn.Module):
         Returns:
             For each image its (C, s * H, s * W), not clamped, and its auxiliary image where the head makes one.
         """
-        if not images:
-            return []
+        areas = [image.shape[1] * image.shape[2] for image in images]
+        on_cpu = all(image.device.type == "cpu" for image in images)
+        packs = split_by_area(areas, PACK_PIXELS) if on_cpu else [range(len(images))]
+        found: dict[int, Reconstruction] = {}
+        for pack in packs:
+            found.update(zip(pack, self._reconstruct_pack([images[index] for index in pack]), strict=True))
+        return [found[index] for index in range(len(images))]
+
+    def _reconstruct_pack(self, images: Sequence[Tensor]) -> list[Reconstruction]:
         sizes = [(image.shape[1], image.shape[2]) for image in images]
         layout = self.layouts(sizes, images[0].device)
         image, aux = self(layout.pack(images), layout)

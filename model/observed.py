@@ -35,7 +35,7 @@ class Observation(NamedTuple):
 def observe(
     network: Swin2SR, features: Tensor, layout: PackedLayout, head_masks: Sequence[Tensor | None]
 ) -> Observation:
-    """Run the body as ``Swin2SR.extract`` does and note what passes.
+    """Run the body as ``Swin2SR.deepen`` does and note what passes.
 
     Args:
         network: whose body runs.

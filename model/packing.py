@@ -13,10 +13,11 @@ import math
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model import windows
@@ -100,11 +101,36 @@ class PackedLayout:
         self.canvas_from_shifted = table(shifted_of_canvas)
         self.shifted_from_windows = table(plain_of_canvas[canvas_of_shifted])
         self.windows_from_shifted = table(shifted_of_canvas[canvas_of_plain])
+        self.halo_from_windows: Tensor | None = None
+        self.halo_from_shifted: Tensor | None = None
         self.gaps: Tensor | None = None
+        covered = torch.zeros(positions.numel(), dtype=torch.bool)
+        covered[canvas_of_plain] = True
+        if self.windows_from_canvas.device.type == "cpu":
+            self.halo_from_windows = table(self._halos(torch.where(covered, plain_of_canvas, -1)))
+            self.halo_from_shifted = table(self._halos(torch.where(covered, shifted_of_canvas, -1)))
         if canvas_of_plain.numel() < positions.numel():
-            covered = torch.zeros(positions.numel(), dtype=torch.bool)
-            covered[canvas_of_plain] = True
             self.gaps = ~covered.view(self.sheets, 1, self.height, self.width).to(device)
+
+    def _halos(self, tokens: Tensor) -> Tensor:
+        """What the windows see of a canvas of rows of tokens, -1 in gaps: (nW, (window + 2) ** 2), in window order."""
+        canvas = tokens.view(self.sheets, 1, self.height, self.width)
+        padded, side = F.pad(canvas, (1, 1, 1, 1), value=-1), self.window + 2
+        seen = []
+        for place in self.places:
+            around = replace(place, height=place.height + 2, width=place.width + 2).crop(padded)[0]
+            windows = around.unfold(0, side, self.window).unfold(1, side, self.window)
+            seen.append(windows.reshape(-1, side * side))
+        return torch.cat(seen)
+
+    def halo(self, *, shifted: bool) -> Tensor | None:
+        """Which tokens, in window order or in shifted order, each window sees in a 3x3 convolution.
+
+        Returns:
+            (nW, (window + 2) ** 2) int32, windows in window order, -1 outside the image; None on a GPU, where the
+            canvas is convolved.
+        """
+        return self.halo_from_shifted if shifted else self.halo_from_windows
 
     @property
     def nbytes(self) -> int:
@@ -207,6 +233,27 @@ class LayoutCache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return LayoutCache, (self.window, self.shift, self.max_bytes)
+
+
+def split_by_area(areas: Sequence[int], most: int) -> list[list[int]]:
+    """Divide images, smallest first, into groups of at most ``most`` pixels, or of one image.
+
+    Args:
+        areas: pixels of each image.
+        most: pixels of a group.
+
+    Returns:
+        The indices of each group.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(areas)), key=lambda index: areas[index]):
+        if areas[index] > room:
+            groups.append([])
+            room = max(most, areas[index])
+        groups[-1].append(index)
+        room -= areas[index]
+    return groups
 
 
 def _invert(indices: Tensor, size: int) -> Tensor:

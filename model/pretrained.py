@@ -155,10 +155,9 @@ class _Pretrained(nn.Module):
         layout = self._layout(features)
         if watched or head_mask is not None:
             seen = observe(self.network, features, layout, self._head_masks(head_mask))
-        else:
-            seen = Observation(self.network.extract(features, layout), (), ())
-        deep = convolve(self.network.conv_after_body, seen.features, layout) + features
-        return seen._replace(features=deep)
+            deep = convolve(self.network.conv_after_body, seen.features, layout) + features
+            return seen._replace(features=deep)
+        return Observation(self.network.deepen(features, layout), (), ())
 
     def _head_masks(self, head_mask: Tensor | None) -> list[Tensor | None]:
         """A factor (nH,) for every stage, of a mask (nH,) or (stages, nH)."""

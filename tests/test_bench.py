@@ -14,7 +14,7 @@ from app.cli import build
 from model import fused
 from model.bench import floor, memory, sections, timing, works
 from model.bench.__main__ import main
-from model.bench.profile import BLOCK, profile_forward
+from model.bench.profile import profile_forward
 from model.bench.report import Row, tabulate
 from model.bench.sections import Bench
 from model.config import Swin2SRConfig
@@ -173,7 +173,8 @@ def test_a_profile_adds_up(bench):
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["convolution"] > 0
     if fused.load_kernel():
-        assert shares[BLOCK] > 0
+        assert shares["the kernel's blocks"] > 0
+        assert shares["the kernel's convolutions"] > 0
 
 
 def test_an_unknown_section_is_refused(bench):

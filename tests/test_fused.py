@@ -1,6 +1,8 @@
 """The C kernel against PyTorch's operators."""
 
 import copy
+import math
+import pickle
 import shutil
 import sysconfig
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -15,6 +17,9 @@ import model
 from model import fused
 from model.config import Swin2SRConfig
 from model.network import CHUNK, SwinTransformerBlock, split_counts
+from model.packing import PackedLayout
+from model.scratch import KEPT_BYTES, Scratch
+from tests.networks import HEADS, random_image, tiny_network
 
 needs_kernel = pytest.mark.skipif(fused.load_kernel() is None, reason="the kernel was not built: no C compiler")
 
@@ -103,11 +108,12 @@ def test_the_kernel_gives_a_window_the_same_bits_wherever_it_stands():
 
 
 @needs_kernel
-def test_extreme_logits_stay_finite():
-    """A logit scale far above the clamp and large tokens give what float64 gives."""
+@pytest.mark.parametrize("scale", [0.01, 40.0, 40.5, 99.0, 1e9])
+def test_extreme_logits_stay_finite(scale: float):
+    """Flat and steep attention, up to far above the clamp, and large tokens give what float64 gives."""
     block = random_block(24, 2, 8, 4)
     with torch.no_grad():
-        block.attn.logit_scale.fill_(20.0)
+        block.attn.logit_scale.fill_(math.log(scale))
     block.attn.refresh()
     tokens = 100 * torch.randn(8 * 64, 24)
     with torch.inference_mode():
@@ -123,6 +129,98 @@ def test_tokens_of_length_zero_are_no_division_by_zero():
     with torch.inference_mode():
         own = fused.run(block, torch.zeros(64, 24), None, (1,))
         assert (own - plain(block, torch.zeros(64, 24), (1,))).abs().max() < 2e-5
+
+
+def random_layers(channels: int) -> tuple[torch.nn.Conv2d, torch.nn.Conv2d]:
+    torch.manual_seed(channels)
+    return torch.nn.Conv2d(channels, channels, 3, padding=1), torch.nn.Conv2d(channels, channels, 1)
+
+
+@needs_kernel
+@settings(max_examples=40, deadline=None)
+@given(
+    channels=st.integers(1, 70),
+    window=st.integers(2, 8),
+    sizes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4),
+    shifted=st.booleans(),
+    linear=st.booleans(),
+)
+def test_the_kernel_convolves(*, channels, window, sizes, shifted, linear):
+    """Images of any sizes, tokens in either order, with and without the layer behind: within 1e-5 of float64."""
+    layout = PackedLayout([(rows * window, columns * window) for rows, columns in sizes], window, window // 2)
+    conv, behind = random_layers(channels)
+    tokens, residual = torch.randn(2, layout.windows_count * window**2, channels)
+    order = layout.shifted_from_windows if shifted else slice(None)
+    layers, halo = (conv, behind if linear else None), layout.halo(shifted=shifted)
+    with torch.inference_mode():
+        assert fused.can_convolve(layers, tokens, halo)
+        own = fused.convolve(layers, tokens[order], halo, residual)
+        canvas = layout.to_canvas(tokens.double(), shifted=False)
+        images = [copy.deepcopy(conv).double()(image[None]) for image in layout.unpack(canvas)]
+        images = [copy.deepcopy(behind).double()(image) for image in images] if linear else images
+        expected = layout.to_windows(layout.pack([image[0] for image in images])) + residual
+    assert (own - expected).abs().max() < 1e-5
+
+
+@needs_kernel
+def test_the_convolution_stands_back_where_it_cannot_serve():
+    """Gradients, other dtypes, larger windows, bottlenecks, hooks and a GPU's layout take PyTorch's operators."""
+    layers, tokens = random_layers(12), torch.randn(64, 12)
+    halo = PackedLayout([(8, 8)], 8, 4).halo(shifted=False)
+    assert not fused.can_convolve(layers, tokens, halo), "gradients are on"
+    with torch.inference_mode():
+        assert fused.can_convolve(layers, tokens, halo)
+        assert not fused.can_convolve(layers, tokens, None)
+        assert not fused.can_convolve(layers, tokens.double(), halo)
+        assert not fused.can_convolve((layers[0], copy.deepcopy(layers[1]).double()), tokens, halo)
+        assert not fused.can_convolve((torch.nn.Sequential(*layers), None), tokens, halo)
+        assert not fused.can_convolve(layers, tokens, PackedLayout([(9, 9)], 9, 4).halo(shifted=False))
+        layers[1].register_forward_hook(lambda *_: None)
+        assert not fused.can_convolve(layers, tokens, halo)
+
+
+@needs_kernel
+@pytest.mark.parametrize("head", HEADS)
+def test_the_kernel_and_pytorch_give_the_same_images(monkeypatch: pytest.MonkeyPatch, head: str):
+    """A network without the kernel, on a canvas with gaps, reconstructs a mixed pack to the same pixels."""
+    network = tiny_network(head)
+    images = [random_image(network, *size) for size in ((1, 3), (5, 2), (2, 2))]
+    with torch.inference_mode():
+        own = network.reconstruct(images)
+        monkeypatch.setattr(fused, "load_kernel", lambda: None)
+        for module in network.modules():
+            if hasattr(module, "refresh"):
+                module.refresh()
+        plain = network.reconstruct(images)
+    assert all((a.image - b.image).abs().max() < 1e-5 for a, b in zip(own, plain, strict=True))
+
+
+@needs_kernel
+def test_hooks_may_keep_what_stages_give_out():
+    """What a hook on a stage holds is not overwritten by the stages behind it, or by the next image."""
+    network, seen = tiny_network(), []
+    network.layers[0].register_forward_hook(lambda _stage, _in, out: seen.append((out, out.clone())))
+    with torch.inference_mode():
+        for _ in range(2):
+            network.reconstruct([random_image(network, 2, 2)])
+    assert all(torch.equal(held, copied) for held, copied in seen)
+
+
+@needs_kernel
+def test_scratch_memory_is_kept_within_its_bound():
+    """The same memory serves the next forward pass, a smaller one too; copies have none, nor has a larger one."""
+    scratch, tokens = Scratch(), torch.zeros(64, 10)
+    with scratch.borrow(tokens, 3) as first, scratch.borrow(tokens, 3) as other:
+        assert len({buffer.data_ptr() for buffer in first + other}) == 6
+        assert all(buffer.shape == tokens.shape for buffer in first + other)
+        pointers = {first[0].data_ptr(), other[0].data_ptr()}
+    assert scratch.nbytes == 3 * tokens.nbytes
+    with scratch.borrow(tokens[:32], 3) as again:
+        assert again[0].data_ptr() in pointers
+    assert pickle.loads(pickle.dumps(scratch)).nbytes == copy.deepcopy(scratch).nbytes == 0
+    with scratch.borrow(torch.empty(KEPT_BYTES // 4 // 10, 10, device="meta"), 2):
+        pass
+    assert scratch.nbytes == 0
 
 
 @needs_kernel

@@ -14,7 +14,7 @@ FLOORS = {
         {"download", "windows", "processor", "variants", "degradations"},
         {"hub"},
         {"config", "fetch"},
-        {"packing", "fused", "tiling", "image_processor", "keys"},
+        {"packing", "scratch", "fused", "tiling", "image_processor", "keys"},
         {"attention"},
         {"reconstruction"},
         {"network"},

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.packing import LayoutCache, PackedLayout
+from model.packing import LayoutCache, PackedLayout, split_by_area
 from tests.networks import HEADS, random_image, tiny_network
 
 SIZES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=7)
@@ -29,6 +29,16 @@ def test_pack_and_unpack_are_opposites(sizes: list[tuple[int, int]]):
     canvas = layout.pack(images)
     assert all(torch.equal(a, b) for a, b in zip(images, layout.unpack(canvas), strict=True))
     assert math.isclose(canvas.double().sum(), sum(image.double().sum() for image in images), rel_tol=1e-9)
+
+
+@given(st.lists(st.integers(1, 50), max_size=9), st.integers(1, 60))
+def test_groups_hold_every_image_once_and_no_more_than_they_may(areas: list[int], most: int):
+    """Each image is in one group; a group above the bound has a single image; like sizes are together."""
+    groups = split_by_area(areas, most)
+    assert sorted(index for group in groups for index in group) == list(range(len(areas)))
+    assert all(sum(areas[index] for index in group) <= most or len(group) == 1 for group in groups)
+    in_order = [areas[index] for group in groups for index in group]
+    assert in_order == sorted(areas)
 
 
 @given(SIZES)
@@ -97,10 +107,10 @@ def test_sizes_off_the_window_grid_are_refused(sizes: list[tuple[int, int]]):
 
 def test_the_cache_stays_within_its_memory():
     """The least recently used layouts go; the newest stays even where it alone is too large."""
-    cache = LayoutCache(8, 4, max_bytes=60_000)
+    cache = LayoutCache(8, 4, max_bytes=100_000)
     for columns in range(1, 9):
         cache([(32, 8 * columns)], CPU)
-        assert cache.nbytes <= 60_000
+        assert cache.nbytes <= 100_000
     assert len(cache) < 8
     layout = cache([(512, 512)], CPU)
     assert len(cache) == 1

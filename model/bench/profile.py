@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 
-from torch import nn
-from torch.profiler import ProfilerActivity, record_function
+from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
 
 from model.bench.works import Pixels
-from model.network import SwinTransformerBlock
 from model.upscaler import Upscaler
 
-BLOCK = "Swin block"
-"""What a block does itself: on a CPU the kernel; where PyTorch's operators run, these are counted by themselves."""
-
 FAMILIES: Mapping[str, str] = {
-    BLOCK: BLOCK,
+    "the kernel's blocks": r"^swin_block$",
+    "the kernel's convolutions": r"^swin_convolution$",
     "convolution": r"conv",
     "linear": r"addmm|::mm|bmm|matmul|linear|gemm|cutlass",
     "gather": r"index|gather|scatter",
@@ -41,11 +36,10 @@ def profile_forward(upscaler: Upscaler, image: Pixels, runs: int) -> dict[str, f
     """
     on_gpu = upscaler.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    with nullcontext() if on_gpu else _marked_blocks(upscaler.network):
-        upscaler.forward([image])
-        with record(activities=activities) as recorded:
-            for _ in range(runs):
-                upscaler.forward([image])
+    upscaler.forward([image])
+    with record(activities=activities) as recorded:
+        for _ in range(runs):
+            upscaler.forward([image])
     times: Counter[str] = Counter()
     for event in recorded.key_averages():
         times[_family(event.key)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
@@ -55,26 +49,3 @@ def profile_forward(upscaler: Upscaler, image: Pixels, runs: int) -> dict[str, f
 
 def _family(name: str) -> str:
     return next((family for family, pattern in FAMILIES.items() if re.search(pattern, name, re.IGNORECASE)), "other")
-
-
-@contextmanager
-def _marked_blocks(network: nn.Module) -> Iterator[None]:
-    """Let the profiler see the blocks, whose kernel it does not know."""
-    marks: list[record_function] = []
-
-    def enter(*_: object) -> None:
-        marks.append(record_function(BLOCK))
-        marks[-1].__enter__()  # type: ignore[no-untyped-call]
-
-    def leave(*_: object) -> None:
-        marks.pop().__exit__(None, None, None)
-
-    handles = []
-    for block in network.modules():
-        if isinstance(block, SwinTransformerBlock):
-            handles += [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

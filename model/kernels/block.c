@@ -1,6 +1,7 @@
 /* A SwinTransformerBlock over many windows on a CPU, one window after another through the whole block, so that nothing
- * but its input and output leaves the cache. Float32 throughout. Compiled once for each instruction set below; the best
- * that the processor has is taken at run time. Python calls it through ctypes (model/fused.py).
+ * but its input and output leaves the cache; and the convolution behind a stage, in the same order of tokens, so that
+ * no image is put together in between. Float32 throughout. Compiled once for each instruction set below; the best that
+ * the processor has is taken at run time. Python calls it through ctypes (model/fused.py).
  */
 #include <math.h>
 #include <pthread.h>
@@ -10,35 +11,57 @@
 #include <string.h>
 
 #define SLOTS 64 /* tokens of a window, rounded up to whole vectors */
+#define SPAN 80  /* tokens of a window of 8 with the rows above and below it */
+#define HALO 100 /* the same with the columns beside it too */
 #define KINDS 4  /* kinds of attention mask */
 #define CHUNK 4  /* windows that a thread takes at a time */
 #define MAX_THREADS 256
-#define LOG2_E 1.44269504088896341f
+#define STEEP 58.0f /* largest factor on cosines, to the base of 2, with which no exponential leaves float32 */
 #define ALWAYS_INLINE inline __attribute__((always_inline))
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
+#define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
 #define UNROLL _Pragma("GCC unroll 16")
+#define PICK(a, b, ...) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){__VA_ARGS__})
 #endif
 
 struct block {
     long channels, heads, hidden, tokens; /* tokens of a window, 64 or less */
     const float *qkv_weight, *qkv_bias;   /* (3 C, C), (3 C) */
-    const float *scale;                   /* (heads): factor on cosines */
-    const float *bias;                    /* (KINDS, heads, tokens of key, SLOTS of query) */
+    const float *scale;                   /* (heads): factor on cosines; logits are to the base of 2 */
+    const float *bias;                    /* (KINDS, heads, tokens of key, SLOTS of query), below 24 */
     const float *proj_weight, *proj_bias, *norm1_weight, *norm1_bias;
     const float *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias, *norm2_weight, *norm2_bias;
     float eps;
 };
 
+struct convolution {
+    long channels, window;                    /* side of a window, 8 or less */
+    const float *weight, *bias;               /* (C out, 3, 3, C in), (C) */
+    const float *linear_weight, *linear_bias; /* of the linear layer behind it (C, C), (C); null without one */
+};
+
+/* What there is once for each instruction set. */
+struct level {
+    int width; /* bits of a vector */
+    void (*load)(const float *const *tokens, long count, long channels, float *x, long stride);
+    void (*store)(const float *x, long count, long channels, const float *residual, float *tokens);
+    void (*window)(const struct block *, const float *bias, float *x, float *scratch);
+    void (*convolve)(const struct convolution *, const float *const *halo, const float *residual, float *out,
+                     float *scratch);
+};
+
 /* clang-format off */
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 #define X86_LEVELS
+#include <immintrin.h>
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx2,fma,prefer-vector-width=512")
 #define NAME(x) x##_avx512
 #define LANES 16
 #define VECTORS 4
+#define LARGER(a, b) ((__typeof__(a))_mm512_max_ps((__m512)(a), (__m512)(b)))
 #include "block.h"
 #pragma GCC pop_options
 #pragma GCC push_options
@@ -46,74 +69,98 @@ struct block {
 #define NAME(x) x##_avx2
 #define LANES 8
 #define VECTORS 2
+#define LARGER(a, b) ((__typeof__(a))_mm256_max_ps((__m256)(a), (__m256)(b)))
 #include "block.h"
 #pragma GCC pop_options
 #endif
 #define NAME(x) x##_plain
 #define LANES 4
 #define VECTORS 2
+#define LARGER(a, b) ((__typeof__(a))(((ints)(a) & ((a) > (b))) | ((ints)(b) & ~((a) > (b)))))
 #include "block.h"
 /* clang-format on */
 
-typedef void window_function(const struct block *, const float *, float *, float *);
-
-static window_function *best_window(void) {
+static const struct level *best_level(void) {
 #ifdef X86_LEVELS
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512bw"))
-        return window_avx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return window_avx2;
+        return &level_avx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return &level_avx2;
 #endif
-    return window_plain;
+    return &level_plain;
 }
 
 struct work {
+    void (*window)(const struct work *, long index, float *scratch);
+    size_t floats; /* of scratch, which begins zeroed */
+    const struct level *level;
     const struct block *block;
-    const float *in;
-    const int32_t *gather;
+    const struct convolution *convolution;
+    const float *in, *residual;
+    const int32_t *table; /* rows of `in` */
     float *out;
     long count;
     const long *kinds;
-    window_function *window;
     atomic_long next;
     atomic_int failed;
 };
 
-static void one_window(const struct work *work, long index, float *x, float *scratch) {
+static void block_window(const struct work *work, long index, float *x) {
     const struct block *w = work->block;
     const long channels = w->channels, tokens = w->tokens;
     long kind = 0, end = work->kinds[0];
     while (index >= end && kind < KINDS - 1) end += work->kinds[++kind];
-    for (long i = 0; i < tokens; i++) {
-        long row = index * tokens + i;
-        const float *token = work->in + (work->gather ? work->gather[row] : row) * channels;
-        for (long c = 0; c < channels; c++) x[c * SLOTS + i] = token[c];
+    const float *rows[SLOTS];
+    for (long i = 0; i < SLOTS; i++) {
+        long row = index * tokens + (i < tokens ? i : 0);
+        rows[i] = work->in + (work->table ? work->table[row] : row) * channels;
     }
-    work->window(w, w->bias + kind * w->heads * tokens * SLOTS, x, scratch);
-    for (long i = 0; i < tokens; i++) {
-        float *token = work->out + (index * tokens + i) * channels;
-        for (long c = 0; c < channels; c++) token[c] = x[c * SLOTS + i];
+    work->level->load(rows, SLOTS, channels, x, SLOTS);
+    work->level->window(w, w->bias + kind * w->heads * tokens * SLOTS, x, x + channels * SLOTS);
+    work->level->store(x, tokens, channels, NULL, work->out + index * tokens * channels);
+}
+
+static void convolution_window(const struct work *work, long index, float *scratch) {
+    const struct convolution *w = work->convolution;
+    const long channels = w->channels, seen = (w->window + 2) * (w->window + 2);
+    const long place = index * w->window * w->window * channels;
+    float *zeros = scratch + channels * (SPAN + 2 * SLOTS);
+    const float *halo[HALO];
+    for (long i = 0; i < seen; i++) {
+        long row = work->table[index * seen + i];
+        halo[i] = row < 0 ? zeros : work->in + row * channels;
     }
+    work->level->convolve(w, halo, work->residual + place, work->out + place, scratch);
 }
 
 static void *run(void *argument) {
     struct work *work = argument;
-    const struct block *w = work->block;
-    const size_t floats = SLOTS * (size_t)(5 * w->channels + SLOTS + 1 + w->hidden);
-    float *x = aligned_alloc(64, floats * sizeof(float));
-    if (!x) {
+    float *scratch = aligned_alloc(64, (work->floats * sizeof(float) + 63) / 64 * 64);
+    if (!scratch) {
         atomic_store(&work->failed, 1);
         return NULL;
     }
-    memset(x, 0, floats * sizeof(float));
+    memset(scratch, 0, work->floats * sizeof(float));
     for (;;) {
         long first = atomic_fetch_add(&work->next, CHUNK);
         if (first >= work->count) break;
         long last = first + CHUNK < work->count ? first + CHUNK : work->count;
-        for (long index = first; index < last; index++) one_window(work, index, x, x + w->channels * SLOTS);
+        for (long index = first; index < last; index++) work->window(work, index, scratch);
     }
-    free(x);
+    free(scratch);
     return NULL;
+}
+
+static int run_all(struct work *work, int threads) {
+    pthread_t others[MAX_THREADS];
+    long wanted = (work->count + CHUNK - 1) / CHUNK;
+    if (wanted > threads) wanted = threads;
+    if (wanted > MAX_THREADS) wanted = MAX_THREADS;
+    long started = 0;
+    while (started < wanted - 1 && !pthread_create(&others[started], NULL, run, work)) started++;
+    run(work);
+    for (long i = 0; i < started; i++) pthread_join(others[i], NULL);
+    return atomic_load(&work->failed);
 }
 
 /* Run all windows: `in` and `out` are (count * tokens, channels); window i takes its tokens from the rows that `gather`
@@ -121,28 +168,27 @@ static void *run(void *argument) {
  * Returns 0, or 1 where memory is short. */
 int swin_block(const struct block *block, const float *in, const int32_t *gather, float *out, long count,
                const long *kinds, int threads) {
-    struct work work = {.block = block, .in = in, .gather = gather, .out = out, .count = count, .kinds = kinds,
-                        .window = best_window()};
-    pthread_t others[MAX_THREADS];
-    long wanted = (count + CHUNK - 1) / CHUNK;
-    if (wanted > threads) wanted = threads;
-    if (wanted > MAX_THREADS) wanted = MAX_THREADS;
-    long started = 0;
-    while (started < wanted - 1 && !pthread_create(&others[started], NULL, run, &work)) started++;
-    run(&work);
-    for (long i = 0; i < started; i++) pthread_join(others[i], NULL);
-    return atomic_load(&work.failed);
+    struct work work = {.window = block_window, .level = best_level(), .block = block, .in = in, .table = gather,
+                        .out = out, .count = count, .kinds = kinds,
+                        .floats = SLOTS * (size_t)(5 * block->channels + SLOTS + 1 + block->hidden)};
+    return run_all(&work, threads);
 }
 
-/* The size of `struct block`, by which the caller knows that it means the same one. */
+/* Run a convolution of 3x3 with zeros around every image, and the linear layer behind it, over all windows, and add
+ * `residual`: `in`, `residual` and `out` are (count * window^2, channels), windows of the unshifted grid in one order;
+ * `halo` names the rows of `in` that each window sees, (count, (window + 2)^2), -1 outside the image. `in` is not `out`.
+ * Returns 0, or 1 where memory is short. */
+int swin_convolution(const struct convolution *convolution, const float *in, const int32_t *halo, const float *residual,
+                     float *out, long count, int threads) {
+    struct work work = {.window = convolution_window, .level = best_level(), .convolution = convolution, .in = in,
+                        .residual = residual, .table = halo, .out = out, .count = count,
+                        .floats = (SPAN + 2 * SLOTS + 1) * (size_t)convolution->channels};
+    return run_all(&work, threads);
+}
+
+/* The sizes of `struct block` and `struct convolution`, by which the caller knows that it means the same ones. */
 int swin_block_size(void) { return (int)sizeof(struct block); }
+int swin_convolution_size(void) { return (int)sizeof(struct convolution); }
 
 /* The instruction set in use: 512, 256 or 128 bits. */
-int swin_block_width(void) {
-    window_function *window = best_window();
-#ifdef X86_LEVELS
-    if (window == window_avx512) return 512;
-    if (window == window_avx2) return 256;
-#endif
-    return window == window_plain ? 128 : 0;
-}
+int swin_block_width(void) { return best_level()->width; }
