@@ -1,7 +1,9 @@
 ARG BASE_IMAGE=python:3.12-slim-bookworm
 # docker build -t swin2sr . && docker run --rm --read-only --tmpfs /tmp -p 8000:8000 swin2sr
+# docker build --target cuda -t swin2sr:cuda . && docker run --rm --read-only --tmpfs /tmp -p 8000:8000 --gpus all swin2sr:cuda
+# --build-arg WEIGHTS="lightweight-x2 classical-x4" puts official weights into the image; else they are fetched to /cache.
 
-# What is installed, in a virtual environment that the next stage takes as it is.
+# A virtual environment with all that both kinds need, in the versions of the lock; and a compiler, which stays here.
 FROM ${BASE_IMAGE} AS build
 RUN apt-get update -qq \
     && apt-get install -y -qq --no-install-recommends gcc libc6-dev \
@@ -10,45 +12,76 @@ RUN python3 -m venv /opt/swin2sr
 ENV PATH=/opt/swin2sr/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 COPY constraints.txt pyproject.toml ./
-# An index, or a folder of wheels. Nothing but torch comes from it, and it must not bring CUDA along.
+RUN python3 -c "import tomllib; print('setuptools', *tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+      > requirements.txt \
+    && grep -v ^torch requirements.txt > without-torch.txt \
+    && pip install --quiet --constraint constraints.txt --requirement without-torch.txt
+
+# The project itself, with its C kernel.
+FROM build AS package
+COPY setup.py README.md LICENSE NOTICE ./
+COPY app app
+COPY model model
+RUN pip install --quiet --no-deps --no-build-isolation --target /srv/swin2sr . \
+    && ls /srv/swin2sr/model/kernels/*.so
+
+FROM build AS cpu-dependencies
+# An index, or a folder of wheels. Nothing but torch comes from it, it must not bring CUDA along, and what only those
+# who compile against it or test it need is left out: 145 MB.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN case "$TORCH_INDEX" in \
       http*) from="--retries 2 --index-url $TORCH_INDEX" ;; \
       *) from="--no-index --find-links $TORCH_INDEX" ;; \
     esac \
-    && pip install --quiet --no-deps --constraint constraints.txt $from torch
-RUN python3 -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-      > requirements.txt \
-    && pip install --quiet --constraint constraints.txt --requirement requirements.txt
-COPY setup.p[y] README.md LICENSE NOTICE ./
-COPY app app
-COPY model model
-# setuptools is there already, in the version of the lock.
-RUN pip install --quiet --no-deps --no-build-isolation . \
+    && pip install --quiet --no-deps --constraint constraints.txt $from torch \
+    && pip install --quiet --constraint constraints.txt --requirement requirements.txt \
     && python3 -c "import torch; assert torch.version.cuda is None, 'this is not a CPU build of torch'" \
+    && pip uninstall --quiet --yes pip \
+    && cd "$(python3 -c 'import torch; print(*torch.__path__)')" && rm -r include test
+
+FROM build AS cuda-dependencies
+# The build of torch that pip takes by itself on Linux; it names the CUDA packages it needs.
+RUN pip install --quiet --constraint constraints.txt --requirement requirements.txt \
+    && python3 -c "import torch; assert torch.version.cuda, 'this is not a CUDA build of torch'" \
     && pip uninstall --quiet --yes pip
 
-FROM ${BASE_IMAGE} AS cpu
+# What both kinds are, but for what is installed.
+FROM ${BASE_IMAGE} AS service
 ARG VERSION=0.1.0
 LABEL org.opencontainers.image.title="swin2sr-serve" \
-      org.opencontainers.image.description="An HTTP service that runs Swin2SR, on CPUs" \
+      org.opencontainers.image.description="An HTTP service that runs Swin2SR" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}"
 RUN groupadd --gid 10001 swin2sr \
     && useradd --uid 10001 --gid 10001 --no-create-home --home-dir /cache --shell /usr/sbin/nologin swin2sr \
     && install --directory --owner swin2sr --group swin2sr /cache
-COPY --from=build /opt/swin2sr /opt/swin2sr
-COPY docker/healthcheck.py /opt/swin2sr/healthcheck.py
-ENV PATH=/opt/swin2sr/bin:$PATH \
+COPY docker/healthcheck.py /opt/healthcheck.py
+ENV PATH=/srv/swin2sr/bin:/opt/swin2sr/bin:$PATH \
+    PYTHONPATH=/srv/swin2sr \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     SWIN2SR_HOST=0.0.0.0 \
     SWIN2SR_CACHE_DIR=/cache
-# Written to: /cache (fetched weights) and /tmp (large uploads while they arrive); all else may be read-only.
-VOLUME /cache
+# Written to: /cache (fetched weights), and /tmp by libraries, never with uploads; all else may be read-only.
 WORKDIR /cache
 USER 10001:10001
 EXPOSE 8000
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python3", "/opt/swin2sr/healthcheck.py"]
+HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["python3", "/opt/healthcheck.py"]
 CMD ["swin2sr", "serve"]
+
+FROM service AS cuda
+COPY --from=cuda-dependencies /opt/swin2sr /opt/swin2sr
+COPY --from=package /srv/swin2sr /srv/swin2sr
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+ARG WEIGHTS="" HF_ENDPOINT SWIN2SR_RELEASE_URL
+RUN [ -z "$WEIGHTS" ] || swin2sr fetch $WEIGHTS
+VOLUME /cache
+
+# The last stage is the one that is built where none is named.
+FROM service AS cpu
+COPY --from=cpu-dependencies /opt/swin2sr /opt/swin2sr
+COPY --from=package /srv/swin2sr /srv/swin2sr
+ARG WEIGHTS="" HF_ENDPOINT SWIN2SR_RELEASE_URL
+RUN [ -z "$WEIGHTS" ] || swin2sr fetch $WEIGHTS
+VOLUME /cache

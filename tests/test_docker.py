@@ -16,20 +16,60 @@ from app.settings import Settings
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
-FINAL = DOCKERFILE[DOCKERFILE.rindex("\nFROM ") :]
+STAGES = {text.split("\n")[0].rpartition(" AS ")[2]: text for text in re.split(r"^FROM ", DOCKERFILE, flags=re.M)[1:]}
 HEALTHCHECK = ROOT / "docker" / "healthcheck.py"
+KINDS = ("cpu", "cuda")
+
+
+def instructions(stage, name):
+    """What follows each such instruction of a stage."""
+    return re.findall(rf"^{name} +(.*)$", re.sub(r" *\\\n *", " ", STAGES[stage]), re.M)
 
 
 def instruction(name):
-    """What follows the only such instruction of the final stage."""
-    [found] = re.findall(rf"^{name} (.*)$", FINAL.replace("\\\n", " "), re.M)
+    """What follows the only such instruction of what both kinds are."""
+    [found] = instructions("service", name)
     return found
 
 
 def test_the_base_can_be_replaced():
-    """The first line is the argument that names the base image, and every stage begins with it."""
+    """The first line is the argument that names the base image, and every stage goes back to it."""
     assert DOCKERFILE.startswith("ARG BASE_IMAGE=python:3.12-slim-bookworm\n")
-    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)) == {"${BASE_IMAGE}"}
+    froms = dict(reversed(line.split(" AS ")) for line in re.findall(r"^FROM (.*)$", DOCKERFILE, re.M))
+    assert set(froms) >= {"build", *KINDS}
+    for base in froms.values():
+        assert base == "${BASE_IMAGE}" or froms[base] == "${BASE_IMAGE}"
+
+
+def test_the_cpu_is_the_default():
+    """The last stage is what ``docker build`` makes where none is named."""
+    assert list(STAGES)[-1] == "cpu"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dependencies_are_a_layer_of_their_own(kind):
+    """Installed from the lock, before anything of the project is there, and copied before it; no compiler is left."""
+    assert instructions(kind, "COPY") == [
+        f"--from={kind}-dependencies /opt/swin2sr /opt/swin2sr",
+        "--from=package /srv/swin2sr /srv/swin2sr",
+    ]
+    assert instructions("build", "COPY") == ["constraints.txt pyproject.toml ./"]
+    assert instructions(f"{kind}-dependencies", "COPY") == []
+    commands = " && ".join(instructions("build", "RUN") + instructions(f"{kind}-dependencies", "RUN")).split(" && ")
+    installs = [command for command in commands if command.startswith("pip install")]
+    assert installs
+    assert all("--constraint constraints.txt" in command for command in installs)
+    assert [stage for stage, text in STAGES.items() if "gcc" in text] == ["build"]
+    assert STAGES[kind].startswith("service AS ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_official_weights_can_be_baked_in(kind):
+    """Where they are named at the build, the image fetches them, before its cache is declared a volume."""
+    [fetch] = instructions(kind, "RUN")
+    assert fetch == '[ -z "$WEIGHTS" ] || swin2sr fetch $WEIGHTS'
+    assert STAGES[kind].index("ARG WEIGHTS") < STAGES[kind].index(fetch) < STAGES[kind].index("VOLUME /cache")
+    assert dict(pair.split("=", 1) for pair in instruction("ENV").split())["SWIN2SR_CACHE_DIR"] == "/cache"
 
 
 def test_it_listens_for_other_machines_on_the_exposed_port():
@@ -47,12 +87,16 @@ def test_it_is_process_one_as_a_nobody():
     assert json.loads(instruction("CMD")) == ["swin2sr", "serve"]
     assert instruction("STOPSIGNAL") == "SIGTERM"
     assert re.fullmatch(r"[1-9]\d+:[1-9]\d+", instruction("USER"))
-    assert json.loads(instruction("HEALTHCHECK").partition(" CMD ")[2])[0] == "python3"
+    assert json.loads(instruction("HEALTHCHECK").partition(" CMD ")[2]) == ["python3", "/opt/healthcheck.py"]
+    assert instruction("COPY") == "docker/healthcheck.py /opt/healthcheck.py"
 
 
-def test_its_label_has_the_version():
-    """The image's version is the package's."""
-    assert f"ARG VERSION={__version__}\n" in FINAL
+def test_its_labels_have_the_version():
+    """The image's version is the package's; the Open Container Initiative's names say what it is."""
+    assert f"ARG VERSION={__version__}\n" in STAGES["service"]
+    labels = instruction("LABEL")
+    for name in ("title", "description", "licenses", "version"):
+        assert f"org.opencontainers.image.{name}=" in labels
 
 
 def test_only_what_is_needed_is_sent_to_the_builder():
@@ -60,11 +104,7 @@ def test_only_what_is_needed_is_sent_to_the_builder():
     lines = [line for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if not line.startswith("#")]
     assert lines[0] == "*"
     sent = {line.removeprefix("!") for line in lines if line.startswith("!")}
-    copied = {
-        name.replace("setup.p[y]", "setup.py")
-        for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.M)
-        for name in line.split()
-    }
+    copied = {name for line in re.findall(r"^COPY (?!--from)(.*) \S+$", DOCKERFILE, re.M) for name in line.split()}
     assert sent == copied
 
 
