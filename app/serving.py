@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +14,7 @@ from typing import NoReturn
 
 import uvicorn
 
-from app import logs
+from app import address, logs
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
@@ -76,8 +74,8 @@ def serve(
         OSError: if the address is not to be had.
     """
     logs.configure(settings.log_format)
-    listener = _listen(settings.host, settings.port)
-    url = _url(settings.host, listener.getsockname()[1])
+    listener = address.listen(settings.host, settings.port)
+    url = address.url(settings.host, listener.getsockname()[1])
 
     def on_ready() -> None:
         say(f"Ready. Try: curl -F file=@{sample} '{url}/v1/upscale' -o upscaled.png")
@@ -91,6 +89,10 @@ def serve(
         access_log=False,
         log_config=None,
         server_header=False,
+        # The same, whatever else is installed: uvicorn would take what it finds.
+        loop="asyncio",
+        http="h11",
+        ws="none",
         # asyncio takes fractions, and whole seconds would give up before the time is over.
         timeout_graceful_shutdown=(settings.drain_timeout_ms - settings.drain_delay_ms) / 1000,  # type: ignore[arg-type]
     )
@@ -112,24 +114,3 @@ def leave(status: int) -> NoReturn:
         with contextlib.suppress(OSError):
             stream.flush()
     os._exit(status)
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    # Naming the protocol matters: asyncio turns Nagle's delay (40 ms an answer) off for sockets that do.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    if sys.platform != "win32":
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind(address)
-    return listener
-
-
-def _url(host: str, port: int) -> str:
-    """The address to open on this machine."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return f"http://{host}:{port}"
-    if address.is_unspecified:
-        return f"http://127.0.0.1:{port}"
-    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
