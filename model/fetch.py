@@ -147,8 +147,7 @@ class OfficialWeights:
         return Path(self.cache_dir or constants.HF_ASSETS_CACHE) / "swin2sr"
 
     def _verified(self, variant: Variant) -> Path | None:
-        file = self.find(variant)
-        if file is not None:
+        if (file := self.find(variant)) is not None:
             self.verify(variant, file)
         return file
 
@@ -290,9 +289,7 @@ def file_digest(file: str | Path) -> str:
 
 def _hub_names(variant: Variant) -> list[str]:
     """The files of weights that a hub may have, those with a known digest first."""
-    if variant.hub_id is None:
-        return []
-    return sorted(_WEIGHTS, key=lambda name: name not in variant.digests)
+    return sorted(_WEIGHTS, key=lambda name: name not in variant.digests) if variant.hub_id else []
 
 
 def _looks_like_weights(file: Path, name: str) -> bool:
