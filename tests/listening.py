@@ -12,6 +12,10 @@ from fastapi import FastAPI
 from tests.scripted import PATIENCE
 
 
+PLAIN = {"loop": "asyncio", "http": "h11", "ws": "none"}
+"""As in ``app.serving``: whatever else is installed."""
+
+
 class _Server(uvicorn.Server):
     """Tells when it listens."""
 
@@ -27,7 +31,7 @@ class _Server(uvicorn.Server):
 @contextmanager
 def listening(app: FastAPI) -> Iterator[str]:
     """The application's address while it listens on a free port of this machine."""
-    server = _Server(uvicorn.Config(app, port=0, log_config=None, ws="none", timeout_graceful_shutdown=1))
+    server = _Server(uvicorn.Config(app, port=0, log_config=None, timeout_graceful_shutdown=1, **PLAIN))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
