@@ -27,19 +27,23 @@ def fetch_all(
         A sentence for each that could not be fetched.
     """
     faults = []
+    for name in names:
+        try:
+            variant = find_official(name)
+            with _bars(console) as bars:  # over before anything is said: they take standard output for themselves
+                file = official.fetch(variant, _Shown(name, bars))
+            digest = official.digest(variant, file)
+        except FetchError as error:
+            faults.append(f"{name}: {error}")
+        else:
+            say(f"{name}: {file}" + (f", SHA-256 {digest}" if digest else ""))
+    return faults
+
+
+def _bars(console: Console) -> Progress:
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
     description = TextColumn("{task.description}", markup=False)
-    with Progress(description, *columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        for name in names:
-            try:
-                variant = find_official(name)
-                file = official.fetch(variant, _Shown(name, bars))
-                digest = official.digest(variant, file)
-            except FetchError as error:
-                faults.append(f"{name}: {error}")
-            else:
-                say(f"{name}: {file}" + (f", SHA-256 {digest}" if digest else ""))
-    return faults
+    return Progress(description, *columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def find_official(name: str) -> Variant:

@@ -186,6 +186,16 @@ def test_evaluate_does_not_measure_a_file_that_changed(run, tmp_path):
     assert "is not the file that was downloaded" in answer.stderr
 
 
+def test_standard_output_is_for_programs_also_where_there_are_bars(hub, cache, monkeypatch):
+    """While somebody watches on standard error, the line with the file goes where standard output goes."""
+    official = OfficialWeights(cache, hub_url=hub.url, release_url=hub.release_url)
+    console, output = Console(file=io.StringIO(), force_terminal=True, width=160), io.StringIO()
+    monkeypatch.setattr("sys.stdout", output)
+    assert fetch_all([NAME], official, console, print) == []
+    assert output.getvalue().startswith(f"{NAME}: {cache}")
+    assert str(cache) not in console.file.getvalue()
+
+
 def test_a_terminal_has_a_bar(hub, cache):
     """With the bytes, of a download that goes on where it broke off; what is no download is a line."""
     hub.misbehave(BIN, Mischief(stop_after=2_000_000))
