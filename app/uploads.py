@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from app.errors import BodyTooLarge, InvalidUpload, QueueFull, UnsupportedFormat, UploadTooSlow
+from app.errors import BodyTooLarge, DeadlineExceeded, InvalidUpload, QueueFull, UnsupportedFormat, UploadTooSlow
 
 PART = "file"
 LONGEST_NAME = 255
@@ -83,7 +84,7 @@ class Share:
         self.room.held += received
 
 
-async def read_upload(request: Request, share: Share, *, max_bytes: int, patience: float) -> Upload:
+async def read_upload(request: Request, share: Share, *, max_bytes: int, patience: float, deadline: float) -> Upload:
     """Read the one file of a request.
 
     Args:
@@ -91,10 +92,11 @@ async def read_upload(request: Request, share: Share, *, max_bytes: int, patienc
         share: of the room for bodies, which this one is counted in.
         max_bytes: largest body, framing included; checked against ``Content-Length`` first, and while reading.
         patience: seconds that the body may take to arrive.
+        deadline: time of ``time.monotonic()`` after which nobody waits for an answer.
 
     Raises:
         InvalidUpload: if there is not exactly one file with something in it.
-        BodyTooLarge, UploadTooSlow, UnsupportedFormat: as their names say.
+        BodyTooLarge, UploadTooSlow, UnsupportedFormat, DeadlineExceeded: as their names say.
         QueueFull: if too many bytes of others' bodies are held now.
     """
     content_type, parameters = parse_options_header(request.headers.get("content-type", "application/octet-stream"))
@@ -107,10 +109,13 @@ async def read_upload(request: Request, share: Share, *, max_bytes: int, patienc
             f"a part {PART!r}, or the image itself with its image/* content type."
         )
     _check_length(request.headers.get("content-length", ""), max_bytes, share)
+    left = deadline - time.monotonic()
     try:
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(min(patience, left)):
             body = await _receive(request, form, max_bytes, share)
     except TimeoutError:
+        if left < patience:
+            raise DeadlineExceeded("The deadline passed while the body arrived.") from None
         raise UploadTooSlow(
             f"The body was not complete after {patience:g} s. Send it faster, or send less.", limit=patience
         ) from None

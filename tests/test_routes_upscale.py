@@ -252,6 +252,18 @@ def test_a_body_that_does_not_come_is_given_up(ask):
     problem(response, 408, "upload_too_slow")
 
 
+def test_a_deadline_that_passes_while_the_body_comes_is_answered_then(ask):
+    """504, and not when the body is complete or the time for it is over."""
+
+    async def stream():
+        yield PHOTO[:100]
+        await asyncio.Event().wait()
+
+    options = {"headers": {"content-type": "image/png"}, "params": {"timeout_ms": 50}}
+    patient = {"upload_timeout_ms": 600_000}
+    problem(ask(settings=patient, content=stream(), **options), 504, "deadline_exceeded")
+
+
 def test_a_deadline_is_answered(tmp_path):
     """504 when the caller's own time is up."""
     upscaler = ScriptedUpscaler()

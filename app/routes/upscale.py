@@ -100,7 +100,7 @@ async def upscale(
     timeout = min(options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
     deadline = arrived_at(request.scope) + timeout
     patience = settings.upload_timeout_ms / 1000
-    upload = await read_upload(request, share, max_bytes=settings.max_body_bytes, patience=patience)
+    upload = await read_upload(request, share, max_bytes=settings.max_body_bytes, patience=patience, deadline=deadline)
     note(request.scope, variant=service.registry.resolve(options.variant).name)
 
     async def answer(on_progress: Callable[[Progress], None] | None = None) -> Response:
