@@ -131,14 +131,16 @@ class WaitingRoom(Generic[T, R]):
     # The worker's side; its caller holds the lock.
 
     def take(self, budget: int) -> tuple[str, list[Job[T, R]]]:
-        """The next batch, of one key; those who still wait learn their new places."""
-        key, jobs = self._queue.take(budget)
+        """The next batch, of one key."""
+        return self._queue.take(budget)
+
+    def tell_places(self) -> None:
+        """Let those who still wait know their new places."""
         for position, line in enumerate(self._queue, 1):
             ticket = line.jobs[0][1].ticket
             if ticket.started_at is None and ticket.position != position:
                 ticket.position = position
                 ticket.tell("queued")
-        return key, jobs
 
     def company(self, delay: float, budget: int) -> float:
         """Seconds to wait for a fuller batch, if the oldest request may wait ``delay`` for it."""

@@ -212,6 +212,7 @@ class Batcher(Generic[T, R]):
                 room.changed.wait(wait)
             self._pulse.beat()
             key, self._taken = room.take(self._budget.now)
+            room.tell_places()
         return key, self._in_time(self._taken)
 
     def _in_time(self, jobs: list[Job[T, R]]) -> list[Job[T, R]]:

@@ -83,13 +83,15 @@ class Pipeline:
         self._settings = settings
         self._limits = codec.Limits(max_pixels=settings.max_input_pixels)
         self._pool = ThreadPoolExecutor(codec_threads, "swin2sr-codec")
+        # Apart, because a refusal must not wait until others' images are encoded.
+        self._door = ThreadPoolExecutor(1, "swin2sr-door")
         # Apart, because a tile that waited while another image is encoded would hold up the network.
         self._joining = ThreadPoolExecutor(1, "swin2sr-stitch")
 
     def close(self) -> None:
         """Stop decoding and encoding."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        self._joining.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._door, self._pool, self._joining):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def upscale(self, upload: Upload, options: UpscaleOptions, caller: Caller) -> Upscaled:
         """Upscale one image.
@@ -106,14 +108,14 @@ class Pipeline:
 
     async def _upscale(self, upload: Upload, options: UpscaleOptions, caller: Caller) -> Upscaled:
         entry = self._registry.resolve(options.variant)
-        header = await self._in_pool(codec.read_header, upload.body, self._limits)
+        header = await _in(self._door, codec.read_header, upload.body, self._limits)
         loaded = await self._registry.obtain(entry)
         upscaler = loaded.upscaler
         _refuse_early(header, options, upscaler.scale)
         watch = _Stopwatch()
-        least = await self._in_pool(self._outline, header.height, header.width, options, upscaler)
+        least = await _in(self._door, self._outline, header.height, header.width, options, upscaler)
         with self._batcher.reserve(least.cost, client=caller.client) as place:
-            work = await self._in_pool(self._prepare, upload.body, options, upscaler)
+            work = await _in(self._pool, self._prepare, upload.body, options, upscaler)
             watch.lap("decode")
             ticket = self._batcher.admit(
                 loaded.key,
@@ -132,7 +134,7 @@ class Pipeline:
         watch.set("queue", ticket.queue_seconds)
         watch.set("forward", ticket.forward_seconds)
         watch.skip()
-        encoded = await self._in_pool(_finish, image, size, options)
+        encoded = await _in(self._pool, _finish, image, size, options)
         watch.lap("encode")
         return Upscaled(encoded, entry.name, upscaler.scale, tiles, pixels, watch.seconds)
 
@@ -162,14 +164,13 @@ class Pipeline:
                     futures = [asyncio.wrap_future(ticket.futures.pop(0)) for _ in range(work.outline.turns)]
                     outputs = await asyncio.gather(*futures)
                     del futures
-                    await asyncio.get_running_loop().run_in_executor(
-                        self._joining, _join, stitcher, tile, each, outputs
-                    )
+                    await _in(self._joining, _join, stitcher, tile, each, outputs)
                     spool.take(work.outline.turns)
         return _with_results(image, [stitcher.finish() for stitcher in stitchers], scale)
 
-    async def _in_pool(self, work: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V:
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: work(*args, **kwargs))
+
+async def _in(pool: ThreadPoolExecutor, work: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V:
+    return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*args, **kwargs))
 
 
 @dataclass(frozen=True)

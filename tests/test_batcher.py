@@ -490,6 +490,23 @@ def test_a_dead_worker_answers_everybody_and_is_replaced(make, script, hold):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_between_taking_and_running_answers_those_who_were_taken(make, script, hold):
+    """A progress callback that raises when it learns its new place costs a 503, and no more."""
+    batcher = make()
+    hold(batcher)
+
+    def fault(progress):
+        if progress.position == 1:
+            raise ValueError("callback")
+
+    taken, waiting = batcher.admit("a", [9]), batcher.admit("a", [9], on_progress=fault)
+    script.gate.open()
+    errors = [ticket.futures[0].exception(PATIENCE) for ticket in (taken, waiting)]
+    assert [type(error) for error in errors] == [NotReady] * 2
+    assert results(batcher.admit("a", [3])) == [30]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_that_keeps_dying_is_given_up(make):
     """After five deaths in a row the owner is told, and requests are refused."""
     given_up = threading.Event()

@@ -10,18 +10,20 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import CancelledError
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app import pipeline
 from app.batcher import Batcher
 from app.budget import SUCCESSES_BEFORE_GROWTH, Budget
-from app.errors import InternalError, QueueFull
+from app.errors import InternalError, NotReady, OutOfMemory, QueueFull
 from app.main import create_app
 from app.registry import ModelRegistry
 from app.service import RESTART_SECONDS, STALL_SECONDS
@@ -455,6 +457,39 @@ def test_promise_8_a_real_allocator_that_refuses_is_survived(tmp_path):
     assert result.stdout.strip() == "503 out_of_memory True 200", result.stderr[-2000:]
 
 
+def test_promise_9_a_refusal_does_not_wait_for_the_codec(tmp_path, upscaler, monkeypatch):
+    """While every thread that encodes is held and the queue is full, 429 comes at once; all others are served."""
+    gate = Gate()
+    finish = pipeline._finish
+    monkeypatch.setattr("app.pipeline._finish", lambda *work: gate.pass_through() or finish(*work))
+    app = scripted_app(tmp_path, {"max_queue_requests": 2}, lightweight_x2=upscaler)
+    service = app.state.service
+
+    async def scenario():
+        async with running(app) as client:
+            await service.boot(lambda: None)
+            gate.close()
+
+            def send():
+                return asyncio.create_task(client.post("/v1/upscale", files={"file": png(noise(8, 8))}))
+
+            taken = []
+            for _ in range(service.pipeline._pool._max_workers):
+                taken.append(send())
+                await asyncio.to_thread(gate.wait_until_reached)
+            taken += [send(), send()]
+            async with asyncio.timeout(PATIENCE / 2):
+                while service.batcher.status().waiting_requests < 2:  # noqa: ASYNC110 - nobody is told of a place
+                    await asyncio.sleep(0)
+                refused = await send()
+            gate.open()
+            return refused, await asyncio.gather(*taken)
+
+    refused, served = asyncio.run(scenario())
+    assert (refused.status_code, refused.json()["code"]) == (429, "queue_full")
+    assert [answer.status_code for answer in served] == [200] * len(served)
+
+
 def test_promise_10_the_deadline_is_answered_on_time(app, upscaler):
     """504 while the network still computes another's image, and the late one never runs."""
 
@@ -581,11 +616,36 @@ def test_promise_13_a_real_network_beats_at_every_module():
     assert len(beats) > len(upscaler.network.layers)
 
 
-@pytest.mark.parametrize("stage", ["cost", "count", "progress"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_promise_13_a_worker_that_stopped_for_good_is_told(app, upscaler):
+    """After five deaths in a row it is neither ready nor alive, each with the reason; requests are refused at once."""
+
+    def die(_tile):
+        if upscaler.calls:  # the warm-up is over
+            raise SystemExit
+
+    upscaler.fault = die
+
+    async def scenario():
+        async with running(app) as client:
+            await app.state.service.boot(lambda: None)
+            body = {"file": png(noise(8, 8))}
+            dead = [await client.post("/v1/upscale", files=body) for _ in range(5)]
+            refused = await client.post("/v1/upscale", files=body)
+            return dead, refused, [await client.get(f"/health/{each}") for each in ("ready", "live")]
+
+    dead, refused, (ready, live) = asyncio.run(scenario())
+    assert [answer.status_code for answer in (*dead, refused, ready, live)] == [503] * 8
+    assert len(upscaler.calls) == 5
+    assert "the worker is not running" in ready.json()["detail"]
+    assert "stopped for good" in live.json()["detail"]
+
+
+@pytest.mark.parametrize("stage", ["cost", "count", "progress", "result"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_promise_14_a_fault_in_any_stage_leaves_nobody_waiting(stage):
-    """In the cost function, in counting a batch, in telling progress: every caller gets an answer, also the next."""
-    broken = [True]
+    """In the cost function, in counting, in telling progress, in who takes a result: every caller gets an answer."""
+    broken, gate = [True], Gate(is_open=False)
 
     def fail(*_args):
         if broken[0]:
@@ -597,7 +657,7 @@ def test_promise_14_a_fault_in_any_stage_leaves_nobody_waiting(stage):
         return item
 
     batcher = Batcher(
-        lambda _key, items: items,
+        lambda _key, items: gate.pass_through() or items,
         cost,
         max_batch_cost=9,
         max_queue_cost=99,
@@ -612,8 +672,74 @@ def test_promise_14_a_fault_in_any_stage_leaves_nobody_waiting(stage):
             batcher.admit("a", [1])
     else:
         (future,) = batcher.admit("a", [1], on_progress=on_progress).futures
+        if stage == "result":
+            future.add_done_callback(fail)
+        gate.open()
         assert isinstance(future.exception(PATIENCE), InternalError if stage == "progress" else type(None))
     broken[0] = False
+    gate.open()
     assert batcher.admit("a", [2]).futures[0].result(PATIENCE) == 2
     assert batcher.status().waiting_requests == 0
     assert batcher.close(PATIENCE)
+
+
+FATES = {
+    "fine": (None, {type(None)}),
+    "fault": (ArithmeticError, {InternalError}),
+    "starved": (MemoryError, {OutOfMemory}),
+    "deadly": (SystemExit, {NotReady}),
+}
+"""What befalls a batch with such an item, and what its caller is told."""
+
+
+def outcome(future):
+    try:
+        return type(future.exception(PATIENCE))
+    except CancelledError:
+        return CancelledError
+
+
+@settings(max_examples=60, deadline=None)
+@example([("a", ["starved", "deadly", "fine", "fine"], False)])  # a death while halves of a failed batch wait
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"),
+            st.lists(st.sampled_from([*FATES, *["fine"] * 6]), min_size=1, max_size=5),
+            st.booleans(),
+        ),
+        max_size=12,
+    )
+)
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_promise_14_every_future_is_resolved_exactly_once(requests):
+    """Whatever fails, dies and leaves: each caller is told what befell it, that the worker died, or that it left."""
+    gate, resolved = Gate(is_open=False), []
+
+    def run(_key, items):
+        gate.pass_through()
+        for fate in items:
+            if FATES[fate][0]:
+                raise FATES[fate][0]
+        return items
+
+    batcher = Batcher(
+        run, lambda _fate: 1, max_batch_cost=4, max_queue_cost=100, max_queue_requests=100, restart_delay=0.0
+    )
+    batcher.start()
+    tickets = [(batcher.admit(key, fates), fates, leaves) for key, fates, leaves in requests]
+    futures = [future for ticket, _, _ in tickets for future in ticket.futures]
+    for future in futures:
+        future.add_done_callback(resolved.append)
+    for ticket, _, leaves in tickets[1:]:
+        if leaves:
+            ticket.cancel()
+    gate.open()
+    deaths = {NotReady} if any("deadly" in fates for _, fates, _ in tickets) else set()
+    for index, (ticket, fates, leaves) in enumerate(tickets):
+        if index == 0 and leaves:
+            ticket.cancel()  # while it runs
+        for future, fate in zip(ticket.futures, fates, strict=True):
+            assert outcome(future) in FATES[fate][1] | deaths | ({CancelledError} if leaves else set())
+    assert batcher.close(PATIENCE)
+    assert sorted(map(id, resolved)) == sorted(map(id, futures))

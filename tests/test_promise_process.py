@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app.service import STALL_SECONDS
 from tests.chaos.metrics import Books
 from tests.scripted import PATIENCE
 from tests.scripted_server import ScriptedServer, Spell
@@ -198,6 +199,24 @@ def test_promise_12_the_event_loop_never_blocks(tmp_path):
         assert [poster.wait() for poster in posters] == [0, 0]
     assert len(times) > 100
     assert percentile_99(times) <= 0.05
+
+
+@long
+def test_promise_13_a_frozen_worker_is_seen_from_outside():
+    """Within seconds the process is not ready and says why; alive it stays, for the worker may come to itself."""
+    with (
+        ScriptedServer() as server,
+        running_request(server, Spell.FREEZE.cast(noise(8, 8))) as connection,
+        httpx.Client(base_url=server.url) as client,
+    ):
+        read_until(connection, b'"state":"running"')
+        started = time.monotonic()
+        while (ready := client.get("/health/ready")).status_code == 200:
+            threading.Event().wait(0.05)
+        assert STALL_SECONDS - 1 < time.monotonic() - started < STALL_SECONDS + 5
+        assert "no sign of life" in ready.json()["detail"]
+        assert client.get("/health/live").status_code == 200
+        server.process.kill()
 
 
 def test_promise_14_a_killed_worker_is_replaced(server):

@@ -114,6 +114,19 @@ def test_where_no_thread_can_be_started_it_is_given_up(monkeypatch):
     assert life.burials == 2
 
 
+def test_each_death_in_a_row_is_waited_after_twice_as_long(monkeypatch):
+    """So that a fault that stays does not keep a processor busy."""
+    waited = []
+    life = Life(deaths=4)
+    thread = SupervisedThread(life.work, life.bury, restart_delay=0.5)
+    monkeypatch.setattr(thread._hurry, "wait", waited.append)
+    thread.start()
+    assert life.working.wait(PATIENCE)
+    assert waited == [0.5, 1, 2, 4]
+    life.enough.set()
+    assert thread.join(PATIENCE)
+
+
 def test_nobody_waits_longer_than_the_delay_that_is_hurried():
     """At the end of the process a restart is not waited for."""
     life = Life(deaths=1)
