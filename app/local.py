@@ -74,6 +74,6 @@ class Local:
             scale=upscaled.scale,
             tiles=upscaled.tiles,
             request_id="",
-            notice=" ".join(encoded.notices),
+            notice=encoded.notice,
             timing={stage: seconds * 1000 for stage, seconds in upscaled.seconds.items()},
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+import threading
 import tracemalloc
 import warnings
 import zlib
@@ -15,7 +16,6 @@ import pytest
 from PIL import Image
 
 from app import codec
-from app.codec.decoders import AvifFile, load
 from app.errors import ImageTooLarge, InvalidImage, InvalidOption, OutputTooLarge, UnsupportedFormat
 from tests.pictures import (
     LIMITS,
@@ -224,6 +224,64 @@ def test_a_bomb_in_a_chunk_is_left_out(kind):
     assert peak < 2**23
 
 
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded():
+    """A decoder goes over all pixels for each scan, so 23 bytes more would cost what the picture costs."""
+    body = saved(photograph(), "JPEG", progressive=True)
+    last = body[body.rindex(b"\xff\xda") : -2]
+    assert codec.decode(body[:-2] + last * 80 + body[-2:], LIMITS).pixels.shape == (40, 56, 3)
+    with pytest.raises(UnsupportedFormat, match="scans"):
+        codec.read_header(body[:-2] + last * 100 + body[-2:], LIMITS)
+    behind = codec.decode(body + last * 100, LIMITS)
+    assert np.array_equal(behind.pixels, codec.decode(body, LIMITS).pixels), "what stands behind the picture is no scan"
+
+
+@pytest.mark.parametrize(
+    ("kind", "before", "piece"),
+    [
+        ("png", b"\0\0\0\0IEND", chunk(b"teSt", b"")),
+        ("jpeg progressive", b"\xff\xc2", b"\xff\xef\0\2"),
+        ("jpeg progressive", b"\xff\xd9", b"\xff\xef\0\2"),
+        ("gif", b",\0\0\0\0", b"!\xfe\0"),
+    ],
+)
+def test_a_file_of_nothing_but_tiny_pieces_is_refused(kind, before, piece):
+    """A million empty chunks, segments or comments would take a hundred times their bytes."""
+    body = FILES[kind]()
+    at = body.rindex(before)
+    assert codec.read_header(body[:at] + piece * 5000 + body[at:], LIMITS).width == 56
+    body = body[:at] + piece * 200_000 + body[at:]
+    tracemalloc.start()
+    with pytest.raises((InvalidImage, UnsupportedFormat)):
+        codec.read_header(body, LIMITS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**26
+
+
+def entries_of_one_place(count, size, at):
+    """Entries of a directory that all stand for the same ``size`` bytes."""
+    return b"".join(struct.pack("<HHII", 0x9000 + number, 7, size, at) for number in range(count))
+
+
+def test_exif_whose_values_lie_on_top_of_each_other_is_not_unfolded():
+    """Twelve bytes of an entry would be a megabyte each, in a TIFF's own and in one that becomes part of a TIFF."""
+    count, size = 500, 2**20
+    table = struct.pack("<H", count) + entries_of_one_place(count, size, 14 + 12 * count) + bytes(4)
+    png = png_with(written(image()), (b"eXIf", b"II*\0\x08\0\0\0" + table + bytes(size)))
+    plain = tiff(samples(channels=1))
+    start = struct.unpack_from("<I", plain, 4)[0]
+    own = struct.unpack_from("<H", plain, start)[0]
+    table = plain[start + 2 : start + 2 + 12 * own] + entries_of_one_place(count, size, 8)
+    directory = struct.pack("<H", own + count) + table + bytes(4)
+    picture = plain[:4] + struct.pack("<I", len(plain) + size) + plain[8:] + bytes(size) + directory
+    tracemalloc.start()
+    for body in (png, picture):
+        assert written(codec.decode(body, LIMITS), "tiff")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * size
+
+
 def animated(name):
     """Two frames of other colours, or two pages."""
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
@@ -252,13 +310,14 @@ def test_one_frame_is_no_animation():
         tiff(samples(channels=1, dtype=np.uint16), t339=(3,)),
         tiff(samples(channels=3, dtype=np.uint16), t262=(8,)),
         tiff(samples(channels=1), t262=(8,)),
+        tiff(samples(channels=1), t259=(50001,)),
         header_of("jpeg", 8, 8).replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc0\0\x0b\x0c"),
         header_of("jpeg", 8, 8).replace(b"\xff\xc0", b"\xff\xc3"),
     ],
 )
 def test_samples_that_cannot_be_kept_are_refused_by_name(body):
-    """Floats, 12 bits, Lab and lossless JPEG are unsupported, not broken, and not read as something else."""
-    with pytest.raises(UnsupportedFormat, match=r"bits|[Ss]amples"):
+    """Floats, 12 bits, Lab, WebP in TIFF and lossless JPEG are unsupported, not broken, nor read as something else."""
+    with pytest.raises(UnsupportedFormat, match=r"bits|[Ss]amples|process|compression"):
         codec.decode(body, LIMITS)
 
 
@@ -298,13 +357,14 @@ def test_broken_exif_in_an_avif_is_left_out_whatever_warnings_do(action):
 
 @pytest.mark.skipif(not THREADS.is_dir(), reason="threads are counted in /proc")
 def test_an_avif_is_decoded_by_the_thread_that_asks():
-    """Other cores belong to the network; Pillow's own way starts a thread for each."""
-    body = saved(photograph().resize((512, 512)), "AVIF")
-    before = len(list(THREADS.iterdir()))
-    opened = load(AvifFile, body, "avif")
-    assert len(list(THREADS.iterdir())) == before
-    assert opened.size == (512, 512)
-    del opened
+    """Other cores belong to the network; the usual way starts a thread for each."""
+    body = saved(photograph().resize((1024, 1024)), "AVIF")
+    before = most = len(list(THREADS.iterdir()))
+    decoder = threading.Thread(target=codec.decode, args=(body, codec.Limits()))
+    decoder.start()
+    while decoder.is_alive():
+        most = max(most, len(list(THREADS.iterdir())))
+    assert most == before + 1
 
 
 def test_a_mistake_of_ours_is_not_blamed_on_the_file(monkeypatch):

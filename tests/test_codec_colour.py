@@ -133,6 +133,34 @@ def test_high_dynamic_range_is_kept_in_png_and_missed_elsewhere():
     )
 
 
+def test_high_dynamic_range_is_not_called_srgb_in_silence():
+    """``strip`` cannot convert PQ, and says so."""
+    decoded = codec.decode(png_with(written(image()), (b"cICP", bytes((9, 16, 0, 1)))), LIMITS)
+    encoded = codec.encode(decoded, codec.EncodeOptions(metadata="strip"))
+    assert encoded.notices == ("PQ or HLG was not converted to sRGB",)
+    assert np.array_equal(codec.decode(encoded.body, LIMITS).pixels, decoded.pixels)
+
+
+def test_the_profile_inside_a_bmp_is_kept():
+    """The fifth version of its header says where it stands; cut short, it is left out with a notice."""
+    body = bmp_with(adobe_rgb())
+    decoded = codec.decode(body, LIMITS)
+    assert decoded.metadata.icc == adobe_rgb()
+    assert np.array_equal(decoded.pixels, samples(channels=3))
+    short = codec.decode(body[:-600], LIMITS)
+    assert short.metadata.icc is None
+    assert len(short.notices) == 1
+
+
+def bmp_with(profile):
+    """24 bits, and a profile behind the pixels."""
+    pixels = samples(channels=3)
+    rows = pixels[::-1, :, ::-1].tobytes()
+    head = struct.pack("<IiiHHIIiiII16x4s48xIIII", 124, 56, 40, 1, 24, 0, len(rows), 0, 0, 0, 0, b"DEBM", 4, 0, 0, 0)
+    head = head[:-12] + struct.pack("<III", 124 + len(rows), len(profile), 0)
+    return b"BM" + struct.pack("<IHHI", 138 + len(rows), 0, 0, 138) + head + rows + profile
+
+
 def cmyk_profile():
     """A profile of inks that print nothing but their complement, as a table of two steps each."""
     grid = np.array(np.meshgrid(*[[0, 1]] * 4, indexing="ij")).reshape(4, -1).T
@@ -169,7 +197,6 @@ def test_ink_becomes_light_and_says_so(name, profile):
     with Image.open(BytesIO(body)) as opened:
         ink = np.asarray(opened)
     if icc is None:
-        expected = np.asarray(Image.fromarray(ink, "CMYK").convert("RGB")) if False else None
         expected = np.rint((255 - ink[:, :, :3].astype(float)) * (255 - ink[:, :, 3:]) / 255)
     else:
         source = ImageCms.ImageCmsProfile(BytesIO(icc))
@@ -185,13 +212,16 @@ def test_ink_becomes_light_and_says_so(name, profile):
     assert decoded.notices == (f"CMYK was converted to sRGB {'through its' if profile else 'without a'} profile",)
 
 
-def test_deep_ink_becomes_deep_light():
-    """CMYK of 16 bits gives colours of 16 bits."""
-    ink = samples(channels=4, dtype=np.uint16)
-    decoded = codec.decode(tiff(ink, t262=(5,), t338=(0,), t277=(4,)), LIMITS)
-    expected = (65535 - ink[:, :, :3].astype(float)) * (65535 - ink[:, :, 3:]) / 65535
-    assert decoded.deep
+@pytest.mark.parametrize(("dtype", "alpha"), [(np.uint8, True), (np.uint16, False), (np.uint16, True)])
+def test_ink_with_alpha_becomes_light_with_alpha_in_its_depth(dtype, alpha):
+    """CMYK of 8 and 16 bits gives colours of as many, beside the same transparency."""
+    full = np.iinfo(dtype).max
+    ink = samples(channels=4 + alpha, dtype=dtype)
+    decoded = codec.decode(tiff(ink, predictor=2, t262=(5,), t338=(2 if alpha else 0,)), LIMITS)
+    expected = (full - ink[:, :, :3].astype(float)) * (full - ink[:, :, 3:4]) / full
+    assert decoded.pixels.dtype == dtype
     assert np.abs(decoded.pixels - expected).max() <= 1
+    assert np.array_equal(decoded.alpha, ink[:, :, 4]) if alpha else decoded.alpha is None
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])

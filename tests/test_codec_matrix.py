@@ -7,6 +7,7 @@ import struct
 import zlib
 from io import BytesIO
 
+import imagecodecs
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
@@ -214,6 +215,35 @@ def test_another_reader_sees_the_upper_eight_bits_of_our_deep_files(name, channe
         assert np.array_equal(seen, before.pixels[:, :, 0])
         return
     assert np.array_equal(seen[:, :, :3], before.pixels >> 8)
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_an_avif_of_more_than_eight_bits_is_read_as_sixteen(bits, channels):
+    """Nothing is rounded to 8 bits, and white is white."""
+    planes = samples(channels=channels, dtype=np.uint16)
+    planes[:20] = 65535
+    stored = (planes >> (16 - bits)).squeeze()
+    decoded = codec.decode(imagecodecs.avif_encode(stored, 100, bitspersample=bits, numthreads=1), LIMITS)
+    assert decoded.deep
+    assert decoded.notices == ()
+    assert decoded.pixels.shape[2] == min(channels, 3)
+    assert (decoded.alpha is not None) == (channels == 4)
+    assert (decoded.pixels[5:15] == 65535).all()
+    step = 65535 / (2**bits - 1)
+    assert np.abs(decoded.pixels[24:] - planes[24:, :, : decoded.pixels.shape[2]].astype(float)).max() <= 8 * step
+    assert len(np.unique(decoded.pixels)) > 256
+
+
+def test_channels_that_are_neither_colour_nor_alpha_are_missed_with_a_notice():
+    """A mask or a spot colour behind the colours, with transparency and without, in 8 and 16 bits."""
+    for dtype, (count, extra) in itertools.product((np.uint8, np.uint16), ((4, (0,)), (5, (2, 0)))):
+        planes = samples(channels=4, dtype=dtype)
+        planes = np.concatenate((planes, planes[:, :, :1]), axis=2)[:, :, :count]
+        decoded = codec.decode(tiff(planes, t338=extra), LIMITS)
+        assert np.array_equal(decoded.pixels, planes[:, :, :3])
+        assert decoded.notices == ("channels that are neither colour nor alpha were left out",)
+        assert (decoded.alpha is not None) == (count == 5)
 
 
 def test_chroma_is_kept_whole_from_quality_90():

@@ -88,7 +88,7 @@ def test_packets_come_back_to_the_byte(name):
     after = codec.decode(written(before, name), LIMITS)
     assert after.metadata.exif is not None
     assert exif.resize(after.metadata.exif, 56, 40) == exif.resize(before.metadata.exif, 56, 40)
-    assert after.metadata.xmp == XMP
+    assert after.metadata.xmp == XMP.replace(b'Orientation="6"', b'Orientation="1"')
     assert after.metadata.icc == adobe_rgb()
     if name in ("png", "jpeg"):
         assert after.metadata.photoshop == IPTC
@@ -188,7 +188,74 @@ def test_texts_of_png_come_back_and_are_missed_elsewhere():
     assert decoded.metadata.texts == texts
     assert codec.decode(written(decoded), LIMITS).metadata.texts == texts
     notices = codec.encode(decoded, codec.EncodeOptions("jpeg")).notices
-    assert notices == ("jpeg has no place for PNG's texts: they were left out",)
+    assert notices == ("jpeg has no place for texts and comments: they were left out",)
+
+
+@pytest.mark.parametrize(
+    ("comment", "text"),
+    [
+        (b"by me", (b"tEXt", b"Comment\0by me")),
+        ("für dich".encode(), (b"iTXt", "Comment\0\0\0\0\0für dich".encode())),
+        (b"f\xfcr dich", (b"tEXt", b"Comment\0f\xfcr dich")),
+        (b"two\0words\0", (b"tEXt", b"Comment\0two words")),
+    ],
+)
+def test_a_comment_is_a_text_in_png_and_a_comment_again_in_jpeg(comment, text):
+    """Of a JPEG and of a GIF, in any encoding; other formats have no place for it."""
+    for name in ("JPEG", "GIF"):
+        decoded = codec.decode(saved(photograph(), name, comment=comment), LIMITS)
+        assert decoded.metadata.texts == (text,)
+        assert codec.decode(written(decoded), LIMITS).metadata.texts == (text,)
+        again = codec.encode(decoded, codec.EncodeOptions("jpeg"))
+        assert again.notices == ()
+        with Image.open(BytesIO(again.body)) as opened:
+            assert opened.info["comment"] == text[1].replace(b"Comment\0", b"").lstrip(b"\0")
+        assert codec.encode(decoded, codec.EncodeOptions("webp")).notices == (
+            "webp has no place for texts and comments: they were left out",
+        )
+
+
+def test_a_comment_too_long_for_jpeg_is_missed_with_a_notice():
+    """It is not cut in silence."""
+    long = image(metadata=codec.Metadata(texts=((b"tEXt", b"Comment\0" + b"x" * 70_000),)))
+    notices = codec.encode(long, codec.EncodeOptions("jpeg")).notices
+    assert notices == ("a comment was left out: JPEG holds at most 64 KiB of it",)
+
+
+@exiftool
+def test_xmp_that_exiftool_puts_into_a_gif_is_kept(tmp_path):
+    """A packet of any length is found, and so is the comment beside it."""
+    for length in range(0, 300, 13):
+        file = tmp_path / f"{length}.gif"
+        file.write_bytes(saved(photograph(), "GIF"))
+        title = "t" * (length + 1)
+        command = ["exiftool", "-q", "-overwrite_original", "-Comment=by me", f"-XMP-dc:Title={title}", str(file)]
+        subprocess.run(command, check=True)
+        facts = told(written(codec.decode(file.read_bytes(), LIMITS)), tmp_path)
+        assert (facts["XMP-dc:Title"], facts["PNG:Comment"]) == (title, "by me")
+
+
+def test_the_profile_of_a_gif_is_kept():
+    """In the blocks that carry one."""
+    profile = adobe_rgb()
+    parts = [profile[at : at + 255] for at in range(0, len(profile), 255)]
+    extension = b"!\xff\x0bICCRGBG1012" + b"".join(bytes((len(part),)) + part for part in parts) + b"\0"
+    body = saved(photograph(), "GIF")
+    at = body.index(b",\0\0\0\0")
+    assert codec.decode(body[:at] + extension + body[at:], LIMITS).metadata.icc == profile
+
+
+@exiftool
+def test_iptc_that_exiftool_puts_into_a_png_is_kept(tmp_path):
+    """The name of its text has two words."""
+    file = tmp_path / "captioned.png"
+    file.write_bytes(written(image()))
+    subprocess.run(["exiftool", "-q", "-overwrite_original", "-IPTC:Keywords=here", str(file)], check=True)
+    decoded = codec.decode(file.read_bytes(), LIMITS)
+    for name in ("png", "jpeg", "tiff"):
+        facts = told(written(decoded, name), tmp_path)
+        assert [value for key, value in facts.items() if key.endswith(":Keywords")] == ["here"]
+        assert "ExifTool:Warning" not in facts
 
 
 @pytest.mark.parametrize("prefix", [b"", b"Exif\0\0"])
@@ -278,6 +345,15 @@ def test_formats_without_a_resolution_get_it_in_exif(name):
         assert opened.getexif()[0x0128] == 2
 
 
+def test_an_orientation_in_xmp_alone_is_reset():
+    """Whatever it says, the pixels stand as every viewer showed them, and no later one should turn them."""
+    body = saved(photograph(), "JPEG", xmp=XMP)
+    assert b'Orientation="6"' in body
+    decoded = codec.decode(body, LIMITS)
+    assert decoded.pixels.shape == (40, 56, 3)
+    assert b'Orientation="1"' in decoded.metadata.xmp
+
+
 def test_exif_of_a_tiff_moves_to_other_formats():
     """Its description and its nested directories, without what describes its strips."""
     source = saved(photograph(), "TIFF", exif=full_exif())
@@ -315,7 +391,10 @@ def test_a_directory_that_bites_its_tail_is_a_broken_tiff():
 def test_what_jpeg_holds_beside_its_picture_is_named():
     """A gain map and an extended XMP are not carried, and that is said."""
     body = saved(photograph(), "JPEG")
+    assert codec.decode(body + bytes(100), LIMITS).notices == (), "padding is nothing"
+    [notice] = codec.decode(body + b"ftypmp42", LIMITS).notices
+    assert "behind its picture" in notice
     segments = b""
     for marker, content in ((0xE2, b"MPF\0rest"), (0xE1, b"http://ns.adobe.com/xmp/extension/\0rest")):
         segments += struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
-    assert len(codec.decode(body[:2] + segments + body[2:], LIMITS).notices) == 2
+    assert len(codec.decode(body[:2] + segments + body[2:] + body, LIMITS).notices) == 2

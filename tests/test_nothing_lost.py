@@ -74,10 +74,11 @@ def check_kept(response, before, options, scale=2):
     given_up = {
         "16 were reduced to 8": before.deep and not format_.deep,
         "no transparency": before.alpha is not None and not format_.alpha,
-        "PNG's texts": bool(before.metadata.texts) and name != "png",
+        "texts and comments": bool(before.metadata.texts) and name != "png",
     }
     notice = response.headers.get("x-swin2sr-notice", "")
     assert {what: what in notice for what in given_up} == given_up
+    assert len(notice.split("; ")) >= sum(given_up.values())
     return after
 
 

@@ -37,8 +37,9 @@ _GAMMAS = MappingProxyType({4: 2.2, 5: 2.8, 8: 1.0})
 
 
 def usable_profile(icc: bytes) -> bool:
-    """Whether a profile is one that Little CMS can read."""
-    return len(icc) >= 132 and icc[36:40] == b"acsp" and imagecodecs.cms_check(icc) is not False
+    """Whether a profile is whole, and one that Little CMS can read."""
+    whole = 132 <= int.from_bytes(icc[:4]) <= len(icc)
+    return whole and icc[36:40] == b"acsp" and imagecodecs.cms_check(icc) is not False
 
 
 def fits(icc: bytes, *, gray: bool) -> bool:
@@ -164,13 +165,15 @@ def to_srgb(image: Image) -> Image:
     A profile that cannot be applied is left out, with a notice.
     """
     bare = replace(image, metadata=replace(image.metadata, icc=None, png_colour=()))
+    if high_dynamic_range(image.metadata):
+        bare = replace(bare, notices=(*image.notices, "PQ or HLG was not converted to sRGB"))
     profile = described_profile(image.metadata, gray=image.gray)
     if profile is None:
         return bare
     try:
         return replace(bare, pixels=_convert_planes(image.pixels, profile))
     except ValueError:
-        return replace(bare, notices=(*image.notices, "the colour profile could not be applied and was left out"))
+        return replace(bare, notices=(*bare.notices, "the colour profile could not be applied and was left out"))
 
 
 def _convert_planes(pixels: Pixels, profile: bytes) -> Pixels:

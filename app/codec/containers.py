@@ -1,4 +1,4 @@
-"""What WebP, GIF, AVIF and HEIF files say before their pixels are decoded."""
+"""What WebP, BMP, AVIF and HEIF files say outside their pixels."""
 
 from __future__ import annotations
 
@@ -43,38 +43,12 @@ def webp_header(body: bytes) -> tuple[int, int, int]:
     return *size, max(frames, 1)
 
 
-def gif_header(body: bytes) -> tuple[int, int, int]:
-    """Width, height, frames.
-
-    Raises:
-        InvalidImage: if the file is truncated, or has no picture.
-    """
-    try:
-        width, height, flags = struct.unpack_from("<HHB", body, 6)
-        at = 13 + _gif_palette(flags)
-        frames = 0
-        while body[at] != 0x3B:
-            if body[at] == 0x2C:
-                left, top, across, down, flags = struct.unpack_from("<HHHHB", body, at + 1)
-                width, height = max(width, left + across), max(height, top + down)
-                frames += 1
-                at += 11 + _gif_palette(flags)
-            elif body[at] == 0x21:
-                at += 2
-            else:
-                raise InvalidImage("The GIF is broken.")
-            while body[at]:
-                at += 1 + body[at]
-            at += 1
-    except (struct.error, IndexError):
-        raise InvalidImage("The GIF is truncated; send the whole file.") from None
-    if not frames or not width or not height:
-        raise InvalidImage("The GIF holds no picture.")
-    return width, height, frames
-
-
-def _gif_palette(flags: int) -> int:
-    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+def bmp_profile(body: bytes) -> bytes | None:
+    """The ICC profile inside a BMP whose header is of the fifth version."""
+    if len(body) < 138 or struct.unpack_from("<I", body, 14)[0] < 124 or body[70:74] != b"DEBM":
+        return None
+    offset, size = struct.unpack_from("<II", body, 14 + 112)
+    return body[14 + offset : 14 + offset + size] or None
 
 
 def colour_description(body: bytes) -> bytes | None:

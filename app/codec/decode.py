@@ -5,17 +5,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from io import BytesIO
 from types import MappingProxyType
 
 import imagecodecs
 import numpy as np
 import PIL.Image
-from PIL import BmpImagePlugin, GifImagePlugin, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from app.codec import colour, containers, exif, heif, jpeg, planes, png, tiff, xmp
-from app.codec.decoders import AvifFile, blaming_the_file, load, open_header
+from app.codec import colour, containers, exif, gif, heif, jpeg, planes, png, tiff, xmp
+from app.codec.decoders import blaming_the_file, load, read_avif_container
 from app.codec.formats import sniff
-from app.codec.image import Header, Image, Limits, Metadata, Pixels, Resolution
+from app.codec.image import Header, Image, Limits, Metadata, Pixels, Resolution, bounded
 from app.errors import ImageTooLarge, InvalidImage, UnsupportedFormat
 
 Read = tuple[Pixels, Pixels | None, Metadata, int, tuple[str, ...]]
@@ -78,7 +79,7 @@ def _upright_metadata(metadata: Metadata, orientation: int, *, gray: bool) -> tu
     if metadata.icc is not None and not colour.fits(metadata.icc, gray=gray):
         notices.append("the ICC profile was broken, or of another kind of image, and was left out")
         metadata = replace(metadata, icc=None)
-    if orientation != 1 and metadata.xmp is not None:
+    if metadata.xmp is not None:
         metadata = replace(metadata, xmp=xmp.reset_orientation(metadata.xmp))
     resolution = metadata.resolution
     if orientation >= 5 and resolution is not None:
@@ -131,6 +132,8 @@ def _read_tiff(body: bytes, limits: Limits) -> Read:
     picture = tiff.read_picture(body)
     metadata, orientation, left_out = tiff.read_metadata(picture, limits)
     samples, colours = tiff.decode(picture, limits)
+    if picture.further_samples:
+        left_out = (*left_out, "channels that are neither colour nor alpha were left out")
     if isinstance(samples, PIL.Image.Image):
         pixels, alpha, metadata, notices = _planes(samples, metadata)
         return pixels, alpha, metadata, orientation, (*left_out, *notices)
@@ -149,23 +152,30 @@ def _read_webp(body: bytes, limits: Limits) -> Read:
 
 
 def _read_avif(body: bytes, limits: Limits) -> Read:
-    picture = load(AvifFile, body, "avif")
-    assert isinstance(picture, AvifFile), "load gives what it was told to"
-    metadata, left_out = exif.read_packets(picture.info, limits)
+    container = read_avif_container(body)
+    metadata, notices = exif.read_packets(container.packets, limits)
     description = containers.colour_description(body)
     if description is not None and metadata.icc is None:
         metadata = replace(metadata, png_colour=((b"cICP", description),))
-    pixels, alpha, metadata, notices = _planes(picture, metadata)
-    if containers.bits_per_sample(body) > 8:
-        notices = (*notices, "AVIF of more than 8 bits was read as 8 bits")
-    return pixels, alpha, metadata, picture.orientation, (*left_out, *notices)
+    with blaming_the_file("avif"):  # not by Pillow, which makes 8 bits of 10 and 12
+        samples = imagecodecs.avif_decode(body, numthreads=1)
+    samples = planes.widen(samples, containers.bits_per_sample(body))
+    return *planes.split(samples), metadata, container.orientation, notices
 
 
-def _read_flat(plugin: type[ImageFile.ImageFile], body: bytes, name: str) -> Read:
-    picture = load(plugin, body, name)
+def _read_bmp(body: bytes, limits: Limits) -> Read:
+    picture = load(BmpImagePlugin.BmpImageFile, body, "bmp")
+    notices: list[str] = []
+    icc = bounded(containers.bmp_profile(body), "an ICC profile", limits, notices)
     dpi = picture.info.get("dpi")
     resolution = Resolution(dpi[0] / 0.0254, dpi[1] / 0.0254) if dpi and min(dpi) > 0 else None
-    pixels, alpha, metadata, notices = _planes(picture, Metadata(resolution=resolution))
+    pixels, alpha, metadata, _ = _planes(picture, Metadata(icc, resolution=resolution))
+    return pixels, alpha, metadata, 1, tuple(notices)
+
+
+def _read_gif(body: bytes, limits: Limits) -> Read:
+    metadata, notices = gif.read_metadata(body, limits)
+    pixels, alpha, metadata, _ = _planes(load(GifImagePlugin.GifImageFile, body, "gif"), metadata)
     return pixels, alpha, metadata, 1, notices
 
 
@@ -184,15 +194,25 @@ def _tiff_header(body: bytes) -> tuple[int, int, int]:
     return *picture.size, picture.frames
 
 
+def _avif_header(body: bytes) -> tuple[int, int, int]:
+    container = read_avif_container(body)
+    return container.width, container.height, container.frames
+
+
+def _bmp_header(body: bytes) -> tuple[int, int, int]:
+    with blaming_the_file("bmp"):
+        return *BmpImagePlugin.BmpImageFile(BytesIO(body)).size, 1
+
+
 _HEADERS: Mapping[str, Callable[[bytes], tuple[int, int, int]]] = MappingProxyType(
     {
         "png": _png_header,
         "jpeg": _jpeg_header,
         "webp": containers.webp_header,
         "tiff": _tiff_header,
-        "avif": lambda body: open_header(AvifFile, body, "avif"),
-        "bmp": lambda body: open_header(BmpImagePlugin.BmpImageFile, body, "bmp"),
-        "gif": containers.gif_header,
+        "avif": _avif_header,
+        "bmp": _bmp_header,
+        "gif": gif.read_header,
         "heif": heif.read_header,
     }
 )
@@ -204,8 +224,8 @@ _READERS: Mapping[str, Callable[[bytes, Limits], Read]] = MappingProxyType(
         "webp": _read_webp,
         "tiff": _read_tiff,
         "avif": _read_avif,
-        "bmp": lambda body, _: _read_flat(BmpImagePlugin.BmpImageFile, body, "bmp"),
-        "gif": lambda body, _: _read_flat(GifImagePlugin.GifImageFile, body, "gif"),
+        "bmp": _read_bmp,
+        "gif": _read_gif,
         "heif": heif.read,
     }
 )

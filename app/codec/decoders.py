@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from io import BytesIO
 
 import PIL.Image
-from PIL import AvifImagePlugin, ImageFile, _avif
+from PIL import ImageFile, _avif
 
 from app.errors import InvalidImage
 
@@ -36,34 +37,34 @@ def blaming_the_file(name: str) -> Iterator[None]:
         raise InvalidImage(f"The {name} file is broken or truncated; send the whole file.") from error
 
 
-class AvifFile(AvifImagePlugin.AvifImageFile):
-    """Pillow's AVIF, decoded in the thread that asks, with EXIF left as it is.
+@dataclass(frozen=True)
+class AvifContainer:
+    """What an AVIF says outside its pixels.
 
-    Pillow's own starts a thread for each core, which belong to the network here, and parses EXIF on opening, which
-    warns, or fails where warnings are errors.
-
-    Attributes:
+    Args:
+        width, height, frames: as for a header.
+        packets: profile, EXIF and XMP under Pillow's names, where there are any.
         orientation: EXIF's number for how the container says that the picture is turned; EXIF is not asked.
     """
 
-    def _open(self) -> None:
-        assert self.fp is not None, "Pillow sets it before it opens"
-        self._decoder = _avif.AvifDecoder(self.fp.read(), "auto", 1)
-        self._size, self.n_frames, self._mode, icc, block, self.orientation, packet = self._decoder.get_info()
-        self.is_animated = self.n_frames > 1
-        self.info |= {name: each for name, each in (("icc_profile", icc), ("exif", block), ("xmp", packet)) if each}
-        self.seek(0)
+    width: int
+    height: int
+    frames: int
+    packets: Mapping[str, bytes]
+    orientation: int
 
 
-def open_header(plugin: type[ImageFile.ImageFile], body: bytes, name: str) -> tuple[int, int, int]:
-    """Width, height and frames by one format's class.
+def read_avif_container(body: bytes) -> AvifContainer:
+    """Open an AVIF, with nothing decoded; Pillow's own class parses EXIF then, which warns or fails.
 
     Raises:
-        InvalidImage: if it cannot read the file.
+        InvalidImage: if it cannot be read.
     """
-    with blaming_the_file(name):
-        picture = plugin(BytesIO(body))
-        return picture.width, picture.height, getattr(picture, "n_frames", 1)
+    with blaming_the_file("avif"):
+        (width, height), frames, _, *packets, orientation, xmp = _avif.AvifDecoder(body, "auto", 1).get_info()
+    return AvifContainer(
+        width, height, frames, dict(zip(("icc_profile", "exif", "xmp"), (*packets, xmp), strict=True)), orientation
+    )
 
 
 def load(plugin: type[ImageFile.ImageFile], body: bytes, name: str) -> PIL.Image.Image:

@@ -13,6 +13,7 @@ import PIL.Image
 from app.codec import colour, exif, jpeg, planes, png, tiff_writer, xmp
 from app.codec.formats import WRITABLE, Format, check_output, output_format
 from app.codec.image import Encoded, EncodeOptions, Image, Metadata
+from app.codec.texts import comment_of
 from app.errors import InvalidOption
 
 _FULL_CHROMA_QUALITY = 90
@@ -85,12 +86,13 @@ def _without_chunks(image: Image, format_: Format, *, gray: bool) -> tuple[Image
     """What PNG says in chunks of its own, said as other formats can."""
     metadata = image.metadata
     notices = []
-    if metadata.texts:
-        notices.append(f"{format_.name} has no place for PNG's texts: they were left out")
+    texts = tuple(text for text in metadata.texts if format_.name == "jpeg" and comment_of(text) is not None)
+    if texts != metadata.texts:
+        notices.append(f"{format_.name} has no place for texts and comments: they were left out")
     if colour.high_dynamic_range(metadata):
         notices.append(f"{format_.name} cannot say that the colours are PQ or HLG")
     profile = colour.described_profile(metadata, gray=gray)
-    image = replace(image, metadata=replace(metadata, icc=profile, png_colour=(), texts=()))
+    image = replace(image, metadata=replace(metadata, icc=profile, png_colour=(), texts=texts))
     if metadata.photoshop is not None and format_.name in ("webp", "avif"):
         notices.append(f"{format_.name} has no place for IPTC: it was left out")
     if metadata.resolution is not None and metadata.exif is None and format_.name in ("webp", "avif"):

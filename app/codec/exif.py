@@ -135,14 +135,17 @@ def resize(block: bytes, width: int, height: int) -> bytes:
     return bytes(edited)
 
 
-def extract(file: bytes, layout: Layout, directory: Directory) -> bytes | None:
+def extract(file: bytes, layout: Layout, directory: Directory, limit: int) -> bytes | None:
     """An EXIF block of what a TIFF file says about its picture, orientation and structure apart.
 
     Values move, so a maker's note that counts from the start of its file loses its way.
+
+    Raises:
+        DirectoryError: if one of its directories has more than ``limit`` bytes of values.
     """
     kept = Layout(layout.order)
     block = bytearray(pack_header(kept, 8))
-    values = _copy(file, layout, directory, kept, block, depth=0)
+    values = _copy(file, layout, directory, kept, block, limit=limit, depth=0)
     if not values:
         return None
     packed, position = pack_directory(kept, values, len(block))
@@ -152,12 +155,15 @@ def extract(file: bytes, layout: Layout, directory: Directory) -> bytes | None:
 
 
 def _copy(
-    file: bytes, layout: Layout, directory: Directory, kept: Layout, block: bytearray, *, depth: int
+    file: bytes, layout: Layout, directory: Directory, kept: Layout, block: bytearray, *, limit: int, depth: int
 ) -> list[Value]:
     values = []
     for entry in directory.entries.values():
-        if (depth == 0 and entry.tag in STRUCTURAL) or entry.kind not in CLASSIC_TYPES or entry.size > 2**24:
+        if (depth == 0 and entry.tag in STRUCTURAL) or entry.kind not in CLASSIC_TYPES:
             continue
+        limit -= entry.size
+        if limit < 0:
+            raise DirectoryError("more than any real EXIF")
         if entry.tag not in _POINTERS:
             values.append(copied_value(file, entry))
         elif depth < 2 and entry.count:
@@ -165,7 +171,7 @@ def _copy(
                 nested = read_directory(file, layout, integers(file, layout, entry)[0])
             except DirectoryError:
                 continue
-            inner = _copy(file, layout, nested, kept, block, depth=depth + 1)
+            inner = _copy(file, layout, nested, kept, block, limit=limit, depth=depth + 1)
             if inner:
                 packed, position = pack_directory(kept, inner, len(block))
                 block += packed + bytes(len(packed) % 2)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from app.codec import exif, planes
-from app.codec.containers import colour_description
+from app.codec.containers import bits_per_sample, colour_description
 from app.codec.decoders import blaming_the_file
 from app.codec.image import Limits, Metadata, Pixels
 from app.errors import UnsupportedFormat
@@ -40,7 +40,9 @@ def read(body: bytes, limits: Limits) -> tuple[Pixels, Pixels | None, Metadata, 
         file = _open(body)
         count = len(file)
         samples = np.asarray(file)
-    pixels, alpha = planes.split(samples)
+    bits = bits_per_sample(body)
+    # libheif puts 10 or 12 bits at the top of 16.
+    pixels, alpha = planes.split(samples if samples.dtype == np.uint8 else planes.widen(samples >> (16 - bits), bits))
     metadata, notices = exif.read_packets(file.info, limits)
     description = colour_description(body) if metadata.icc is None else None
     if description is not None:

@@ -17,7 +17,7 @@ CLASSIC_TYPES = frozenset(range(1, 14))
 
 _INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
 MAX_ENTRIES = 4096
-MAX_VALUES = 2**22
+MAX_VALUES = 2**20
 
 
 class DirectoryError(ValueError):
@@ -70,7 +70,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Directory:
-    """Entries by tag, and the tags whose values lie outside the block or are of no known type.
+    """Entries by tag, and the tags whose values lie outside the block, on top of each other, or are of no known type.
 
     ``at`` is where the directory stands, ``next`` the position of the one that follows, or 0.
     """
@@ -114,9 +114,11 @@ def read_directory(block: bytes | memoryview, layout: Layout, at: int) -> Direct
         raise DirectoryError("a directory has an impossible number of entries")
     entries: dict[int, Entry] = {}
     broken = set()
+    room = len(block)
     for position in range(start, end, layout.stride):
         tag, entry = _read_entry(block, layout, position)
-        if entry is None:
+        room -= entry.size if entry is not None else 0
+        if entry is None or room < 0:  # or else a few bytes could stand for gigabytes
             broken.add(tag)
         else:
             entries.setdefault(tag, entry)

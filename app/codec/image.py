@@ -74,7 +74,7 @@ class Metadata:
         photoshop: Photoshop's resource block, where IPTC captions live.
         resolution: pixels for each metre.
         png_colour: the chunks cICP, gAMA, cHRM, sRGB, mDCV and cLLI of a PNG, as type and content.
-        texts: the text chunks of a PNG, as type and content.
+        texts: texts and comments as text chunks of a PNG, type and content.
     """
 
     icc: bytes | None = None
@@ -157,3 +157,8 @@ class Encoded:
     media_type: str
     extension: str
     notices: tuple[str, ...] = ()
+
+    @property
+    def notice(self) -> str:
+        """All notices as one line; empty where nothing was given up."""
+        return "; ".join(self.notices)

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from app.codec.image import Limits, Metadata, Resolution, bounded
+from app.codec.texts import comment_of, comment_text
 from app.errors import InvalidImage, UnsupportedFormat
 
 _ICC, _EXIF, _XMP = b"ICC_PROFILE\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENDED_XMP, _PHOTOSHOP, _MULTI_PICTURE = b"http://ns.adobe.com/xmp/extension/\0", b"Photoshop 3.0\0", b"MPF\0"
 _MAX_PAYLOAD = 65_533
+_MAX_SEGMENTS = 10_000
+_MAX_SCANS = 100
+"""A decoder goes over the whole picture for each; the most thorough encoders write about twenty."""
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""What ends a scan: neither a stuffed byte, nor a restart, nor padding."""
 _FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
 _DECODABLE = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))
+_END, _SCAN = 0xD9, 0xDA
 APP0, APP1, APP2, APP13, APP14, COMMENT = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Everything before the pixels: (marker, content) in order, where the first scan begins, and the frame's size."""
+    """Everything before the pixels: (marker, content) in order; where the pixels begin and end; the frame's size."""
 
     body: bytes
     content: tuple[tuple[int, bytes], ...]
     scan: int
+    end: int
     width: int
     height: int
+
+    @property
+    def trailer(self) -> memoryview:
+        """What stands behind the picture."""
+        return memoryview(self.body)[self.end :]
 
 
 def read_segments(body: bytes) -> Segments:
@@ -34,7 +48,7 @@ def read_segments(body: bytes) -> Segments:
 
     Raises:
         InvalidImage: if the file ends before, or has no frame.
-        UnsupportedFormat: if it is lossless, hierarchical, or has more than 8 bits.
+        UnsupportedFormat: if it is lossless, hierarchical, has more than 8 bits, or more scans than any real one.
     """
     content = tuple(_walk(body))
     frames = [(marker, data) for marker, data, _ in content if marker in _FRAMES]
@@ -43,15 +57,20 @@ def read_segments(body: bytes) -> Segments:
     marker, data = frames[0]
     bits, height, width = struct.unpack_from(">BHH", data)
     if marker not in _DECODABLE or bits != 8:
-        raise UnsupportedFormat(f"This JPEG has {bits} bits or a lossless process; send one of 8 bits, or a PNG.")
+        process = f"{bits} bits a sample" if bits != 8 else "a lossless or hierarchical process"
+        raise UnsupportedFormat(f"This JPEG has {process}, not read here; send a plain one of 8 bits, or a PNG.")
     if not width or not height:
         raise InvalidImage("The JPEG's header has no size.")
-    return Segments(body, tuple((marker, data) for marker, data, _ in content), content[-1][2], width, height)
+    scan = content[-1][2]
+    segments = tuple((marker, data) for marker, data, _ in content)
+    return Segments(body, segments, scan, _find_end(body, scan), width, height)
 
 
 def _walk(body: bytes) -> Iterator[tuple[int, bytes, int]]:
     at = 2
-    while at + 4 <= len(body):
+    for _ in range(_MAX_SEGMENTS):
+        if at + 4 > len(body):
+            break
         if body[at] != 0xFF:
             raise InvalidImage("The JPEG's segments are broken.")
         marker = body[at + 1]
@@ -61,7 +80,7 @@ def _walk(body: bytes) -> Iterator[tuple[int, bytes, int]]:
         length = struct.unpack_from(">H", body, at + 2)[0]
         if length < 2 or at + 2 + length > len(body):
             break
-        if marker == 0xDA:
+        if marker == _SCAN:
             yield marker, b"", at
             return
         yield marker, body[at + 4 : at + 2 + length], at
@@ -69,15 +88,38 @@ def _walk(body: bytes) -> Iterator[tuple[int, bytes, int]]:
     raise InvalidImage("The JPEG is truncated; send the whole file.")
 
 
+def _find_end(body: bytes, at: int) -> int:
+    """Where the picture whose first scan begins at ``at`` is over; the file's end, if nothing says so before.
+
+    Raises:
+        UnsupportedFormat: if it has more than ``_MAX_SCANS``.
+    """
+    scans = 0
+    for _ in range(_MAX_SEGMENTS):
+        found = _MARKER.search(body, at)
+        if found is None:
+            return len(body)
+        at = found.end()
+        marker = body[at - 1]
+        if marker == _END:
+            return at
+        scans += marker == _SCAN
+        if scans > _MAX_SCANS:
+            break
+        if marker not in _BARE and at + 2 <= len(body):
+            at += struct.unpack_from(">H", body, at)[0]
+    raise UnsupportedFormat(f"This JPEG has more than {_MAX_SCANS} scans; save it anew.")
+
+
 def picture_only(segments: Segments) -> bytes:
     """The file again with nothing but its picture, which is all that a decoder gets to see."""
     kept = (
         part
         for marker, data in segments.content
-        if marker != 0xDA and (not APP0 <= marker <= 0xEF or marker in (APP0, APP14)) and marker != COMMENT
+        if marker != _SCAN and (not APP0 <= marker <= 0xEF or marker in (APP0, APP14)) and marker != COMMENT
         for part in _frame(marker, data)
     )
-    return b"".join((b"\xff\xd8", *kept, memoryview(segments.body)[segments.scan :]))
+    return b"".join((b"\xff\xd8", *kept, memoryview(segments.body)[segments.scan : segments.end]))
 
 
 def read_metadata(segments: Segments, limits: Limits) -> tuple[Metadata, tuple[str, ...]]:
@@ -86,6 +128,8 @@ def read_metadata(segments: Segments, limits: Limits) -> tuple[Metadata, tuple[s
     resolution = None
     notices: list[str] = []
     profile: dict[int, bytes] = {}
+    texts = []
+    behind = ""
     for marker, data in segments.content:
         if marker == APP0 and data[:5] == b"JFIF\0" and len(data) >= 12:
             resolution = _resolution(data)
@@ -98,12 +142,17 @@ def read_metadata(segments: Segments, limits: Limits) -> tuple[Metadata, tuple[s
         elif marker == APP2 and data.startswith(_ICC) and len(data) > 14:
             profile.setdefault(data[12], data[14:])
         elif marker == APP2 and data.startswith(_MULTI_PICTURE):
-            notices.append("further pictures in the file (gain map, preview) were left out")
+            behind = "further pictures in the file (gain map, preview) were left out"
         elif marker == APP13 and data.startswith(_PHOTOSHOP):
             photoshop = (photoshop or b"") + data[len(_PHOTOSHOP) :]
+        elif marker == COMMENT:
+            texts.append(comment_text(data))
+    if not behind and any(segments.trailer[:64]):
+        behind = "what stands in the file behind its picture (a video, further pictures) was left out"
+    notices.extend([behind] if behind else [])
     icc = b"".join(profile[number] for number in sorted(profile)) or None
     icc = bounded(icc, "an ICC profile", limits, notices)
-    return Metadata(icc, exif, xmp, photoshop, resolution), tuple(dict.fromkeys(notices))
+    return Metadata(icc, exif, xmp, photoshop, resolution, texts=tuple(texts)), tuple(dict.fromkeys(notices))
 
 
 def _resolution(data: bytes) -> Resolution | None:
@@ -123,6 +172,7 @@ def insert(body: bytes, metadata: Metadata) -> tuple[bytes, tuple[str, ...]]:
         (APP1, _EXIF, metadata.exif, "EXIF"),
         (APP1, _XMP, metadata.xmp, "XMP"),
         (APP13, _PHOTOSHOP, metadata.photoshop, "IPTC"),
+        *((COMMENT, b"", comment_of(text), "a comment") for text in metadata.texts),
     ):
         if packet is None:
             continue

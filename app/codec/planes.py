@@ -88,6 +88,13 @@ def without_premultiplication(pixels: Pixels, alpha: Pixels) -> Pixels:
     return cast("Pixels", np.minimum(colours, full).astype(pixels.dtype))
 
 
+def widen(samples: NDArray[Any], bits: int) -> NDArray[Any]:
+    """Samples of 9 to 16 bits, stored in 16, as samples of 16 whose largest is white again; 8 bits stay 8."""
+    if samples.dtype == np.uint8 or bits >= 16:
+        return samples
+    return samples << (16 - bits) | samples >> (2 * bits - 16)
+
+
 def to_eight_bits(pixels: Pixels) -> NDArray[np.uint8]:
     """65535 to 255, rounded."""
     if pixels.dtype == np.uint8:

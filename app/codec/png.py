@@ -20,6 +20,7 @@ _XMP_KEYWORD = b"XML:com.adobe.xmp"
 _RAW = b"Raw profile type "
 _PACKET_CHUNKS = (b"iCCP", b"eXIf", *_TEXT_CHUNKS)
 _ICC, _EXIF, _XMP, _IPTC = "an ICC profile", "EXIF", "XMP", "IPTC"
+_MAX_CHUNKS = 2**17
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 Chunk = tuple[bytes, memoryview]
@@ -40,12 +41,14 @@ def read_chunks(body: bytes) -> list[Chunk]:
     """Type and content of every chunk up to IEND; what stands behind it is ignored.
 
     Raises:
-        InvalidImage: if the file ends before IEND, or if it is not put together as a PNG.
+        InvalidImage: if the file ends before IEND, is not put together as a PNG, or has more chunks than any real one.
     """
     view = memoryview(body)
     chunks: list[Chunk] = []
     at = len(SIGNATURE)
     while at + 12 <= len(view):
+        if len(chunks) == _MAX_CHUNKS:
+            raise InvalidImage(f"The PNG has more than {_MAX_CHUNKS} chunks.")
         length, kind = struct.unpack_from(">I4s", view, at)
         if at + 12 + length > len(view):
             break
@@ -203,11 +206,11 @@ def _international_text(content: bytes, limits: Limits) -> bytes | None:
 
 
 def _raw_profile(kind: bytes, content: bytes, limits: Limits) -> bytes:
-    """ImageMagick's way to keep a profile in a text: a name, a length, and hexadecimal digits."""
+    """ImageMagick's way to keep a profile in a text: a line break, a name, a length, and hexadecimal digits."""
     _, _, text = content.partition(b"\0")
     inflated = inflate(text[1:], 2 * limits.max_profile_bytes) if kind == b"zTXt" else text
-    words = (inflated or b"").split()
+    digits = (inflated or b"").split(b"\n")[3:]
     try:
-        return binascii.unhexlify(b"".join(words[2:]))
+        return binascii.unhexlify(b"".join(b"".join(digits).split()))
     except ValueError:
         return b""

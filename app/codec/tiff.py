@@ -8,8 +8,9 @@ not know the difference, and the predictor is undone here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,13 @@ _PICTURE = frozenset(
 _COPIED = frozenset((347, 529, 532))
 _SCALARS = _PICTURE - {_BITS, _OFFSETS, _COUNTS, _TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _SAMPLE_FORMAT, 320, 530}
 _BYTE_STREAMS = frozenset((1, 5, 8, 32946, 32773, 34925, 50000))
+_COMPRESSIONS = _BYTE_STREAMS | {2, 3, 4, 6, 7}
+_COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
+"""Samples that are not alpha, by the kind of picture."""
+_MAX_PAGES = 1024
+_MAX_SAMPLES = 16
+_MAX_PIXEL_BYTES = 10
+"""Of the largest pixel there is: CMYK and alpha in 16 bits."""
 _SEPARATE, _CMYK = 2, 5
 _REDUCED_OR_MASK = 0b101
 _LOSES_DEPTH = "samples of a kind that is not read here; send 8 or 16 bits of gray, RGB or CMYK"
@@ -83,6 +91,21 @@ class TiffPicture:
         return self.number(_WIDTH), self.number(_HEIGHT)
 
     @property
+    def colours(self) -> int:
+        """Samples of a pixel that are colours; 0 for kinds that are not known here."""
+        return _COLOURS.get(self.number(_PHOTOMETRIC, 1), 0)
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether the sample behind the colours is transparency."""
+        return self.number(_SAMPLES, 1) > self.colours and self.number(_EXTRA) in (1, 2)
+
+    @property
+    def further_samples(self) -> bool:
+        """Whether there are samples that are neither colours nor transparency."""
+        return self.number(_SAMPLES, 1) > self.colours + self.has_alpha
+
+    @property
     def tile(self) -> tuple[int, int]:
         """Height and width of a tile; strips are tiles as wide as the picture."""
         width, height = self.size
@@ -105,15 +128,18 @@ def read_picture(body: bytes) -> TiffPicture:
     """
     try:
         layout, first = read_layout(body)
-        pages = list(directories(body, layout, first))
-        pictures = [TiffPicture(body, layout, page, 1) for page in pages]
-        full = [page for page in pictures if not page.number(_SUBFILE) & _REDUCED_OR_MASK] or pictures[:1]
-        has_size = bool(full) and all(full[0].size)
+        chosen, frames = None, 0
+        for page in islice(directories(body, layout, first), _MAX_PAGES):
+            picture = TiffPicture(body, layout, page, 1)
+            whole = not picture.number(_SUBFILE) & _REDUCED_OR_MASK
+            frames += whole
+            chosen = picture if chosen is None or (whole and frames == 1) else chosen
+        has_size = chosen is not None and all(chosen.size)
     except DirectoryError as error:
         raise InvalidImage("The TIFF is broken or truncated; send the whole file.") from error
-    if not has_size:
+    if chosen is None or not has_size:
         raise InvalidImage("The TIFF holds no picture.")
-    return TiffPicture(body, layout, full[0].directory, len(full))
+    return replace(chosen, frames=max(frames, 1))
 
 
 def read_metadata(picture: TiffPicture, limits: Limits) -> tuple[Metadata, int, tuple[str, ...]]:
@@ -127,9 +153,14 @@ def read_metadata(picture: TiffPicture, limits: Limits) -> tuple[Metadata, int, 
         resolution = directory_resolution(picture.body, picture.layout, picture.directory)
     except DirectoryError:
         resolution = None
+    try:
+        block = extract(picture.body, picture.layout, picture.directory, limits.max_profile_bytes)
+    except DirectoryError:
+        block = None
+        notices.append(f"EXIF of more than {limits.max_profile_bytes} bytes was left out")
     metadata = Metadata(
         icc=bounded(picture.packet(_ICC), "an ICC profile", limits, notices),
-        exif=extract(picture.body, picture.layout, picture.directory),
+        exif=block,
         xmp=bounded(picture.packet(_XMP), "XMP", limits, notices),
         photoshop=bounded(picture.packet(_PHOTOSHOP), "IPTC", limits, notices),
         resolution=resolution,
@@ -138,19 +169,21 @@ def read_metadata(picture: TiffPicture, limits: Limits) -> tuple[Metadata, int, 
 
 
 def decode(picture: TiffPicture, limits: Limits) -> tuple[TiffImagePlugin.TiffImageFile | NDArray[Any], int]:
-    """The samples: a loaded picture for up to 8 bits, else (H,W,C) uint16; and how many of C are colours.
+    """The samples: a picture loaded by Pillow where it knows the kind, else (H,W,C); and how many of C are colours.
 
     Raises:
         InvalidImage: if the file is broken.
-        UnsupportedFormat: if its samples are floats, or have a depth that is not read here.
+        UnsupportedFormat: if its samples are floats, or have a depth or a compression that is not read here.
     """
     try:
         _check(picture, limits)
         bits = set(picture.numbers(_BITS, (1,)))
+        if picture.number(_COMPRESSION, 1) not in _COMPRESSIONS:
+            raise UnsupportedFormat(f"This TIFF has the compression {picture.number(_COMPRESSION)}, not read here.")
         if set(picture.numbers(_SAMPLE_FORMAT, (1,))) - {1, 4} or picture.number(_PREDICTOR, 1) > 2:
             raise UnsupportedFormat(f"This TIFF has {_LOSES_DEPTH}.")
-        if bits == {16}:
-            return _decode_deep(picture)
+        if bits == {16} or (bits == {8} and picture.colours == 4 and picture.has_alpha):
+            return _decode_streams(picture)
         if max(bits) > 8:
             raise UnsupportedFormat(f"This TIFF has {_LOSES_DEPTH}.")
         return _load(picture, [_structure(picture, tag) for tag in picture.directory.entries if tag in _PICTURE]), 0
@@ -167,8 +200,12 @@ def _check(picture: TiffPicture, limits: Limits) -> None:
     if not rows or not columns:
         raise DirectoryError("empty tiles")
     across, down = -(-width // columns), -(-height // rows)
-    if across * columns * down * rows > 4 * limits.max_pixels + 2**22:
+    area = across * columns * down * rows
+    if area > 4 * limits.max_pixels + 2**22:
         raise DirectoryError("tiles far larger than the picture")
+    bits = picture.number(_SAMPLES, 1) * max(picture.numbers(_BITS, (1,)))
+    if area * bits > 8 * (_MAX_PIXEL_BYTES * limits.max_pixels + 2**22):
+        raise DirectoryError("more samples than any real picture")
     each = picture.number(_SAMPLES, 1) if picture.number(_PLANAR, 1) == _SEPARATE else 1
     if not len(offsets) == len(counts) == across * down * each:
         raise DirectoryError("a wrong number of strips or tiles")
@@ -199,39 +236,39 @@ def _load(picture: TiffPicture, values: list[Value]) -> TiffImagePlugin.TiffImag
     return loaded
 
 
-def _decode_deep(picture: TiffPicture) -> tuple[NDArray[Any], int]:
-    samples, kind = picture.number(_SAMPLES, 1), picture.number(_PHOTOMETRIC, 1)
-    colours = {0: 1, 1: 1, 2: 3, _CMYK: 4}.get(kind, 0)
-    if not colours or samples < colours or samples > 16 or picture.number(_COMPRESSION, 1) not in _BYTE_STREAMS:
+def _decode_streams(picture: TiffPicture) -> tuple[NDArray[Any], int]:
+    samples, colours, kind = picture.number(_SAMPLES, 1), picture.colours, picture.number(_PHOTOMETRIC, 1)
+    known = kind in (0, 1, 2, _CMYK) and picture.number(_COMPRESSION, 1) in _BYTE_STREAMS
+    if not known or not colours <= samples <= _MAX_SAMPLES:
         raise UnsupportedFormat(f"This TIFF has {_LOSES_DEPTH}.")
     if picture.number(_PLANAR, 1) == _SEPARATE:
         offsets, counts = picture.streams
         size = len(offsets) // samples
         slices = [slice(number * size, (number + 1) * size) for number in range(samples)]
-        deep = np.concatenate([_read_deep(picture, offsets[s], counts[s], 1) for s in slices], axis=2)
+        stored = np.concatenate([_read_streams(picture, offsets[s], counts[s], 1) for s in slices], axis=2)
     else:
-        deep = _read_deep(picture, *picture.streams, samples)
+        stored = _read_streams(picture, *picture.streams, samples)
     if kind == 0:
-        deep[:, :, 0] = 65535 - deep[:, :, 0]
-    extra = picture.number(_EXTRA)
-    if samples > colours and extra in (1, 2):
-        pixels, alpha = deep[:, :, :colours], deep[:, :, colours]
-        pixels = planes.without_premultiplication(pixels, alpha) if extra == 1 else pixels
+        stored[:, :, 0] = np.invert(stored[:, :, 0])
+    if picture.has_alpha:
+        pixels, alpha = stored[:, :, :colours], stored[:, :, colours]
+        pixels = planes.without_premultiplication(pixels, alpha) if picture.number(_EXTRA) == 1 else pixels
         return np.concatenate((pixels, alpha[:, :, None]), axis=2), colours
-    return deep[:, :, :colours], colours
+    return stored[:, :, :colours], colours
 
 
-def _read_deep(
+def _read_streams(
     picture: TiffPicture, offsets: tuple[int, ...], counts: tuple[int, ...], samples: int
-) -> NDArray[np.uint16]:
-    """(H,W,samples) of interleaved 16-bit samples, which libtiff takes for rows of bytes."""
+) -> NDArray[Any]:
+    """(H,W,samples) of interleaved samples of whole bytes, which libtiff takes for rows of bytes."""
     width, height = picture.size
+    sample = np.dtype(f"{picture.layout.order}u{picture.number(_BITS) // 8}")
     rows, columns = picture.tile
     tiled = _TILE_OFFSETS in picture.directory.entries
     across = -(-width // columns)
     stored = -(-height // rows) * rows if tiled else height
     tags = {
-        _WIDTH: (across * columns * samples * 2,),
+        _WIDTH: (across * columns * samples * sample.itemsize,),
         _HEIGHT: (stored,),
         _BITS: (8,),
         _COMPRESSION: (picture.number(_COMPRESSION, 1),),
@@ -241,10 +278,10 @@ def _read_deep(
         _TILE_OFFSETS if tiled else _OFFSETS: offsets,
         _TILE_COUNTS if tiled else _COUNTS: counts,
     }
-    tags |= {_TILE_WIDTH: (columns * samples * 2,), _TILE_HEIGHT: (rows,)} if tiled else {_ROWS: (rows,)}
-    loaded = _load(picture, [integer_value(picture.layout, tag, values) for tag, values in tags.items()])
-    stream = np.asarray(loaded).view(picture.layout.order + "u2").astype(np.uint16)
-    deep = stream.reshape(stored, across, columns, samples)
+    shape = {_TILE_WIDTH: (columns * samples * sample.itemsize,), _TILE_HEIGHT: (rows,)} if tiled else {_ROWS: (rows,)}
+    values = [integer_value(picture.layout, tag, numbers) for tag, numbers in (tags | shape).items()]
+    stream = np.asarray(_load(picture, values)).view(sample).astype(sample.newbyteorder("="))
+    tiles = stream.reshape(stored, across, columns, samples)
     if picture.number(_PREDICTOR, 1) == 2:
-        deep = np.add.accumulate(deep, axis=2, dtype=np.uint16)
-    return np.ascontiguousarray(deep.reshape(stored, across * columns, samples)[:height, :width])
+        tiles = np.add.accumulate(tiles, axis=2, dtype=tiles.dtype)
+    return np.ascontiguousarray(tiles.reshape(stored, across * columns, samples)[:height, :width])
