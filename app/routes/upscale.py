@@ -139,6 +139,6 @@ def _headers(upscaled: Upscaled, filename: str) -> dict[str, str]:
             f"{stage};dur={upscaled.seconds[stage] * 1000:.1f}" for stage in ("decode", "queue", "forward", "encode")
         ),
     }
-    if upscaled.encoded.notices:
-        headers["X-Swin2SR-Notice"] = " ".join(upscaled.encoded.notices)
+    if upscaled.encoded.notice:
+        headers["X-Swin2SR-Notice"] = upscaled.encoded.notice
     return headers
