@@ -11,7 +11,6 @@ from fastapi import FastAPI
 
 from tests.scripted import PATIENCE
 
-
 PLAIN = {"loop": "asyncio", "http": "h11", "ws": "none"}
 """As in ``app.serving``: whatever else is installed."""
 
