@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from app.ray import RaySettings
+from app.ray import serve as serve_on_ray
 from app.serving import leave, serve
 from app.settings import Settings
 from tests.scripted import ScriptedUpscaler, model_dir
@@ -88,6 +90,7 @@ class ScriptedServer(ServerProcess):
 
     Args:
         seconds, burn, memory: as for ``SpellboundUpscaler``.
+        ray: on Ray.
         program: another one that takes the same options.
         settings: of the service.
     """
@@ -98,11 +101,13 @@ class ScriptedServer(ServerProcess):
         seconds: float = 0.0,
         burn: bool = False,
         memory: int | None = None,
+        ray: bool = False,
         program: Sequence[str] = ("-W", "ignore", "-m", "tests.scripted_server"),
         **settings: object,
     ) -> None:
         options = ["--seconds", str(seconds), *(["--burn"] if burn else [])]
         options += ["--memory", str(memory)] if memory else []
+        options += ["--ray"] if ray else []
         small = {"tile_size": 128, "tile_overlap": 32, "device": "cpu", "variants": "classical-x2"}
         super().__init__(*options, program=program, **{**small, **settings})
 
@@ -113,14 +118,16 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=0.0)
     parser.add_argument("--burn", action="store_true")
     parser.add_argument("--memory", type=int)
+    parser.add_argument("--ray", action="store_true")
     options = parser.parse_args()
 
     def load(_name: str, _path: Path) -> SpellboundUpscaler:
         return SpellboundUpscaler(options.seconds, burn=options.burn, memory=options.memory)
 
     with tempfile.TemporaryDirectory() as folder:
-        settings = Settings(model_dir=model_dir(Path(folder), "classical-x2", "classical-x4"))
-        return serve(settings, lambda line: print(line, flush=True), load=load)
+        kind, start = (RaySettings, serve_on_ray) if options.ray else (Settings, serve)
+        settings = kind(model_dir=model_dir(Path(folder), "classical-x2", "classical-x4"))
+        return start(settings, lambda line: print(line, flush=True), load=load)
 
 
 if __name__ == "__main__":
