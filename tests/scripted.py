@@ -107,3 +107,10 @@ def model_dir(folder: Path, *names: str) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "config.json").write_text("{}")
     return folder
+
+
+def join_workers() -> None:
+    """Wait for the end of every worker's thread; one that died tells its exception at its very end."""
+    for thread in threading.enumerate():
+        if thread.name == "swin2sr-worker":
+            thread.join(PATIENCE)

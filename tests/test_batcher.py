@@ -11,7 +11,7 @@ import pytest
 from app.batcher import Batcher
 from app.errors import DeadlineExceeded, Draining, ImageTooLarge, InternalError, NotReady, QueueFull
 from app.jobs import BatchReport, Progress
-from tests.scripted import PATIENCE, Gate
+from tests.scripted import PATIENCE, Gate, join_workers
 
 
 class Clock:
@@ -60,9 +60,7 @@ def make(script):
     script.gate.open()
     for batcher in made:
         assert batcher.close(PATIENCE)
-    for thread in threading.enumerate():
-        if thread.name == "swin2sr-worker":
-            thread.join(PATIENCE)
+    join_workers()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from app.weights import Piece
 from model.upscaler import Upscaler
 from tests.connections import Connection
 from tests.networks import tiny_network
-from tests.scripted import PATIENCE, Gate, ScriptedUpscaler, model_dir
+from tests.scripted import PATIENCE, Gate, ScriptedUpscaler, join_workers, model_dir
 from tests.service import SMALL, enlarged, noise, pixels_of, png, running, scripted_app
 
 ASKING = {"accept": "multipart/mixed", "content-type": "image/png"}
@@ -635,6 +635,7 @@ def test_promise_13_a_worker_that_stopped_for_good_is_told(app, upscaler):
             return dead, refused, [await client.get(f"/health/{each}") for each in ("ready", "live")]
 
     dead, refused, (ready, live) = asyncio.run(scenario())
+    join_workers()
     assert [answer.status_code for answer in (*dead, refused, ready, live)] == [503] * 8
     assert len(upscaler.calls) == 5
     assert "the worker is not running" in ready.json()["detail"]
@@ -681,6 +682,7 @@ def test_promise_14_a_fault_in_any_stage_leaves_nobody_waiting(stage):
     assert batcher.admit("a", [2]).futures[0].result(PATIENCE) == 2
     assert batcher.status().waiting_requests == 0
     assert batcher.close(PATIENCE)
+    join_workers()
 
 
 FATES = {
@@ -742,4 +744,5 @@ def test_promise_14_every_future_is_resolved_exactly_once(requests):
         for future, fate in zip(ticket.futures, fates, strict=True):
             assert outcome(future) in FATES[fate][1] | deaths | ({CancelledError} if leaves else set())
     assert batcher.close(PATIENCE)
+    join_workers()
     assert sorted(map(id, resolved)) == sorted(map(id, futures))

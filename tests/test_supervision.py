@@ -7,9 +7,15 @@ import threading
 import pytest
 
 from app.supervision import Pulse, SupervisedThread
-from tests.scripted import PATIENCE
+from tests.scripted import PATIENCE, join_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+@pytest.fixture(autouse=True)
+def _joined():
+    yield
+    join_workers()
 
 
 class Life:
