@@ -3,16 +3,19 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # A machine without an NVIDIA driver gets the small CPU build of PyTorch. TORCH_INDEX= leaves the choice to pip.
 TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org/whl/cpu)
-# Further options of `swin2sr serve`, and of pytest.
+# Further options of `swin2sr serve` and `swin2sr ray`, and of pytest.
 SERVE ?=
 TEST ?=
 SAMPLE := build/sample.png
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: openapi serve install test prove check format lock clean help
+.PHONY: openapi serve ray install test prove check format lock clean help
 
 serve: $(VENV)/.installed $(SAMPLE) ## make .venv, install, and serve on http://127.0.0.1:8000
 	@$(BIN)/swin2sr serve --sample $(SAMPLE) $(SERVE)
+
+ray: $(VENV)/.installed-ray $(SAMPLE) ## serve on Ray: replicas, as many as the load needs and the machine holds
+	@$(BIN)/swin2sr ray --sample $(SAMPLE) $(SERVE)
 
 install: $(VENV)/.installed-dev ## install everything that developing needs
 
@@ -70,4 +73,8 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(wildcard setup.py model/kern
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.installed-ray: $(VENV)/.installed
+	$(PIP) --editable '.[ray]'
 	@touch $@
