@@ -50,6 +50,8 @@ def make_arguments(*targets):
         f"{sys.prefix}/.installed",
         "-o",
         f"{sys.prefix}/.installed-dev",
+        "-o",
+        f"{sys.prefix}/.installed-ray",
     ]
 
 
