@@ -24,11 +24,11 @@ TESTS = {
 """For each patch, the test that has to fail with it and to pass without."""
 
 
-def passes(test: str, folder: Path) -> bool:
-    """Whether a test passes with the sources in a folder."""
+def run(test: str, folder: Path) -> int:
+    """What pytest says of a test with the sources in a folder: 0 if it passes, 1 if it fails, more if it never ran."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", "60", test]
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False).returncode == 0
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, check=False).returncode
 
 
 def copy_sources(folder: Path) -> None:
@@ -45,12 +45,14 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             copy_sources(folder)
-            whole = passes(test, folder)
+            whole = run(test, folder)
             with (HERE / f"{name}.patch").open() as patch:
                 subprocess.run(["patch", "-p1", "--quiet"], cwd=folder, stdin=patch, check=True)
-            noticed = whole and not passes(test, folder)
+            broken = run(test, folder)
+        noticed = (whole, broken) == (0, 1)
         missed += not noticed
-        print(f"{name}: {'noticed' if noticed else 'NOT NOTICED'} by {test.rpartition('::')[2]}", flush=True)
+        verdict = "noticed" if noticed else f"NOT NOTICED ({whole}, then {broken})"
+        print(f"{name}: {verdict} by {test.rpartition('::')[2]}", flush=True)
     return 1 if missed else 0
 
 
