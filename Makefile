@@ -6,10 +6,12 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 # Further options of `swin2sr serve` and `swin2sr ray`, and of pytest.
 SERVE ?=
 TEST ?=
+# What builds and runs images where there is no Docker; see docker/verify.sh.
+IMAGE_TOOL ?=
 SAMPLE := build/sample.png
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: openapi serve ray install test prove check format lock clean help
+.PHONY: openapi serve ray install test prove image check format lock clean help
 
 serve: $(VENV)/.installed $(SAMPLE) ## make .venv, install, and serve on http://127.0.0.1:8000
 	@$(BIN)/swin2sr serve --sample $(SAMPLE) $(SERVE)
@@ -25,6 +27,9 @@ test: $(VENV)/.installed-dev ## run the tests; TEST="-k words" chooses some
 prove: $(VENV)/.installed-dev ## the promises in their long forms, and that breaking one is noticed: half an hour
 	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz
 	$(BIN)/python -m tests.broken.prove
+
+image: ## build the container image, and see that it keeps what is said of it
+	docker/verify.sh $(IMAGE_TOOL)
 
 check: $(VENV)/.installed-dev ## lint, formatting, types
 	$(BIN)/ruff check .
