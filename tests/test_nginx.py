@@ -111,25 +111,29 @@ class Load:
 @pytest.mark.slow
 @pytest.mark.skipif(embedded_path("small-x2") is None, reason="the embedded weights are not here")
 def test_a_restart_behind_nginx_fails_no_request(balance):
-    """Each of two processes is drained, ends with 0, starts and loads anew, under load: every answer is an image."""
+    """Under load, one of two processes is drained, ends with 0, starts and loads anew: every answer is an image."""
     ports = free_ports(2)
     with contextlib.ExitStack() as stack:
 
         def start(port):
             server = ServerProcess(variants="small-x2", device="cpu", port=port, threads=1, drain_delay_ms=500)
-            return stack.enter_context(server)
+            server.start()
+            stack.push(server)
+            return server
 
-        servers = [start(port) for port in ports]
-        url = balance(*ports)
-        with Load(url) as load:
+        one, other = map(start, ports)
+        for server in (one, other):
+            server.wait_until_ready()
+        with Load(balance(*ports)) as load:
             load.wait_for(50)
-            for number, server in enumerate(servers):
+            for server in (one, other):
                 assert Books(server.url)["swin2sr_requests_total"] > 0  # both had their share
-                assert server.stop() == 0
-                load.wait_for(20)  # the other one goes on alone
-                servers[number] = start(ports[number])
-                while not Books(servers[number].url)["swin2sr_requests_total"]:
-                    load.wait_for(1)  # it takes part again
+            assert one.stop() == 0
+            load.wait_for(20)  # the other one goes on alone
+            one = start(ports[0])
+            one.wait_until_ready()
+            while not Books(one.url)["swin2sr_requests_total"]:
+                load.wait_for(1)  # it takes part again
     assert [answer for answer in load.answers if answer != 200] == []
     print(f"\n{len(load.answers)} requests, none failed")
 
