@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from app.errors import ServiceError
 from app.ray import RaySettings
@@ -147,35 +148,34 @@ def list_variants(
 ) -> None:
     """What there is, what each is for, and which are here, or on a server."""
     try:
-        described, present = _described(device, model_dir, cache_dir) if url is None else _described_by(url, api_key)
+        described = _described(device, model_dir, cache_dir) if url is None else _described_by(url, api_key)
     except (ValueError, ServiceError, OSError) as error:
         raise _complaint(str(error)) from None
     table = Table("variant", "here" if url is None else "there", "aliases", "scale", "what it is for")
     for each in described:
-        here = "yes" if each.name in present else "no"
+        here = "yes" if each.available else "no" if each.state == "absent" else each.state
         table.add_row(each.name, here, ", ".join(each.aliases), str(each.scale or "?"), each.summary)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    for each in described:
+        if each.state in ("loading", "failed") and each.reason:
+            console.print(Text(f"{each.name}: {each.reason}"), soft_wrap=True)
 
 
-def _described(
-    device: str, model_dir: Path | None, cache_dir: Path | None
-) -> tuple[list[VariantDescription], set[str]]:
-    """The variants of this machine, and which of them are present."""
+def _described(device: str, model_dir: Path | None, cache_dir: Path | None) -> list[VariantDescription]:
+    """The variants of this machine."""
     from app.registry import ModelRegistry  # noqa: PLC0415
 
     official = _settings(Settings, cache_dir=cache_dir).official_weights()
-    registry = ModelRegistry(("x2",), model_dir=model_dir, official=official, device=device)
-    described = registry.describe_all()
-    return described, {each.name for each in described if registry.is_present(each.name)}
+    return ModelRegistry(("x2",), model_dir=model_dir, official=official, device=device).describe_all()
 
 
-def _described_by(url: str, api_key: str | None) -> tuple[list[VariantDescription], set[str]]:
-    """The variants of a server, and which of them are present."""
+def _described_by(url: str, api_key: str | None) -> list[VariantDescription]:
+    """The variants of a server."""
     from app.client import Client  # noqa: PLC0415
 
     with Client(url, api_key=api_key) as client:
-        described = client.variants().variants
-    return described, {each.name for each in described if each.state != "absent" or "present" in (each.reason or "")}
+        return client.variants().variants
 
 
 def evaluate(

@@ -19,6 +19,11 @@ class Condition:
     withdrawn: bool = False
     """Whether it was unloaded on purpose, and is not loaded again before somebody says so."""
 
+    def serves(self, entry: Entry) -> bool:
+        """Whether a request for it gets its image, after loading if need be."""
+        present = entry.path is not None
+        return self.loaded is not None or (present and self.state != "failed" and not self.withdrawn)
+
 
 def describe(entry: Entry, condition: Condition, aliases: list[str]) -> VariantDescription:
     """A variant as ``GET /v1/variants`` shows it; of own weights, nothing is claimed that only the authors' have."""
@@ -37,6 +42,7 @@ def describe(entry: Entry, condition: Condition, aliases: list[str]) -> VariantD
         source=theirs.source if theirs else "MODEL_DIR",
         digest=entry.digest,
         state=condition.state,
+        available=condition.serves(entry),
         reason=absent(entry.name, entry.name).detail if lacking else condition.reason,
         device=str(upscaler.device) if upscaler else None,
         dtype=str(upscaler.dtype).removeprefix("torch.") if upscaler else None,

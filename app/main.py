@@ -70,6 +70,8 @@ def create_app(
         version=__version__,
         summary="Super-resolution and restoration of compressed images.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        docs_url=None,  # the framework's own load their script from elsewhere
+        redoc_url=None,
         lifespan=lifespan,
         middleware=[
             Middleware(RequestContext, on_start=service.metrics.start_request, on_end=service.metrics.end_request)

@@ -101,10 +101,6 @@ class ModelRegistry:
         """Every variant's name."""
         return list(self._catalogue.entries)
 
-    def is_present(self, name: str) -> bool:
-        """Whether a variant's weights are on this server."""
-        return self._catalogue.entries[name].path is not None
-
     def describe(self, name: str) -> VariantDescription:
         """A variant, by its name or an alias.
 

@@ -36,14 +36,14 @@ class Remote:
         await self._client.aclose()
 
     async def variant(self) -> str:
-        """The name of the variant that computes.
+        """The name of the variant that computes, or will when its weights have come.
 
         Raises:
             UnknownVariant, NotReady: if the server has none.
             ServerUnreachable: if there is no server.
         """
         found = await self._describe(self._options.get("variant"))
-        if found.state == "failed" or (found.state == "absent" and not (found.reason or "").startswith("present")):
+        if not found.available and found.state != "loading":
             raise NotReady(f"{found.name} cannot be used there. {found.reason or ''}".strip())
         return found.name
 

@@ -67,6 +67,7 @@ class VariantDescription(BaseModel):
                     "source": "trained by this project on CC0 photographs",
                     "digest": None,
                     "state": "ready",
+                    "available": True,
                     "reason": None,
                     "device": "cpu",
                     "dtype": "float32",
@@ -86,6 +87,7 @@ class VariantDescription(BaseModel):
     source: str
     digest: str | None
     state: State
+    available: bool = Field(description="Whether it can be asked for: its weights are here, and loaded if need be.")
     reason: str | None = Field(None, description="Why it is absent or failed, or how far its weights have come.")
     device: str | None = None
     dtype: str | None = None
@@ -95,7 +97,7 @@ class VariantDescription(BaseModel):
 class VariantList(BaseModel):
     """All variants that this server knows."""
 
-    default: str = Field(description="What a request without a variant gets.")
+    default: str = Field(description="What a request without a variant gets.", examples=["x2"])
     variants: list[VariantDescription]
 
 

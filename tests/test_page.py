@@ -378,6 +378,86 @@ def test_the_line_follows_the_mouse_and_the_finger(visit):
         assert split_of(page) == pytest.approx(50, abs=1)
 
 
+A_FRAME = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
+"""Moves are told to a page once for each of its frames."""
+
+
+@pytest.fixture
+def fingers(visit):
+    """The page on a phone, and what puts fingers on it, moves them there, and lifts those that are not named again."""
+
+    @contextmanager
+    def touch():
+        with visit(viewport=PHONE, touch=True) as page:
+            session = page.context.new_cdp_session(page)
+            down = set()
+
+            def move(*places):
+                points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
+                kind = (
+                    "touchMove" if len(points) == len(down) else "touchEnd" if len(points) < len(down) else "touchStart"
+                )
+                down.clear()
+                down.update(range(len(points)))
+                session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+                page.evaluate(A_FRAME)
+
+            page.locator("#stage").evaluate("stage => stage.scrollIntoView({block: 'end'})")
+            yield page, move
+
+    return touch
+
+
+def middle(page, place):
+    """Of an element on the screen."""
+    box = page.locator(place).bounding_box()
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+
+
+def test_two_fingers_zoom_and_one_moves_what_is_zoomed(fingers):
+    """The picture grows by as much as they part, about the place between them; the line and the page's own size stay."""
+    with fingers() as (page, move):
+        width, split = shown_width(page), split_of(page)
+        x, y = middle(page, "#stage")
+        move((x - 30, y))
+        move((x - 30, y), (x + 30, y))
+        for step in range(1, 7):
+            move((x - 30 - 10 * step, y), (x + 30 + 10 * step, y))
+        assert shown_width(page) == pytest.approx(3 * width, rel=0.01)
+        assert middle(page, "#after img") == pytest.approx((x, y), abs=2)
+        move((x - 90, y))
+        move()
+        move((x + 60, y + 40))
+        for step in range(1, 5):
+            move((x + 60 - 20 * step, y + 40 - 5 * step))
+        move()
+        for layer in ("#before img", "#after img"):
+            assert middle(page, layer) == pytest.approx((x - 80, y - 20), abs=2)
+        assert split_of(page) == split
+        move((x - 100, y), (x + 100, y))
+        for step in range(1, 9):
+            move((x - 100 + 10 * step, y), (x + 100 - 10 * step, y))
+        move()
+        assert shown_width(page) == pytest.approx(width)
+        assert page.evaluate("visualViewport.scale") == 1
+
+
+def test_a_finger_that_goes_down_the_picture_scrolls_the_page(fingers):
+    """While it fits; across, it moves the line."""
+    with fingers() as (page, move):
+        before = page.evaluate("scrollY")
+        x, y = middle(page, "#stage")
+        for step in range(9):
+            move((x + 50, y - 20 * step))
+        move()
+        assert page.evaluate("scrollY") > before + 50
+        x, y = middle(page, "#stage")
+        for step in range(9):
+            move((x - 10 * step, y))
+        move()
+        assert split_of(page) == pytest.approx(50 - 100 * 80 / page.locator("#stage").bounding_box()["width"], abs=2)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
 def test_it_fits_the_screen_and_axe_finds_nothing(visit, viewport, scheme):

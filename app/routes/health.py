@@ -1,5 +1,7 @@
 """What machines ask about this process: is it alive, is it ready, what has it done."""
 
+from typing import Any
+
 from fastapi import APIRouter, Response
 
 from app.errors import NotReady, UnknownVariant
@@ -9,6 +11,12 @@ from app.routes.examples import problems
 from app.schemas import Health
 
 router = APIRouter(tags=["health"])
+
+_SAMPLE = """# HELP swin2sr_requests_total Requests for an image by outcome.
+# TYPE swin2sr_requests_total counter
+swin2sr_requests_total{outcome="ok",variant="small-x2"} 12.0
+"""
+_EXPOSITION: dict[str, Any] = {"description": "All of them.", "content": {"text/plain": {"example": _SAMPLE}}}
 
 
 @router.get("/health/live", summary="Does the process work? If not, restart it.", responses=problems(NotReady))
@@ -46,7 +54,9 @@ async def variant_ready(name: str, service: ServiceDependency) -> Health:
     return Health()
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=problems())
+@router.get(
+    "/metrics", summary="Prometheus metrics", response_class=Response, responses={**problems(), 200: _EXPOSITION}
+)
 async def metrics(service: ServiceDependency) -> Response:
     """Counters, histograms and gauges as Prometheus text."""
     return Response(service.metrics.exposition(), media_type=MEDIA_TYPE)

@@ -45,6 +45,12 @@ def show_page() -> Response:
     return _answer("index.html")
 
 
+@router.get("/docs")
+def show_documents() -> Response:
+    """What ``/openapi.json`` says, to read and to try."""
+    return _answer("docs.html")
+
+
 @router.get("/web/sample.png")
 def show_sample() -> Response:
     """A picture to try the service with."""

@@ -150,6 +150,13 @@ export class Compare {
     if (event.button) return;
     this.stage.setPointerCapture(event.pointerId);
     this.pointers.set(event.pointerId, event);
+    if (this.pointers.size > 1) { // two fingers zoom: what the first one did to the line is taken back
+      this.parting = false;
+      this.split.value = this.restingSplit;
+      this.part();
+      return;
+    }
+    this.restingSplit = this.split.value;
     this.parting = !this.stage.classList.contains("alone") && (this.divider.contains(event.target) || !this.zoomed);
     this.stage.classList.add("dragging");
     if (this.parting) this.drag(event);
@@ -173,10 +180,9 @@ export class Compare {
   pinch(event, last) {
     const other = [...this.pointers.values()].find((pointer) => pointer.pointerId !== event.pointerId);
     const far = (pointer) => Math.hypot(pointer.clientX - other.clientX, pointer.clientY - other.clientY);
-    const middle = { clientX: (event.clientX + other.clientX) / 2, clientY: (event.clientY + other.clientY) / 2 };
-    this.parting = false;
-    this.panBy((event.clientX - last.clientX) / 2, (event.clientY - last.clientY) / 2);
+    const middle = { clientX: (last.clientX + other.clientX) / 2, clientY: (last.clientY + other.clientY) / 2 };
     this.zoomTo((this.scale * far(event)) / Math.max(far(last), 1), middle);
+    this.panBy((event.clientX - last.clientX) / 2, (event.clientY - last.clientY) / 2);
   }
 
   release(event) {

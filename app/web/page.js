@@ -2,10 +2,12 @@
 
 import { Compare } from "./compare.js";
 import { duration, Queue, size } from "./queue.js";
-import { key, listVariants } from "./service.js";
+import { key } from "./service.js";
+import { Variants, words } from "./variants.js";
 
 const find = (id) => document.getElementById(id);
 const compare = new Compare(find);
+const variants = new Variants(find, onProblem);
 const queue = new Queue(find("rows"), find("row"), { onDone, onShow, onProblem, onChange, say });
 let shown = null;
 
@@ -13,55 +15,11 @@ function say(text) {
   find("news").textContent = text;
 }
 
-// Variants.
-
-async function showVariants() {
-  try {
-    const { variants, default: first } = await listVariants();
-    const here = variants.filter((variant) => variant.state !== "failed" && !isAbsent(variant));
-    find("variant-list").replaceChildren(...here.map((variant) => radio(variant, [variant.name, ...variant.aliases].includes(first))));
-    const absent = variants.filter((variant) => !here.includes(variant));
-    find("absent-list").replaceChildren(...absent.map(absentItem));
-    find("absent").hidden = !absent.length;
-  } catch (problem) {
-    const words = document.createElement("p");
-    words.className = "quiet";
-    words.textContent = `${problem.title ?? "The variants are not to be had"}. ${problem.message}`;
-    find("variant-list").replaceChildren(words);
-    onProblem(problem);
-  }
-  find("variant-list").setAttribute("aria-busy", "false");
-}
-
-/** Whether its weights are not on the server; what is there and not loaded yet is loaded when it is asked for. */
-function isAbsent({ state, reason }) {
-  return state === "absent" && !reason?.startsWith("present");
-}
-
-function radio({ name, scale, summary }, checked) {
-  const label = document.createElement("label");
-  label.className = "variant";
-  const input = Object.assign(document.createElement("input"), { type: "radio", name: "variant", value: name, checked });
-  label.append(input, span("variant-name", name), span("variant-scale", scale === 1 ? "same size" : `× ${scale ?? "?"}`), span("variant-summary", summary));
-  return label;
-}
-
-function absentItem({ name, summary }) {
-  const item = document.createElement("li");
-  item.append(name, span("", summary));
-  return item;
-}
-
-function span(className, text) {
-  return Object.assign(document.createElement("span"), { className, textContent: text });
-}
-
 // Pictures in.
 
 function options() {
-  const chosen = document.querySelector("input[name=variant]:checked");
   return {
-    ...(chosen ? { variant: chosen.value } : {}),
+    ...(variants.chosen ? { variant: variants.chosen } : {}),
     format: find("format").value,
     ensemble: String(find("ensemble").checked),
     metadata: find("strip").checked ? "strip" : "keep",
@@ -104,7 +62,7 @@ function listen() {
     event.preventDefault();
     key.value = find("key-value").value;
     find("key").hidden = true;
-    showVariants();
+    variants.show();
   });
   find("download-all").addEventListener("click", () => {
     for (const row of queue.rows.filter((each) => each.state === "done")) row.part("[data-act=download]").click();
@@ -152,7 +110,7 @@ async function show(row) {
     size(row.result.image.size),
   ];
   find("shown-name").textContent = row.file.name;
-  find("shown-facts").replaceChildren(...facts.filter(Boolean).map((fact) => span("", fact)));
+  find("shown-facts").replaceChildren(...facts.filter(Boolean).map((fact) => words("span", "", fact)));
   find("shown-notice").textContent = row.result.notice;
   find("shown-notice").hidden = !row.result.notice;
   const link = find("download");
@@ -166,4 +124,4 @@ function sides({ width, height }) {
 }
 
 listen();
-showVariants();
+variants.show();
