@@ -242,20 +242,34 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded():
         ("jpeg progressive", b"\xff\xc2", b"\xff\xef\0\2"),
         ("jpeg progressive", b"\xff\xd9", b"\xff\xef\0\2"),
         ("gif", b",\0\0\0\0", b"!\xfe\0"),
+        ("webp", b"", b"JUNK\0\0\0\0"),
     ],
 )
 def test_a_file_of_nothing_but_tiny_pieces_is_refused(kind, before, piece):
     """A million empty chunks, segments or comments would take a hundred times their bytes."""
     body = FILES[kind]()
     at = body.rindex(before)
-    assert codec.read_header(body[:at] + piece * 5000 + body[at:], LIMITS).width == 56
-    body = body[:at] + piece * 200_000 + body[at:]
+
+    def with_pieces(count):
+        longer = body[:at] + piece * count + body[at:]
+        return longer[:4] + struct.pack("<I", len(longer) - 8) + longer[8:] if kind == "webp" else longer
+
+    assert codec.read_header(with_pieces(5000), LIMITS).width == 56
+    longer = with_pieces(200_000)
     tracemalloc.start()
     with pytest.raises((InvalidImage, UnsupportedFormat)):
-        codec.read_header(body, LIMITS)
+        codec.read_header(longer, LIMITS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2**26
+
+
+def test_a_gif_of_a_million_parts_is_refused():
+    """Two bytes each, in one comment."""
+    body = FILES["gif"]()
+    at = body.index(b",\0\0\0\0")
+    with pytest.raises(InvalidImage, match="blocks"):
+        codec.read_header(body[:at] + b"!\xfe" + b"\1x" * 2**20 + b"\0" + body[at:], LIMITS)
 
 
 def entries_of_one_place(count, size, at):
@@ -340,6 +354,19 @@ def test_heif_is_read_where_its_package_is():
     assert codec.encode(decoded, codec.EncodeOptions("same")).media_type == "image/png"
     with pytest.raises(InvalidImage):
         codec.decode(stream.getvalue()[:-50], LIMITS)
+    assert pillow_heif.options.DECODE_THREADS == 1
+
+
+def test_heif_of_ten_bits_is_read_as_sixteen_and_white_is_white():
+    """Not at the top of sixteen with zeros below, as the library gives it."""
+    pillow_heif = pytest.importorskip("pillow_heif", reason="the optional package pillow-heif is not here")
+    white = np.full((40, 56, 3), 65535, np.uint16)
+    stream = BytesIO()
+    heif = pillow_heif.from_bytes(mode="RGB;16", size=(56, 40), data=white.tobytes())
+    heif.save(stream, quality=-1, chroma=444, matrix_coefficients=0)
+    decoded = codec.decode(stream.getvalue(), LIMITS)
+    assert decoded.deep
+    assert (decoded.pixels == 65535).all()
 
 
 @pytest.mark.parametrize("action", ["error", "ignore"])

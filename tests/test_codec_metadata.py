@@ -354,6 +354,17 @@ def test_an_orientation_in_xmp_alone_is_reset():
     assert b'Orientation="1"' in decoded.metadata.xmp
 
 
+@pytest.mark.parametrize("name", ["webp", "avif"])
+def test_a_resolution_beside_exif_that_states_none_is_missed_with_a_notice(name):
+    """EXIF is edited in place, and has no room for it; EXIF that states one says it all."""
+    resolution = codec.Resolution(11811, 11811)
+    stated = exif.resolution_block(resolution)
+    for block, count in ((full_exif(), 1), (stated, 0)):
+        metadata = codec.Metadata(exif=block, resolution=resolution)
+        notices = codec.encode(image(metadata=metadata), codec.EncodeOptions(name)).notices
+        assert len([notice for notice in notices if "resolution" in notice]) == count
+
+
 def test_exif_of_a_tiff_moves_to_other_formats():
     """Its description and its nested directories, without what describes its strips."""
     source = saved(photograph(), "TIFF", exif=full_exif())

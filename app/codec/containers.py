@@ -9,20 +9,23 @@ from app.errors import InvalidImage
 
 _BOXES = frozenset((b"meta", b"iprp", b"ipco"))
 _MAX_BOXES = 4096
+_MAX_CHUNKS = 2**16
 
 
 def webp_header(body: bytes) -> tuple[int, int, int]:
     """Width, height, frames.
 
     Raises:
-        InvalidImage: if the file is truncated, or has no picture.
+        InvalidImage: if the file is truncated, has no picture, or more chunks than any real one.
     """
     end = 8 + struct.unpack_from("<I", body, 4)[0] if len(body) >= 12 else 0
     if end > len(body) or end < 20:
         raise InvalidImage("The WebP is truncated; send the whole file.")
     size, frames = (0, 0), 0
     at = 12
-    while at + 8 <= end:
+    for _ in range(_MAX_CHUNKS):
+        if at + 8 > end:
+            break
         kind, length = struct.unpack_from("<4sI", body, at)
         content = body[at + 8 : min(at + 8 + length, at + 24)]
         if at + 8 + length > end:
@@ -38,6 +41,8 @@ def webp_header(body: bytes) -> tuple[int, int, int]:
             size = (packed & 0x3FFF) + 1, (packed >> 14 & 0x3FFF) + 1
         frames += kind == b"ANMF"
         at += 8 + length + length % 2
+    else:
+        raise InvalidImage(f"The WebP has {_MAX_CHUNKS} chunks or more.")
     if not all(size):
         raise InvalidImage("The WebP holds no picture.")
     return *size, max(frames, 1)

@@ -95,8 +95,11 @@ def _without_chunks(image: Image, format_: Format, *, gray: bool) -> tuple[Image
     image = replace(image, metadata=replace(metadata, icc=profile, png_colour=(), texts=texts))
     if metadata.photoshop is not None and format_.name in ("webp", "avif"):
         notices.append(f"{format_.name} has no place for IPTC: it was left out")
-    if metadata.resolution is not None and metadata.exif is None and format_.name in ("webp", "avif"):
-        image = replace(image, metadata=replace(image.metadata, exif=exif.resolution_block(metadata.resolution)))
+    if metadata.resolution is not None and format_.name in ("webp", "avif"):
+        if metadata.exif is None:
+            image = replace(image, metadata=replace(image.metadata, exif=exif.resolution_block(metadata.resolution)))
+        elif exif.read_resolution(metadata.exif) is None:
+            notices.append(f"{format_.name} has no place for a resolution that EXIF does not state: it was left out")
     return image, tuple(notices)
 
 

@@ -64,6 +64,15 @@ def read_orientation(block: bytes) -> int:
     return value if 1 <= value <= 8 else 1
 
 
+def read_resolution(block: bytes) -> Resolution | None:
+    """The resolution that a block states, if it does."""
+    try:
+        layout, first = read_layout(block)
+        return directory_resolution(block, layout, read_directory(block, layout, first))
+    except DirectoryError:
+        return None
+
+
 def readable(block: bytes) -> bool:
     """Whether this is an EXIF block at all."""
     try:

@@ -11,7 +11,7 @@ from app.errors import InvalidImage
 
 _PICTURE, _EXTENSION, _END = 0x2C, 0x21, 0x3B
 _COMMENT, _APPLICATION = 0xFE, 0xFF
-_MAX_BLOCKS = 2**16
+_MAX_BLOCKS, _MAX_PARTS = 2**16, 2**20
 _XMP, _ICC = b"\x0bXMP DataXMP", b"\x0bICCRGBG1012"
 _XMP_TRAILER = b"\x01" + bytes(range(255, -1, -1))
 """An XMP packet is not cut into sub-blocks; whoever takes its bytes for their lengths lands in this, and then at 0."""
@@ -62,6 +62,7 @@ def _blocks(body: bytes) -> Iterator[tuple[int, int, int]]:
         IndexError, struct.error: if the file ends too early.
     """
     at = 13 + _palette(body[10])
+    left = _MAX_PARTS
     for _ in range(_MAX_BLOCKS):
         if body[at] == _END:
             return
@@ -73,11 +74,14 @@ def _blocks(body: bytes) -> Iterator[tuple[int, int, int]]:
             at += 2
         else:
             raise InvalidImage("The GIF is broken.")
-        while body[at]:
+        while body[at] and left:
             at += 1 + body[at]
+            left -= 1
+        if not left:
+            break
         yield kind, start, at
         at += 1
-    raise InvalidImage(f"The GIF has more than {_MAX_BLOCKS} blocks.")
+    raise InvalidImage("The GIF has more blocks than any real one.")
 
 
 def _palette(flags: int) -> int:

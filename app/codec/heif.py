@@ -55,4 +55,6 @@ def read(body: bytes, limits: Limits) -> tuple[Pixels, Pixels | None, Metadata, 
 def _open(body: bytes) -> Any:  # noqa: ANN401 - the package is optional, so its types are not at hand
     if find_spec(_PACKAGE) is None:
         raise UnsupportedFormat("HEIF is read only where pillow-heif is installed; send a JPEG, PNG or AVIF.")
-    return import_module(_PACKAGE).open_heif(body, convert_hdr_to_8bit=False)
+    package = import_module(_PACKAGE)
+    package.options.DECODE_THREADS = 1  # other cores belong to the network
+    return package.open_heif(body, convert_hdr_to_8bit=False)

@@ -53,7 +53,7 @@ _BYTE_STREAMS = frozenset((1, 5, 8, 32946, 32773, 34925, 50000))
 _COMPRESSIONS = _BYTE_STREAMS | {2, 3, 4, 6, 7}
 _COLOURS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
 """Samples that are not alpha, by the kind of picture."""
-_MAX_PAGES = 1024
+_MAX_PAGES = 256
 _MAX_SAMPLES = 16
 _MAX_PIXEL_BYTES = 10
 """Of the largest pixel there is: CMYK and alpha in 16 bits."""
