@@ -168,14 +168,14 @@ def _copy(
 ) -> list[Value]:
     values = []
     for entry in directory.entries.values():
-        if (depth == 0 and entry.tag in STRUCTURAL) or entry.kind not in CLASSIC_TYPES:
+        if depth == 0 and entry.tag in STRUCTURAL:
             continue
         limit -= entry.size
         if limit < 0:
             raise DirectoryError("more than any real EXIF")
-        if entry.tag not in _POINTERS:
+        if entry.tag not in _POINTERS and entry.kind in CLASSIC_TYPES:
             values.append(copied_value(file, entry))
-        elif depth < 2 and entry.count:
+        elif entry.tag in _POINTERS and depth < 2 and entry.count:
             try:
                 nested = read_directory(file, layout, integers(file, layout, entry)[0])
             except DirectoryError:
