@@ -157,6 +157,8 @@ def list_variants(
         table.add_row(each.name, here, ", ".join(each.aliases), str(each.scale or "?"), each.summary)
     console = Console()
     console.print(table)
+    if url is None and any(each.state == "absent" and not each.available for each in described):
+        console.print("swin2sr fetch NAME brings an official one that is not here.")
     for each in described:
         if each.state in ("loading", "failed") and each.reason:
             console.print(Text(f"{each.name}: {each.reason}"), soft_wrap=True)

@@ -143,7 +143,7 @@ class Errand:
             self._lines.flush()
 
     def _say(self, text: str, style: str = "") -> None:
-        self._console.print(Text(text, style))
+        self._console.print(Text(text, style), soft_wrap=True)
 
     def _bars(self) -> Progress:
         columns = (

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from app import client, jobs
+from app.errors import NotReady
 from app.pipeline import Caller
 from app.schemas import UpscaleOptions
 from app.service import build_service
@@ -51,7 +52,12 @@ class Local:
         Raises:
             UnknownVariant, NotReady: if there is none.
         """
-        return self._service.registry.resolve(self._options.variant).name
+        registry = self._service.registry
+        entry = registry.find(self._options.variant or registry.default)
+        if entry.path is None and entry.origin == "official":
+            fetch = f"swin2sr fetch {entry.name}"
+            raise NotReady(f"The weights of {entry.name!r} are not on this machine. Fetch them first: {fetch}")
+        return registry.resolve(entry.name).name
 
     async def upscale(self, body: bytes, name: str, on_progress: client.answer.OnProgress) -> client.UpscaledImage:
         """Upscale one image.

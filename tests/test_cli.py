@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from app import local
 from app.cli import build
+from app.conditions import Condition
 from app.orders import Order, carry_out
 from app.service import build_service
 from app.settings import Settings
@@ -194,6 +195,32 @@ def test_a_server_computes_where_one_is_named(run, photos, tmp_path):
     assert "swin2sr fetch realworld-x4" in missing.stderr
     assert "lightweight-x2" in listed.output
     assert run("upscale", photos, "-o", "out", "--url", "http://127.0.0.1:1").exit_code == 1
+
+
+def test_what_a_server_cannot_serve_is_told_with_its_reason(run, photos, tmp_path):
+    """Weights on their way and weights that could not be had, in the list; the latter also where they are asked for."""
+    app = scripted_app(tmp_path / "service", lightweight_x2=ScriptedUpscaler())
+    conditions = app.state.service.registry._conditions
+    conditions["classical-x2"] = Condition("loading", "being fetched: 2.0 of 48.9 MB")
+    conditions["jpeg"] = Condition("failed", "could not be fetched: the hub answered 500")
+    with listening(app) as url:
+        listed = run("variants", "--url", url)
+        failed = run("upscale", photos / "a.png", "-o", "out", "--url", url, "--variant", "jpeg")
+    assert re.search(r"classical-x2 +│ loading +│", listed.output)
+    assert re.search(r"jpeg +│ failed +│", listed.output)
+    assert re.search(r"lightweight-x2 +│ yes +│", listed.output)
+    assert re.search(r"realworld-x4 +│ no +│", listed.output)
+    assert "\nclassical-x2: being fetched: 2.0 of 48.9 MB\njpeg: could not be fetched: " in listed.output
+    assert (failed.exit_code, failed.stderr.count("could not be fetched: the hub answered 500")) == (1, 1)
+
+
+def test_weights_that_are_not_on_this_machine_are_told_with_the_command_that_brings_them(run, photos):
+    """And with nothing about servers and their administrators."""
+    answer = run("upscale", photos / "a.png", "-o", "out", "--variant", "realworld-x4", "--device", "cpu")
+    assert answer.exit_code == 1
+    assert "on this machine. Fetch them first: swin2sr fetch realworld-x4" in answer.stderr
+    assert "administrator" not in answer.stderr
+    assert "swin2sr fetch NAME" in run("variants", "--device", "cpu").output
 
 
 def test_a_key_is_sent_to_the_server(run, photos, tmp_path):

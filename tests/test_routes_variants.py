@@ -44,7 +44,7 @@ def test_every_variant_is_listed_with_what_it_is_for(ask):
 def test_a_ready_variant_says_where_it_runs(ask):
     """Device and type, beside the table's facts; of own weights in its place, no more than that."""
     description = ask("/v1/variants/classical-x2").json()
-    assert description["state"] == "ready"
+    assert (description["state"], description["available"]) == ("ready", True)
     assert (description["device"], description["dtype"]) == ("scripted", "float32")
     assert (description["scale"], description["parameters"]) == (2, 12_091_571)
     assert (description["licence"], description["source"], description["digest"]) == (None, "MODEL_DIR", None)
@@ -59,7 +59,7 @@ def test_an_alias_describes_what_it_stands_for(ask):
 def test_an_absent_variant_says_how_to_get_it(ask):
     """In its reason."""
     description = ask("/v1/variants/realworld-x4").json()
-    assert description["state"] == "absent"
+    assert (description["state"], description["available"]) == ("absent", False)
     assert "swin2sr fetch realworld-x4" in description["reason"]
 
 

@@ -6,120 +6,26 @@ Screenshots land in ``build/screenshots``.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 
 from app.sample import SIZE, draw_sample
+from tests.browser import (
+    DESK,
+    PHONE,
+    PICTURE,
+    broken_rules,
+    button,
+    choose,
+    done,
+    given,
+    row,
+    shoot,
+)
 from tests.listening import listening
-from tests.scripted import ScriptedUpscaler
 from tests.service import enlarged, noise, pixels_of, png, scripted_app
-
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: `make install`")
-
-WEB = Path(__file__).parents[1] / "app" / "web"
-SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
-SWITCHES = [
-    "--no-sandbox",  # the pages are ours, and CI runs as root
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-DESK, PHONE = {"width": 1280, "height": 860}, {"width": 360, "height": 740}
-PICTURE = noise(300, 200)
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """The browser; CI installs it, so there it is never missing."""
-    if CHROMIUM is None and os.environ.get("CI") != "true":
-        pytest.skip("no Chromium is installed: `apt-get install chromium`")
-    assert CHROMIUM, "CI installs Chromium"
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def upscaler():
-    """In the network's place; it lets everything through until a test closes its gate."""
-    upscaler = ScriptedUpscaler()
-    yield upscaler
-    upscaler.gate.open()
-
-
-@pytest.fixture
-def visit(chromium, upscaler, tmp_path):
-    """Opens the page of a scripted service; fails where the page asks elsewhere, or complains."""
-
-    @contextmanager
-    def go(settings=None, viewport=DESK, scheme="light", *, script="", touch=False):
-        app = scripted_app(tmp_path, settings, lightweight_x2=upscaler)
-        with listening(app) as address:
-            context = chromium.new_context(
-                viewport=viewport, color_scheme=scheme, has_touch=touch, accept_downloads=True, reduced_motion="reduce"
-            )
-            context.set_default_timeout(15_000)
-            context.add_init_script(script or "0")
-            page = context.new_page()
-            asked, complaints = [], []
-            page.on("request", lambda request: asked.append(request.url))
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.goto(address)
-            page.locator("#variant-list[aria-busy=false]").wait_for()
-            try:
-                yield page
-            finally:
-                upscaler.gate.open()
-                context.close()
-            assert [url for url in asked if not url.startswith((address, f"blob:{address}"))] == []
-            assert complaints == []
-
-    return go
-
-
-def given(name="photo.png", pixels=PICTURE):
-    """A file as Playwright hands it to a page."""
-    body = pixels if isinstance(pixels, bytes) else png(pixels)
-    return {"name": name, "mimeType": "image/png", "buffer": body}
-
-
-def choose(page, *pictures):
-    """Choose files, as the button does."""
-    page.locator("#choose").set_input_files(list(pictures))
-
-
-def row(page, name):
-    """The row of a file."""
-    return page.locator(".item").filter(has_text=name)
-
-
-def button(place, name):
-    """A button or link that can be seen, by its words."""
-    return place.locator("[data-act]:visible").filter(has_text=name)
-
-
-def done(page, name):
-    """Wait until a file is upscaled."""
-    button(row(page, name), "Download").wait_for()
-
-
-def shoot(page, name):
-    """A picture of the page for a person to look at."""
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"{name}.png", full_page=True)
 
 
 def test_a_picture_is_chosen_upscaled_shown_and_downloaded(visit):
@@ -325,144 +231,10 @@ def test_everything_is_done_by_keyboard(visit):
             page.keyboard.press("Enter")
 
 
-def shown_width(page):
-    """Of the result on the screen, pixels."""
-    return page.locator("#after img").bounding_box()["width"]
-
-
-def test_one_to_one_shows_a_pixel_on_a_pixel(visit):
-    """Both layers are as wide as the result, and dragging moves them together."""
-    with visit() as page:
-        choose(page, given("wide.png", noise(900, 1000)))
-        done(page, "wide.png")
-        page.locator("#shown-name").filter(has_text="wide.png").wait_for()
-        page.get_by_role("button", name="1:1").click()
-        assert shown_width(page) == 2000
-        assert page.locator("#zoom-value").inner_text() == "100 %"
-        box = page.locator("#stage").bounding_box()
-        start = page.locator("#after img").bounding_box()
-        page.mouse.move(box["x"] + 40, box["y"] + 40)
-        page.mouse.down()
-        page.mouse.move(box["x"] + 140, box["y"] + 90)
-        page.mouse.up()
-        for layer in ("#before img", "#after img"):
-            end = page.locator(layer).bounding_box()
-            assert (end["x"] - start["x"], end["y"] - start["y"]) == (100, 50)
-        page.get_by_role("button", name="Fit").click()
-        assert shown_width(page) <= box["width"]
-
-
-def split_of(page):
-    """Where the line is, percent."""
-    return float(page.locator("#split").input_value())
-
-
-def test_the_line_follows_the_mouse_and_the_finger(visit):
-    """Anywhere on the stage while the picture fits; the line itself when it is zoomed."""
-    with visit(touch=True) as page:
-        stage = page.locator("#stage")
-        box = stage.bounding_box()
-        page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 50)
-        page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] * 0.25, box["y"] + 60, steps=3)
-        page.mouse.up()
-        assert split_of(page) == pytest.approx(25, abs=1)
-        page.touchscreen.tap(box["x"] + box["width"] * 0.75, box["y"] + 60)
-        assert split_of(page) == pytest.approx(75, abs=1)
-        page.get_by_role("button", name="Zoom in").click()
-        page.get_by_role("button", name="Zoom in").click()
-        page.mouse.move(box["x"] + box["width"] * 0.75, box["y"] + 90)
-        page.mouse.down()
-        page.mouse.move(box["x"] + box["width"] * 0.5, box["y"] + 90)
-        page.mouse.up()
-        assert split_of(page) == pytest.approx(50, abs=1)
-
-
-A_FRAME = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
-"""Moves are told to a page once for each of its frames."""
-
-
-@pytest.fixture
-def fingers(visit):
-    """The page on a phone, and what puts fingers on it, moves them there, and lifts those that are not named again."""
-
-    @contextmanager
-    def touch():
-        with visit(viewport=PHONE, touch=True) as page:
-            session = page.context.new_cdp_session(page)
-            down = set()
-
-            def move(*places):
-                points = [{"x": x, "y": y, "id": number} for number, (x, y) in enumerate(places)]
-                kind = (
-                    "touchMove" if len(points) == len(down) else "touchEnd" if len(points) < len(down) else "touchStart"
-                )
-                down.clear()
-                down.update(range(len(points)))
-                session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
-                page.evaluate(A_FRAME)
-
-            page.locator("#stage").evaluate("stage => stage.scrollIntoView({block: 'end'})")
-            yield page, move
-
-    return touch
-
-
-def middle(page, place):
-    """Of an element on the screen."""
-    box = page.locator(place).bounding_box()
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-
-
-def test_two_fingers_zoom_and_one_moves_what_is_zoomed(fingers):
-    """The picture grows by as much as they part, about the place between them; the line and the page's own size stay."""
-    with fingers() as (page, move):
-        width, split = shown_width(page), split_of(page)
-        x, y = middle(page, "#stage")
-        move((x - 30, y))
-        move((x - 30, y), (x + 30, y))
-        for step in range(1, 7):
-            move((x - 30 - 10 * step, y), (x + 30 + 10 * step, y))
-        assert shown_width(page) == pytest.approx(3 * width, rel=0.01)
-        assert middle(page, "#after img") == pytest.approx((x, y), abs=2)
-        move((x - 90, y))
-        move()
-        move((x + 60, y + 40))
-        for step in range(1, 5):
-            move((x + 60 - 20 * step, y + 40 - 5 * step))
-        move()
-        for layer in ("#before img", "#after img"):
-            assert middle(page, layer) == pytest.approx((x - 80, y - 20), abs=2)
-        assert split_of(page) == split
-        move((x - 100, y), (x + 100, y))
-        for step in range(1, 9):
-            move((x - 100 + 10 * step, y), (x + 100 - 10 * step, y))
-        move()
-        assert shown_width(page) == pytest.approx(width)
-        assert page.evaluate("visualViewport.scale") == 1
-
-
-def test_a_finger_that_goes_down_the_picture_scrolls_the_page(fingers):
-    """While it fits; across, it moves the line."""
-    with fingers() as (page, move):
-        before = page.evaluate("scrollY")
-        x, y = middle(page, "#stage")
-        for step in range(9):
-            move((x + 50, y - 20 * step))
-        move()
-        assert page.evaluate("scrollY") > before + 50
-        x, y = middle(page, "#stage")
-        for step in range(9):
-            move((x - 10 * step, y))
-        move()
-        assert split_of(page) == pytest.approx(50 - 100 * 80 / page.locator("#stage").bounding_box()["width"], abs=2)
-
-
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
-def test_it_fits_the_screen_and_axe_finds_nothing(visit, viewport, scheme):
+def test_it_fits_the_screen_and_axe_finds_nothing(visit, axe, viewport, scheme):
     """At both widths and in both colour schemes, empty and in use, nothing scrolls sideways and no rule is broken."""
-    axe = files("axe_playwright_python").joinpath("axe.min.js").read_text("utf-8")
     name = f"{'desk' if viewport is DESK else 'phone'}-{scheme}"
     with visit(viewport=viewport, scheme=scheme, script=axe) as page:
         dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(18, 20, 26)"
@@ -478,37 +250,6 @@ def test_it_fits_the_screen_and_axe_finds_nothing(visit, viewport, scheme):
         assert broken_rules(page) == []
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
         shoot(page, f"{name}-done")
-
-
-def broken_rules(page):
-    """What axe-core finds, as sentences."""
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
-    return [f"{each['id']} ({each['impact']}): {each['nodes'][0]['html'][:200]}" for each in found]
-
-
-def test_every_part_is_served_with_a_strict_policy(tmp_path):
-    """Nothing inline, nothing from elsewhere, no framing; and nothing but the page's own files."""
-    with listening(scripted_app(tmp_path, lightweight_x2=ScriptedUpscaler())) as address:
-        parts = [f"/web/{path.name}" for path in WEB.iterdir() if path.is_file()]
-        for path in ["/", "/web/sample.png", *parts]:
-            answer = httpx.get(address + path)
-            assert answer.status_code == 200, path
-            policy = answer.headers["content-security-policy"]
-            assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'; "), path
-            assert "unsafe" not in policy
-            assert answer.headers["x-content-type-options"] == "nosniff"
-        assert httpx.get(f"{address}/web/sample.png").content == draw_sample()
-        for path in ("/web/nothing.js", "/web/..%2Fmain.py", "/web/__init__.py", "/web/"):
-            assert httpx.get(address + path).status_code == 404, path
-
-
-def test_the_picture_of_the_page_is_the_samples():
-    """What stands for the result is twice the sample's size and, reduced again, the sample."""
-    result = pixels_of((WEB / "sample-upscaled.png").read_bytes()).astype(float)
-    sample = pixels_of(draw_sample()).astype(float)
-    assert result.shape == (2 * SIZE[1], 2 * SIZE[0], 3)
-    reduced = result.reshape(SIZE[1], 2, SIZE[0], 2, 3).mean(axis=(1, 3))
-    assert 10 * np.log10(255**2 / np.mean((reduced - sample) ** 2)) > 28
 
 
 FORM = """<form method="post" enctype="multipart/form-data" action="{}/v1/upscale?variant=x2">
