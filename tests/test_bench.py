@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import subprocess
 import sys
 
 import numpy as np
@@ -12,9 +13,9 @@ import torch
 from app.bench import load, service
 from app.cli import build
 from model import fused
-from model.bench import floor, memory, sections, timing, works
+from model.bench import card, floor, memory, sections, timing, works
 from model.bench.__main__ import main
-from model.bench.profile import profile_forward
+from model.bench.profile import count_arithmetic, profile_forward
 from model.bench.report import Row, tabulate
 from model.bench.sections import Bench
 from model.config import Swin2SRConfig
@@ -249,6 +250,105 @@ def test_a_failed_request_fails_the_window():
 
     with pytest.raises(ExceptionGroup):
         asyncio.run(load.closed_loop(send, [b"x"], 1))
+
+
+@pytest.fixture
+def card_bench(bench, monkeypatch):
+    """What a GPU is for, in a hurry on a CPU: little work, and nothing compiled."""
+    monkeypatch.setitem(card.AMOUNTS, "cpu", card.Amount((2, 16), (4, 8, 24)))
+    monkeypatch.setattr(card, "CHECKED_SIZES", ((8, 16), (8, 8)))
+    monkeypatch.setattr(card, "compile_network", lambda network: network)
+    monkeypatch.setitem(floor.COPY_BYTES, "cpu", 2**12)
+    return bench
+
+
+def test_the_cards_table_has_its_rows(card_bench, monkeypatch):
+    """Every row of the table that a GPU is judged by is there, with a figure, but for the quality without weights."""
+    pytest.importorskip("transformers")
+    rows = {
+        name: [(row.against, row.figure) for row in card.CARD_SECTIONS[name](card_bench)]
+        for name in ("batch", "packed", "batcher", "quality")
+    }
+    assert [against for against, _ in rows["batch"]] == [
+        "Transformers float32",
+        "Transformers bfloat16, torch.compile",
+        "floor",
+    ]
+    assert [against for against, _ in rows["packed"]] == ["Transformers bfloat16, one by one", "floor"]
+    assert [against for against, _ in rows["batcher"]] == ["direct loop"]
+    assert all(figure > 0 for name in ("batch", "packed", "batcher") for _, figure in rows[name])
+    assert rows["quality"] == [("float32", None)]
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setitem(sys.modules, "app.batcher", None)
+    missing = [*card.compare_batch(card_bench), *card.compare_batcher(card_bench)]
+    assert [row.figure is None for row in missing] == [True, True, False, True]
+
+
+def test_answers_come_before_speed(card_bench, monkeypatch, capsys):
+    """Values are compared with float64, and wrong ones end the program before anything is timed."""
+    errors = [row.figure for row in card.check_values(card_bench)]
+    assert len(errors) == 8
+    assert all(0 < error < 1e-5 for error in errors[:2] + errors[4:6])
+    assert all(1e-5 < error < 2e-2 for error in errors[2:4] + errors[6:])
+    monkeypatch.setitem(card.MOST_ERROR, torch.float32, 0.0)
+    threads = torch.get_num_threads()
+    try:
+        assert main(["--only", "values", "batch", "--threads", "1"]) == 1
+    finally:
+        torch.set_num_threads(threads)
+    shown = capsys.readouterr()
+    assert "off by" in shown.err
+    assert "Transformers" not in shown.out
+
+
+def test_a_value_that_is_no_number_is_wrong(card_bench, monkeypatch):
+    """NaN is larger than no bound, and is refused all the same."""
+    monkeypatch.setattr(Upscaler, "forward", lambda _self, tiles: [np.full((32, 32, 3), np.nan) for _ in tiles])
+    monkeypatch.setattr(card, "_in_float64", lambda _network, tiles: [works.draw_pixels(32, 32) for _ in tiles])
+    with pytest.raises(card.WrongAnswerError, match="nan"):
+        list(card.check_values(card_bench))
+
+
+def test_quality_is_measured_where_there_are_weights_and_images(card_bench, tmp_path):
+    """The difference between the dtypes, on a folder of photos; there is one, and it is small."""
+    from dataclasses import replace
+
+    from PIL import Image
+
+    Image.fromarray(works.draw_pixels(32, 32)).save(tmp_path / "photo.png")
+    [row] = card.compare_quality(replace(card_bench, checkpoint=tmp_path, testset=tmp_path))
+    assert 0 < abs(row.figure) < 0.05
+
+
+def test_families_account_for_arithmetic_and_traffic(card_bench):
+    """What is counted by family adds up to the whole, and shares of the time to one for each network."""
+    network = card_bench.network("lightweight-x2")
+    counted = floor.multiply_adds_per_pixel(network)
+    assert sum(count_arithmetic(network, 64).values()) == 2 * 64 * counted
+    assert {"linear", "convolution", "attention"} == set(count_arithmetic(network, 64))
+    rows = list(card.profile_card(card_bench))
+    for variant in ("classical-x2", "lightweight-x2"):
+        shares = [row.figure for row in rows if row.work == f"{variant}, time in"]
+        assert sum(shares) == pytest.approx(1)
+    assert any("% of what was measured" in row.there for row in rows)
+
+
+@pytest.mark.usefixtures("card_bench")
+def test_a_folder_takes_the_results(tmp_path):
+    """Under the device's name."""
+    threads = torch.get_num_threads()
+    try:
+        assert main(["--only", "quality", "--threads", "1", "--json", str(tmp_path)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert [row["figure"] for row in json.loads((tmp_path / "cpu.json").read_text())["rows"]] == [None]
+
+
+def test_the_batcher_stands_alone():
+    """``app.batcher`` is driven where little is installed: it imports rooms of this project alone."""
+    banned = "fastapi starlette pydantic pydantic_settings uvicorn httpx prometheus_client imagecodecs PIL torch"
+    code = f"import sys; sys.modules.update(dict.fromkeys({banned.split()})); import app.batcher"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.slow

@@ -1,4 +1,7 @@
-"""``python -m model.bench``: the table on standard output as it is measured, and all of it as JSON."""
+"""``python -m model.bench``: the table on standard output as it is measured, and all of it as JSON.
+
+With ``--device cuda`` other sections are measured, which are about what a GPU is for.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from model.bench.card import CARD_SECTIONS, WrongAnswerError
 from model.bench.report import describe, describe_machine, show, write_json
 from model.bench.sections import SECTIONS, Bench, measure
 from model.upscaler import find_device
@@ -21,15 +25,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a forward pass on a CPU")
     parser.add_argument("--runs", type=int, default=5, help="measurements of each side")
-    parser.add_argument("--only", nargs="+", choices=list(SECTIONS), default=list(SECTIONS), help="sections to measure")
-    parser.add_argument("--json", type=Path, help="file to write the results to")
+    known = {**SECTIONS, **CARD_SECTIONS}
+    parser.add_argument("--only", nargs="+", choices=list(known), help="sections to measure; those of the device")
+    parser.add_argument("--testset", type=Path, help="folder of images, as for `swin2sr evaluate`, for the quality")
+    parser.add_argument("--json", type=Path, help="file, or existing folder, to write the results to")
     options = parser.parse_args(arguments)
-    bench = Bench(find_device(options.device), options.threads, options.runs, options.checkpoint)
+    bench = Bench(find_device(options.device), options.threads, options.runs, options.checkpoint, options.testset)
     machine = describe_machine(bench.device, bench.threads)
     sys.stdout.write(f"{describe(machine)}\n\n")
-    rows = show(measure(bench, options.only))
+    chosen = options.only or (CARD_SECTIONS if bench.device.type == "cuda" else SECTIONS)
+    try:
+        rows = show(measure(bench, chosen, known))
+    except WrongAnswerError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
     if options.json:
-        write_json(options.json, machine, rows)
+        file = options.json / f"{bench.device.type}.json" if options.json.is_dir() else options.json
+        write_json(file, machine, rows)
     return 0
 
 

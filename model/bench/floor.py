@@ -1,15 +1,25 @@
-"""The arithmetic floor: the network's multiplications alone, at the rate of a large matrix product."""
+"""The floor: the network's multiplications alone, at the rate of a large matrix product; or its bytes, copied."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.bench.timing import Run
+from model.bench.timing import Run, interleave
+from model.config import Swin2SRConfig
 from model.network import Swin2SR
 
 GEMM_SIDE = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices whose product measures the machine's rate."""
+
+COPY_BYTES = {"cpu": 2**26, "cuda": 2**31}
+"""Bytes of what is copied to measure the bandwidth: far more than any cache holds."""
+
+ROUNDS = 7
+"""Measurements of each ceiling."""
 
 
 def multiply_adds_per_pixel(network: Swin2SR) -> float:
@@ -30,3 +40,38 @@ def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Run, int]:
     left, right = (torch.randn(side, side, device=device, generator=generator).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
     return lambda: torch.mm(left, right, out=product), side**3
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a machine can do: operations per second, a multiply-add being two, and bytes read and written per second."""
+
+    flops: float
+    bandwidth: float
+
+
+def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """The rate of a large matrix product, and that of a large copy."""
+    product, multiply_adds = matrix_product(device, dtype)
+    source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    timings = interleave({"product": product, "copy": lambda: target.copy_(source)}, ROUNDS, device)
+    return Ceilings(2 * multiply_adds / timings["product"].median, 2 * source.nbytes / timings["copy"].median)
+
+
+def least_bytes(config: Swin2SRConfig, pixels: int, item: int) -> int:
+    """Bytes that a forward pass moves at the very least, if every block is one kernel.
+
+    Args:
+        config: of the network.
+        pixels: of all tiles, low-resolution.
+        item: bytes of a number in the body.
+
+    Returns:
+        The tokens, read and written by every block; the weights, once; the pixels in, and float32 values out.
+    """
+    blocks = sum(config.depths)
+    hidden = math.floor(config.embed_dim * config.mlp_ratio)
+    weights = blocks * config.embed_dim * (4 * config.embed_dim + 2 * hidden) * item
+    ends = pixels * (config.num_channels + 4 * config.upscale**2 * config.out_channels)
+    return 2 * blocks * pixels * config.embed_dim * item + weights + ends

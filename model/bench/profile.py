@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
+from torch.utils.flop_counter import FlopCounterMode
 
 from model.bench.works import Pixels
+from model.config import Swin2SRConfig
+from model.network import Swin2SR
 from model.upscaler import Upscaler
 
 FAMILIES: Mapping[str, str] = {
     "the kernel's blocks": r"^swin_block$",
     "the kernel's convolutions": r"^swin_convolution$",
-    "convolution": r"conv",
-    "linear": r"addmm|::mm|bmm|matmul|linear|gemm|cutlass",
+    "attention": r"attend_windows",
+    "norm and residual": r"add_norm",
+    "convolution": r"conv|fprop",
+    "linear": r"addmm|::mm|bmm|matmul|linear|gemm|cutlass|nvjet|xmma",
     "gather": r"index|gather|scatter",
     "norm": r"norm",
     "softmax": r"softmax",
@@ -34,17 +40,55 @@ def profile_forward(upscaler: Upscaler, image: Pixels, runs: int) -> dict[str, f
         image: (H, W, C) on the window grid.
         runs: forward passes that are recorded, after one that is not.
     """
+    times = time_families(upscaler, [image], runs)
+    total = sum(times.values())
+    return {name: time / total for name, time in times.items()}
+
+
+def time_families(upscaler: Upscaler, tiles: Sequence[Pixels], runs: int) -> dict[str, float]:
+    """Seconds of a forward pass by family, longest first: of kernels and copies on a GPU, else of operators.
+
+    Args:
+        upscaler: what runs.
+        tiles: each (H, W, C) on the window grid.
+        runs: forward passes that are recorded, after one that is not.
+    """
     on_gpu = upscaler.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-    upscaler.forward([image])
+    upscaler.forward(tiles)
     with record(activities=activities) as recorded:
         for _ in range(runs):
-            upscaler.forward([image])
+            upscaler.forward(tiles)
     times: Counter[str] = Counter()
     for event in recorded.key_averages():
-        times[_family(event.key)] += event.self_device_time_total if on_gpu else event.self_cpu_time_total
-    total = sum(times.values())
-    return {name: time / total for name, time in times.most_common() if time}
+        if not on_gpu:
+            times[_family(event.key)] += event.self_cpu_time_total
+        elif event.device_type.name == "CUDA" and not event.is_user_annotation:  # an operator has its kernels' time
+            times[_family(event.key)] += event.self_device_time_total
+    return {name: time / runs / 1e6 for name, time in times.most_common() if time}
+
+
+def count_arithmetic(network: Swin2SR, pixels: int) -> dict[str, float]:
+    """Operations of a forward pass over so many pixels, by family; a multiply-add is two."""
+    window = network.config.window_size
+    canvas = next(network.parameters()).new_zeros(1, network.config.num_channels, window, window)
+    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+        network(canvas)
+    counted: Counter[str] = Counter()
+    for operator, flops in counter.get_flop_counts()["Global"].items():
+        name = "attention" if "bmm" in str(operator) else _family(f"::{operator}")
+        counted[name] += flops
+    return {name: flops * pixels / window**2 for name, flops in counted.items()}
+
+
+def count_traffic(config: Swin2SRConfig, pixels: int, item: int) -> dict[str, float]:
+    """Bytes that families bound by memory read and write in a forward pass over so many pixels, numbers of ``item``.
+
+    Attention reads query, key and value and writes as much as one of them; a norm reads what it normalises and the
+    float32 residual stream, and writes that in both forms.
+    """
+    values = float(pixels * config.embed_dim * sum(config.depths))
+    return {"attention": 4 * item * values, "norm and residual": 2 * (2 * item + 8) * values}
 
 
 def _family(name: str) -> str:

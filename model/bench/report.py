@@ -21,8 +21,9 @@ NOISY = 1.25
 """Slowest over fastest run from which on a reader should know."""
 
 Meaning = Literal[
-    "times as fast", "times as long", "of the memory", "of the time", "of the throughput", "largest difference"
-]
+    "times as fast", "times as long", "of the memory", "of the time", "of the throughput", "largest difference",
+    "relative error", "dB less",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -45,12 +45,14 @@ class Bench:
         threads: of the forward pass on a CPU.
         runs: measurements of each side, an odd number.
         checkpoint: of a lightweight x2 network; random weights without one.
+        testset: folder of images whose fidelity is measured, as ``swin2sr evaluate`` takes it.
     """
 
     device: torch.device
     threads: int
     runs: int = 5
     checkpoint: Path | None = None
+    testset: Path | None = None
 
     def network(self, variant: str) -> Swin2SR:
         """The variant's network; the checkpoint is the lightweight one's."""
@@ -171,7 +173,9 @@ def _show(timing: Timing) -> str:
     return seconds(timing.median, timing.spread)
 
 
-SECTIONS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
+Section = Callable[[Bench], Iterator[Row]]
+
+SECTIONS: Mapping[str, Section] = {
     **{f"{variant}-{side}": partial(compare_forward, variant=variant, side=side) for variant, side in FORWARD},
     "mixed": compare_mixed,
     "growth": compare_growth,
@@ -181,10 +185,10 @@ SECTIONS: Mapping[str, Callable[[Bench], Iterator[Row]]] = {
 """All comparisons by the names of the command line."""
 
 
-def measure(bench: Bench, sections: Iterable[str]) -> Iterator[Row]:
+def measure(bench: Bench, chosen: Iterable[str], sections: Mapping[str, Section] = SECTIONS) -> Iterator[Row]:
     """Run sections by their names, in the table's order."""
     torch.set_num_threads(bench.threads)
-    chosen = set(sections)
-    for name, section in SECTIONS.items():
-        if name in chosen:
+    names = set(chosen)
+    for name, section in sections.items():
+        if name in names:
             yield from section(bench)
