@@ -1,4 +1,4 @@
-"""What the documentation shows: real bodies of every error, and of a variant's description."""
+"""What the documentation shows: real bodies of every error, and of answers that tell more than an image."""
 
 from __future__ import annotations
 
@@ -8,6 +8,38 @@ from app import errors
 from app.schemas import Problem
 
 REQUEST_ID = "9f2c1e0b7a6d4c3f8e5d2b1a09c8d7e6"
+
+PROGRESS = """\
+--BOUNDARY
+content-type: application/json
+content-length: 50
+
+{"state":"queued","position":3,"tile":0,"tiles":6}
+--BOUNDARY
+content-type: application/json
+content-length: 38
+
+{"state":"running","tile":2,"tiles":6}
+--BOUNDARY
+content-disposition: inline; filename="photo-small-x2.png"; filename*=UTF-8''photo-small-x2.png
+x-swin2sr-variant: small-x2
+x-swin2sr-scale: 2
+x-swin2sr-tiles: 6
+server-timing: decode;dur=6.1, queue;dur=0.2, forward;dur=412.0, encode;dur=20.3
+content-length: 81672
+content-type: image/png
+
+(the image)
+--BOUNDARY--
+"""
+"""An answer that tells how far it is."""
+
+EXPOSITION = """\
+# HELP swin2sr_requests_total Requests for an image by outcome.
+# TYPE swin2sr_requests_total counter
+swin2sr_requests_total{outcome="ok",variant="small-x2"} 12.0
+"""
+"""The beginning of what there is to measure."""
 
 
 def example_errors() -> list[errors.ServiceError]:

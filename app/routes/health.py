@@ -7,22 +7,18 @@ from fastapi import APIRouter, Response
 from app.errors import NotReady, UnknownVariant
 from app.metrics import MEDIA_TYPE
 from app.routes import ServiceDependency
-from app.routes.examples import problems
+from app.routes.examples import EXPOSITION, problems
 from app.schemas import Health
 
 router = APIRouter(tags=["health"])
 
-_SAMPLE = """# HELP swin2sr_requests_total Requests for an image by outcome.
-# TYPE swin2sr_requests_total counter
-swin2sr_requests_total{outcome="ok",variant="small-x2"} 12.0
-"""
-_EXPOSITION: dict[str, Any] = {"description": "All of them.", "content": {"text/plain": {"example": _SAMPLE}}}
+_ALL: dict[str, Any] = {"description": "All of them.", "content": {"text/plain": {"example": EXPOSITION}}}
 
 
 @router.get("/health/live", summary="Does the process work? If not, restart it.", responses=problems(NotReady))
 @router.get("/v2/health/live", include_in_schema=False)
 async def live(service: ServiceDependency) -> Health:
-    """503 only when a restart is the cure."""
+    """503 only when a restart is the cure. Also at `/v2/health/live`."""
     service.make_sure_of_life()
     return Health()
 
@@ -30,7 +26,10 @@ async def live(service: ServiceDependency) -> Health:
 @router.get("/health/ready", summary="Should requests be sent here now?", responses=problems(NotReady))
 @router.get("/v2/health/ready", include_in_schema=False)
 async def ready(service: ServiceDependency) -> Health:
-    """503 with the reasons while loading, warming up, draining, or without a worker that works."""
+    """503 with the reasons while loading, warming up, draining, or without a worker that works.
+
+    Also at `/v2/health/ready`.
+    """
     service.make_sure_of_readiness()
     return Health()
 
@@ -54,9 +53,7 @@ async def variant_ready(name: str, service: ServiceDependency) -> Health:
     return Health()
 
 
-@router.get(
-    "/metrics", summary="Prometheus metrics", response_class=Response, responses={**problems(), 200: _EXPOSITION}
-)
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses={**problems(), 200: _ALL})
 async def metrics(service: ServiceDependency) -> Response:
     """Counters, histograms and gauges as Prometheus text."""
     return Response(service.metrics.exposition(), media_type=MEDIA_TYPE)

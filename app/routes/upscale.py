@@ -17,7 +17,7 @@ from app.pipeline import Caller, Upscaled
 from app.routes import ServiceDependency
 from app.routes.access import ClientDependency
 from app.routes.connection import while_connected
-from app.routes.examples import problems
+from app.routes.examples import PROGRESS, problems
 from app.routes.progress import MIXED, ProgressResponse, wants_progress
 from app.schemas import UpscaleOptions
 from app.uploads import PART, Share, read_upload
@@ -63,7 +63,7 @@ _HEADERS = {
 _IMAGE: dict[int | str, dict[str, object]] = {
     200: {
         "description": "The upscaled image; with `Accept: multipart/mixed`, behind JSON parts that tell the progress.",
-        "content": {"image/*": {"schema": _BINARY}, MIXED: {"schema": _BINARY}},
+        "content": {"image/*": {"schema": _BINARY}, MIXED: {"schema": _BINARY, "example": PROGRESS}},
         "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
     }
 }

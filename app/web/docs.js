@@ -136,7 +136,7 @@ class Operation {
     return make(
       "details",
       {},
-      make("summary", {}, make("span", { class: `status ${kind}` }, shown), " ", words),
+      make("summary", {}, make("span", { class: `status ${kind}` }, shown), " ", ...prose(words)),
       ...Object.entries(content).flatMap(([type, body]) => this.body(type, body)),
       Object.keys(headers).length ? make("dl", {}, ...Object.entries(headers).flatMap(([name, { description: about }]) => [make("dt", {}, make("code", {}, name)), make("dd", {}, ...prose(about))])) : null,
     );
