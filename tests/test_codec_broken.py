@@ -429,6 +429,18 @@ def test_a_profile_that_is_too_large_is_missed_with_a_notice(name):
     assert codec.decode(body, LIMITS).metadata.icc is not None
 
 
+def test_more_of_photoshop_than_the_limit_is_missed_with_a_notice():
+    """A JPEG can hold any number of its segments; the answer's PNG would spell each byte with two."""
+    body = saved(photograph(), "JPEG")
+    block = b"Photoshop 3.0\0" + bytes(40_000)
+    segment = b"\xff\xed" + struct.pack(">H", len(block) + 2) + block
+    limits = codec.Limits(max_profile_bytes=100_000)
+    assert len(codec.decode(body[:2] + segment * 2 + body[2:], limits).metadata.photoshop) == 80_000
+    decoded = codec.decode(body[:2] + segment * 3 + body[2:], limits)
+    assert decoded.metadata.photoshop is None
+    assert decoded.notices == ("IPTC of more than 100000 bytes was left out",)
+
+
 def test_a_damaged_checksum_is_a_broken_image():
     """One wrong byte in a PNG's palette, which zlib would not notice, is noticed."""
     body = bytearray(FILES["png palette"]())

@@ -85,7 +85,7 @@ def _walk(body: bytes) -> Iterator[tuple[int, bytes, int]]:
             return
         yield marker, body[at + 4 : at + 2 + length], at
         at += 2 + length
-    raise InvalidImage("The JPEG is truncated; send the whole file.")
+    raise InvalidImage("The JPEG is broken or truncated; send the whole file.")
 
 
 def _find_end(body: bytes, at: int) -> int:
@@ -124,12 +124,11 @@ def picture_only(segments: Segments) -> bytes:
 
 def read_metadata(segments: Segments, limits: Limits) -> tuple[Metadata, tuple[str, ...]]:
     """Everything kept beside the pixels, and notices on what is not; packets that are broken are left out."""
-    exif = xmp = photoshop = None
-    resolution = None
+    exif = xmp = resolution = None
+    behind = ""
     notices: list[str] = []
     profile: dict[int, bytes] = {}
-    texts = []
-    behind = ""
+    photoshop, texts = [], []
     for marker, data in segments.content:
         if marker == APP0 and data[:5] == b"JFIF\0" and len(data) >= 12:
             resolution = _resolution(data)
@@ -144,15 +143,15 @@ def read_metadata(segments: Segments, limits: Limits) -> tuple[Metadata, tuple[s
         elif marker == APP2 and data.startswith(_MULTI_PICTURE):
             behind = "further pictures in the file (gain map, preview) were left out"
         elif marker == APP13 and data.startswith(_PHOTOSHOP):
-            photoshop = (photoshop or b"") + data[len(_PHOTOSHOP) :]
+            photoshop.append(data[len(_PHOTOSHOP) :])
         elif marker == COMMENT:
             texts.append(comment_text(data))
     if not behind and any(segments.trailer[:64]):
         behind = "what stands in the file behind its picture (a video, further pictures) was left out"
     notices.extend([behind] if behind else [])
-    icc = b"".join(profile[number] for number in sorted(profile)) or None
-    icc = bounded(icc, "an ICC profile", limits, notices)
-    return Metadata(icc, exif, xmp, photoshop, resolution, texts=tuple(texts)), tuple(dict.fromkeys(notices))
+    icc = bounded(b"".join(profile[number] for number in sorted(profile)) or None, "an ICC profile", limits, notices)
+    iptc = bounded(b"".join(photoshop) or None, "IPTC", limits, notices)
+    return Metadata(icc, exif, xmp, iptc, resolution, texts=tuple(texts)), tuple(dict.fromkeys(notices))
 
 
 def _resolution(data: bytes) -> Resolution | None:
