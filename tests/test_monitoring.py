@@ -161,7 +161,7 @@ class Prometheus:
 @with_prometheus
 def test_prometheus_scrapes_the_service_and_the_dashboard_shows_it(tmp_path):
     """A real Prometheus finds the process up; each query of the dashboard finds something, each rule is evaluated."""
-    with ScriptedServer(seconds=30, max_queue_requests=1) as server:
+    with ScriptedServer(seconds=100, max_queue_requests=1) as server:
 
         def send(number):
             """Answers after a round of requests, one more than can be run and wait."""

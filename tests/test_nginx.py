@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -58,6 +58,13 @@ def post(url, body=SMALL, headers=PNG):
     return httpx.post(f"{url}/v1/upscale", content=body, headers=headers, timeout=60)
 
 
+def until(condition):
+    """Ask again and again, until it is so."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it does not come to that"
+
+
 class Load:
     """Requests without a pause from several clients, until the end of a ``with`` block.
 
@@ -93,19 +100,19 @@ class Load:
             assert self._news.wait_for(lambda: len(self.answers) >= wanted, PATIENCE)
 
     def _send(self, seed):
-        pixels = noise(16, 12, seed=seed)
-        body = png(pixels)
-        while not self._over.is_set():
-            try:
-                answer = post(self._url, body)
-                outcome = answer.status_code
-                if outcome == 200:
-                    assert pixels_of(answer.content).shape == (32, 24, 3)
-            except httpx.TransportError as error:
-                outcome = error
-            with self._news:
-                self.answers.append(outcome)
-                self._news.notify_all()
+        body = png(noise(16, 12, seed=seed))
+        with httpx.Client(timeout=60) as client:
+            while not self._over.is_set():
+                try:
+                    answer = client.post(f"{self._url}/v1/upscale", content=body, headers=PNG)
+                    outcome = answer.status_code
+                    if outcome == 200:
+                        assert pixels_of(answer.content).shape == (32, 24, 3)
+                except httpx.TransportError as error:
+                    outcome = error
+                with self._news:
+                    self.answers.append(outcome)
+                    self._news.notify_all()
 
 
 @pytest.mark.slow
@@ -132,8 +139,7 @@ def test_a_restart_behind_nginx_fails_no_request(balance):
             load.wait_for(20)  # the other one goes on alone
             one = start(ports[0])
             one.wait_until_ready()
-            while not Books(one.url)["swin2sr_requests_total"]:
-                load.wait_for(1)  # it takes part again
+            until(lambda: Books(one.url)["swin2sr_requests_total"])  # it takes part again
     assert [answer for answer in load.answers if answer != 200] == []
     print(f"\n{len(load.answers)} requests, none failed")
 
@@ -148,50 +154,51 @@ def test_it_moves_on_when_a_connection_is_refused(balance):
         assert [post(url).status_code for _ in range(20)] == [200] * 20
 
 
-def test_uploads_and_answers_stream(balance):
+@pytest.fixture(scope="module")
+def pair():
+    """Two processes that take 5 s for a megapixel, and uploads of half a megabyte."""
+    limits = {"seconds": 5, "max_body_bytes": 500_000}
+    with ScriptedServer(**limits) as one, ScriptedServer(**limits) as other:
+        yield one, other
+
+
+def test_uploads_and_answers_stream(balance, pair):
     """A half-sent upload is at the service already; progress arrives while the image is computed."""
-    with ScriptedServer(seconds=5) as one, ScriptedServer(seconds=5) as other:
-        url = balance(port_of(one), port_of(other))
-        body = png(noise(300, 300))
-        host, port = url.removeprefix("http://").split(":")
-        head = f"Content-Length: {len(body)}\r\nAccept: multipart/mixed\r\nContent-Type: image/png\r\nConnection: close"
-        with socket.create_connection((host, int(port)), PATIENCE) as connection:
-            connection.sendall(f"POST /v1/upscale HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode() + body[:1000])
-            servers = itertools.cycle((one, other))
-            while not Books(next(servers).url)["swin2sr_inflight_requests"]:
-                pass
-            connection.sendall(body[1000:])
-            received = b""
-            while b'"state":"running"' not in received:
-                chunk = connection.recv(65536)
-                assert chunk, received
-                received += chunk
-            assert b"image/png" not in received
-            while chunk := connection.recv(65536):
-                received += chunk
-        assert b"content-type: image/png" in received
+    host, port = balance(*map(port_of, pair)).removeprefix("http://").split(":")
+    body = png(noise(300, 300))
+    head = f"Content-Length: {len(body)}\r\nAccept: multipart/mixed\r\nContent-Type: image/png\r\nConnection: close"
+    with socket.create_connection((host, int(port)), PATIENCE) as connection:
+        connection.sendall(f"POST /v1/upscale HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode() + body[:1000])
+        until(lambda: any(Books(server.url)["swin2sr_inflight_requests"] for server in pair))
+        connection.sendall(body[1000:])
+        received = b""
+        while b'"state":"running"' not in received:
+            chunk = connection.recv(65536)
+            assert chunk, received
+            received += chunk
+        assert b"image/png" not in received
+        while chunk := connection.recv(65536):
+            received += chunk
+    assert b"content-type: image/png" in received
 
 
-def test_the_services_own_words_come_through(balance):
+def test_the_services_own_words_come_through(balance, pair):
     """Refusals, before the whole body was sent too, keep their status, body and headers; the page is there."""
-    with ScriptedServer(max_body_bytes=100_000) as one, ScriptedServer(max_body_bytes=100_000) as other:
-        url = balance(port_of(one), port_of(other))
-        answer = post(url, bytes(3_000_000))
-        assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
-        assert post(url, b"nonsense").json()["code"] == "unsupported_format"
-        assert "<html" in httpx.get(url).text
-        named = httpx.get(f"{url}/nowhere", headers={"x-request-id": "mine"})
-        assert (named.status_code, named.json()["request_id"]) == (404, "mine")
+    url = balance(*map(port_of, pair))
+    answer = post(url, bytes(3_000_000))
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+    assert post(url, b"nonsense").json()["code"] == "unsupported_format"
+    assert "<html" in httpx.get(url).text
+    named = httpx.get(f"{url}/nowhere", headers={"x-request-id": "mine"})
+    assert (named.status_code, named.json()["request_id"]) == (404, "mine")
 
 
-def test_where_nobody_is_ready_the_client_is_told_to_wait(balance):
+def test_where_nobody_is_ready_the_client_is_told_to_wait(balance, pair):
     """503 with ``Retry-After`` and the problem document of ``not_ready``, with the service's own fields."""
-    url = balance(*free_ports(2))
-    answer = post(url)
+    answer = post(balance(*free_ports(2)))
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")
     assert 1 <= int(answer.headers["retry-after"]) <= 60
-    with ScriptedServer(variants="classical-x2") as server:
-        theirs = httpx.post(f"{server.url}/v1/upscale?variant=jpeg", content=SMALL, headers=PNG)
+    theirs = httpx.post(f"{pair[0].url}/v1/upscale?variant=jpeg", content=SMALL, headers=PNG)
     assert theirs.status_code == 503
     assert answer.json().keys() == theirs.json().keys() - {"variant"}
     for name in ("type", "status", "code", "title"):
