@@ -11,7 +11,7 @@ IMAGE_TOOL ?=
 SAMPLE := build/sample.png
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: openapi serve ray install test prove image check format lock clean help
+.PHONY: openapi pictures serve ray install test prove image check format lock clean help
 
 serve: $(VENV)/.installed $(SAMPLE) ## make .venv, install, and serve on http://127.0.0.1:8000
 	@$(BIN)/swin2sr serve --sample $(SAMPLE) $(SERVE)
@@ -53,6 +53,9 @@ openapi: $(VENV)/.installed ## describe the HTTP interface anew in openapi.json
 	@mkdir -p build
 	$(BIN)/swin2sr openapi > build/openapi.json
 	mv build/openapi.json openapi.json
+
+pictures: $(VENV)/.installed-dev ## the pictures of the page and of README anew, after a change of either or of small-x2
+	$(BIN)/python -m tests.page.paint
 
 clean: ## forget everything that was made here
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
