@@ -30,6 +30,7 @@ def paint() -> None:
             page.goto(address)
             page.locator("[aria-busy=false]").wait_for()
             page.locator("#split").fill("72")
+            page.locator("#split").blur()
             photograph = page.screenshot()
     with Image.open(BytesIO(photograph)) as image:
         image.convert("RGB").save(WEB / "page.webp", quality=86, method=6)
