@@ -77,15 +77,22 @@ def place_results(found: Sequence[Found], output: Path, variant: str, format_: s
         output: a folder; it need not exist.
         variant: name of the variant that computes.
         format_: of the results, as in ``UpscaleOptions``; ``same`` guesses by the image's name, and the answer decides.
+
+    Raises:
+        ValueError: if two images would become one file.
     """
     twins = Counter(each.place.with_suffix("") for each in found)
-    jobs = []
+    jobs: dict[Path, Job] = {}
     for each in found:
         suffix = each.place.suffix
         kind = f"-{suffix[1:].lower()}" if twins[each.place.with_suffix("")] > 1 and suffix else ""
         name = f"{each.place.stem}{kind}-{variant}{_extension(format_, suffix)}"
-        jobs.append(Job(each.source, output / each.place.parent / name))
-    return jobs
+        target = output / each.place.parent / name
+        job = Job(each.source, target)
+        other = jobs.setdefault(target, job)
+        if other is not job:
+            raise ValueError(f"{other.name} and {job.name} would both become {target}: give the folders they lie in")
+    return list(jobs.values())
 
 
 def _images(paths: Iterator[Path] | Sequence[Path]) -> Iterator[Path]:

@@ -59,6 +59,15 @@ def test_images_that_differ_in_their_ending_alone_get_different_names(tree):
     }
 
 
+def test_two_images_never_become_one_file(tree):
+    """As names that a shell found would, whatever is said of overwriting; given with their folders, they do not."""
+    tree("one/a.png", "two/a.png")
+    with pytest.raises(
+        ValueError, match=r"one/a.png and two/a.png would both become out/a-png-v.png: give the folders"
+    ):
+        results("one/a.png", "two/a.png")
+
+
 def test_nothing_is_read_twice_and_what_is_missing_is_kept(tree):
     """A missing file is reported when its turn comes, like any other that fails."""
     tree("in/a.png")
