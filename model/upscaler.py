@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from model.checkpoints import load_network
+from model.gpu.forward import Forward
 from model.network import Swin2SR
 from model.processor import pad_direct, quantise, to_tensor
 
@@ -20,8 +21,8 @@ class Upscaler:
         network: in evaluation mode, float32 weights.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` takes a GPU where there is one.
         dtype: ``auto``, ``float32`` or ``bfloat16`` for linear layers and convolutions; normalisation and softmax are
-            float32 always. ``auto`` is bfloat16 on a GPU that knows it, else float32. There is no float16: deep
-            stages overflow it.
+            float32 always, and on a GPU the first convolution, the residual stream and the head too. ``auto`` is
+            bfloat16 on a GPU that knows it, else float32. There is no float16: deep stages overflow it.
 
     Attributes:
         config: of the network.
@@ -39,6 +40,8 @@ class Upscaler:
         self.device = find_device(device)
         self.dtype = find_dtype(dtype, self.device)
         self.network = network.to(self.device).eval().requires_grad_(requires_grad=False)
+        # On a GPU kernels are chosen and graphs captured now: nothing of that is left to the first requests.
+        self._on_gpu = Forward(self.network, self.dtype) if self.device.type == "cuda" else None
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str = "auto", dtype: str = "auto") -> Upscaler:
@@ -81,7 +84,9 @@ class Upscaler:
         for tile in tiles:
             if tile.ndim != 3 or tile.shape[2] != self.channels:
                 raise ValueError(f"Expected (H, W, {self.channels}), not {tile.shape}.")
-        images = [to_tensor(tile).to(self.device, non_blocking=True) for tile in tiles]
+        if self._on_gpu is not None:
+            return self._on_gpu(tiles)
+        images = [to_tensor(tile) for tile in tiles]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             reconstructions = self.network.reconstruct(images)
         return [reconstruction.image.permute(1, 2, 0).float().cpu().numpy() for reconstruction in reconstructions]

@@ -18,7 +18,7 @@ FLOORS = {
         {"attention"},
         {"reconstruction"},
         {"network"},
-        {"checkpoints", "observed"},
+        {"checkpoints", "observed", "gpu"},
         {"upscaler", "pretrained"},
         {"evaluate"},
         {"training", "bench", "seams"},

@@ -1,0 +1,117 @@
+"""Which form of an operator is used: the faster one here, if it computes the same."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import statistics
+import subprocess
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from model.gpu.operators import PLAIN, NormWeights, Operators
+from model.gpu.windowed import WindowedNetwork
+
+logger = logging.getLogger(__name__)
+
+WINDOWS = 512
+"""Windows that the forms are compared on."""
+
+MOST_ERROR = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+"""What two forms may differ by, relative to the values' norm: the order of sums, and what is rounded in between."""
+
+ROUNDS = 9
+
+Timer = Callable[[Callable[[], object]], float]
+"""Seconds that a call takes on the device."""
+
+
+def choose_operators(windowed: WindowedNetwork, time: Timer, fused: Operators | None) -> Operators:
+    """The faster form of each operator for a network on its device.
+
+    Args:
+        windowed: the network.
+        time: measures a call there.
+        fused: the kernels, as ``load_kernels`` finds them; None where there are none.
+    """
+    if fused is None:
+        return PLAIN
+    block, width, channels = windowed.stages[0].blocks[-1], windowed.width, windowed.config.embed_dim
+    device, tokens = block.qkv.weight.device, WINDOWS * windowed.config.window_size**2
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(parts: int) -> Tensor:
+        values = torch.randn(tokens, parts, width, device=device, generator=generator)
+        values[..., channels:] = 0
+        return values.flatten(1)
+
+    qkv, stream, branch = draw(3).to(windowed.dtype), draw(1).to(windowed.exact), draw(1).to(windowed.dtype)
+    kinds = torch.arange(WINDOWS, dtype=torch.int32, device=device) % len(block.tables.bias)
+    rows = torch.randperm(tokens, device=device, generator=generator).int()
+    attends = [partial(each.attend, qkv, kinds, block.tables) for each in (PLAIN, fused)]
+    norms = [partial(_add_norm, each, stream, branch, block.norm1, rows) for each in (PLAIN, fused)]
+    return Operators(
+        fused.attend if _pays("attention", time, *attends) else PLAIN.attend,
+        fused.add_norm if _pays("norm", time, *norms) else PLAIN.add_norm,
+    )
+
+
+def _add_norm(form: Operators, stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor) -> Tensor:
+    return form.add_norm(stream, branch, norm, rows)[0]
+
+
+def _pays(name: str, time: Timer, plain: Callable[[], Tensor], fused: Callable[[], Tensor]) -> bool:
+    try:
+        answer = fused()
+    except torch.OutOfMemoryError:
+        raise
+    except _faults() as fault:
+        logger.warning("the %s kernel cannot be used here: %s", name, fault)
+        return False
+    expected = plain().double()
+    error = float((answer.double() - expected).norm() / expected.norm())
+    if not error <= MOST_ERROR[answer.dtype]:  # a NaN is no answer either
+        logger.warning("the %s kernel is not used: its answer is off by %.2g here", name, error)
+        return False
+    here, there = time(fused), time(plain)
+    logger.info("%s takes %.3g ms by the kernel and %.3g ms without", name, here * 1e3, there * 1e3)
+    return here < there
+
+
+def load_kernels(device: torch.device) -> Operators | None:
+    """The Triton kernels; None on another device than CUDA's, and where Triton is not installed."""
+    if device.type != "cuda":
+        return None
+    try:
+        kernels = importlib.import_module("model.gpu.kernels")
+    except ImportError:
+        return None
+    found: Operators = kernels.FUSED
+    return found
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What goes wrong where a kernel cannot be compiled: Triton's own, no C compiler, no memory that is shared."""
+    faults: tuple[type[Exception], ...] = (RuntimeError, OSError, subprocess.CalledProcessError)
+    try:
+        errors = importlib.import_module("triton.errors")
+    except ImportError:
+        return faults
+    return (*faults, errors.TritonError)
+
+
+def time_on_cuda(call: Callable[[], object]) -> float:
+    """Seconds between two events of the current stream around a call, the median of ``ROUNDS`` after a first one."""
+    call()
+    seconds = []
+    for _ in range(ROUNDS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(seconds)

@@ -1,0 +1,200 @@
+"""Pixels to a GPU and values back: what ``Upscaler`` does there.
+
+Tiles go up in one copy from pinned memory as the integers they are; they are spread over windows and brought to [0, 1]
+on the device. A large batch goes in several packs: while one is computed, the next is on its way up and the one before
+on its way down, each on a stream of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.gpu.choice import choose_operators, load_kernels, time_on_cuda
+from model.gpu.graphs import COUNTS, Capture, CudaCapture, Graphs, as_it_is
+from model.gpu.grid import lay_out, pixel_rows
+from model.gpu.windowed import WindowedNetwork
+from model.network import Swin2SR
+from model.packing import split_by_area
+
+Pixels = NDArray[Any]
+Values = NDArray[np.float32]
+
+PACK_PIXELS = 2**19
+"""Pixels of a pack: enough to keep any card busy for milliseconds; batches of more overlap their copies."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack on its way.
+
+    Attributes:
+        sizes: (height, width) of its tiles.
+        values: in the machine's memory, once ``arrived`` has happened.
+        arrived: None on a CPU.
+        held: what the device still reads.
+    """
+
+    sizes: list[tuple[int, int]]
+    values: Tensor
+    arrived: torch.cuda.Event | None
+    held: Sequence[Tensor]
+
+
+class Forward:
+    """A network on its device, its kernels chosen and its graphs captured; safe to call from several threads.
+
+    Args:
+        network: in evaluation mode, on its device; on a CPU everything is computed as on a GPU, without its means.
+        dtype: bfloat16 or float32, of the body's matrix products and convolutions.
+        counts: numbers of windows that are recorded.
+    """
+
+    def __init__(self, network: Swin2SR, dtype: torch.dtype, counts: tuple[int, ...] = COUNTS) -> None:
+        config = network.config
+        self.window, self.scale, self.channels = config.window_size, config.upscale, config.num_channels
+        self.out_channels = config.out_channels
+        self._device = next(network.parameters()).device
+        self._lock = threading.Lock()
+        # The head, whose inputs are the image itself, is good to 10 bits where the body is to 8.
+        self._precision: Literal["ieee", "tf32"] = "ieee" if dtype is torch.float32 else "tf32"
+        self._streams: Streams | None = None
+        capture: Capture = as_it_is
+        if self._device.type == "cuda":
+            self._streams = Streams.on(self._device)
+            capture = CudaCapture(self._streams.compute)
+        with self._computing(), torch.inference_mode(), convolution_precision(self._precision):
+            windowed = WindowedNetwork(network, dtype)
+            if self._streams is not None:
+                windowed.operators = choose_operators(windowed, time_on_cuda, load_kernels(self._device))
+            self._graphs = Graphs(
+                windowed,
+                channels=self.channels,
+                window=self.window,
+                device=self._device,
+                capture=capture,
+                counts=counts,
+            )
+
+    def __call__(self, tiles: Sequence[Pixels]) -> list[Values]:
+        """As ``Upscaler.forward``.
+
+        Raises:
+            ValueError: if a side is off the window grid, or the type is neither uint8 nor uint16.
+        """
+        groups = split_by_area([tile.shape[0] * tile.shape[1] for tile in tiles], PACK_PIXELS)
+        with self._lock, convolution_precision(self._precision):
+            packs = [self._launch([tiles[index] for index in group]) for group in groups]
+        found: dict[int, Values] = {}
+        for group, pack in zip(groups, packs, strict=True):
+            found.update(zip(group, self._receive(pack), strict=True))
+        return [found[index] for index in range(len(tiles))]
+
+    def _launch(self, tiles: Sequence[Pixels]) -> Pack:
+        sizes = [tile.shape[:2] for tile in tiles]
+        own = sum(height * width for height, width in sizes) // self.window**2
+        table = lay_out(sizes, self.window, self._graphs.fitting(own))
+        flat = self._stage(tiles, len(table) * self.window**2)
+        host_grid = torch.from_numpy(table)
+        with self._uploading():
+            pixels, grid = (each.to(self._device, non_blocking=True) for each in (flat, host_grid))
+        with self._computing():
+            values = self._compute(pixels, grid, own)
+        with self._downloading():
+            arrived = torch.empty(values.shape, pin_memory=self._streams is not None)
+            arrived.copy_(values, non_blocking=True)
+            event = self._streams.down.record_event() if self._streams else None
+        return Pack(sizes, arrived, event, (pixels, grid, values))
+
+    def _stage(self, tiles: Sequence[Pixels], rows: int) -> Tensor:
+        """All pixels (rows, channels) one after the other, then zeros, as integers in pinned memory."""
+        for tile in tiles:
+            if tile.dtype not in (np.uint8, np.uint16):
+                raise ValueError(f"pixels must be uint8 or uint16 of shape (H, W, C), not {tile.dtype} {tile.shape}")
+        deep = any(tile.dtype == np.uint16 for tile in tiles)
+        dtype = torch.int16 if deep else torch.uint8
+        staged = torch.empty(rows, self.channels, dtype=dtype, pin_memory=self._streams is not None)
+        target, at = staged.numpy().view(np.uint16 if deep else np.uint8), 0
+        for tile in tiles:
+            count = tile.shape[0] * tile.shape[1]
+            shallow = deep and tile.dtype == np.uint8
+            target[at : at + count] = (tile.astype(np.uint16) * 257 if shallow else tile).reshape(count, -1)
+            at += count
+        target[at:] = 0
+        return staged
+
+    @torch.inference_mode()
+    def _compute(self, pixels: Tensor, grid: Tensor, own: int) -> Tensor:
+        """Values (rows, scale * out_channels) of the tiles in reading order, without what was filled up."""
+        whole = pixels.float() / 255 if pixels.dtype is torch.uint8 else (pixels.int() & 0xFFFF).float() / 65535
+        values = self._graphs(whole.index_select(0, pixel_rows(grid, self.window)), grid)
+        target = pixel_rows(grid[:own], self.window, self.scale)
+        ordered = values.new_empty(len(target), self.scale * self.out_channels)
+        return ordered.index_copy_(0, target, values.view(-1, ordered.shape[1])[: len(target)])
+
+    def _receive(self, pack: Pack) -> list[Values]:
+        if pack.arrived is not None:
+            pack.arrived.synchronize()
+        values, at, images = pack.values.numpy().reshape(-1), 0, []
+        for height, width in pack.sizes:
+            shape = (height * self.scale, width * self.scale, self.out_channels)
+            size = height * width * self.scale**2 * self.out_channels
+            images.append(values[at : at + size].reshape(shape))
+            at += size
+        return images
+
+    # The three streams; on a CPU there is none.
+
+    def _uploading(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._streams is None else torch.cuda.stream(self._streams.up)
+
+    def _computing(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._streams is None else self._streams.after_upload()
+
+    def _downloading(self) -> AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._streams is None else self._streams.after_compute()
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Copies up, computing, copies down: each waits for what the one before has been given so far."""
+
+    up: torch.cuda.Stream
+    compute: torch.cuda.Stream
+    down: torch.cuda.Stream
+
+    @classmethod
+    def on(cls, device: torch.device) -> Streams:
+        """Three new streams."""
+        return cls(*(torch.cuda.Stream(device) for _ in range(3)))  # type: ignore[no-untyped-call]
+
+    def after_upload(self) -> AbstractContextManager[object]:
+        """The stream that computes, once what is on its way up has come."""
+        self.compute.wait_stream(self.up)
+        return torch.cuda.stream(self.compute)
+
+    def after_compute(self) -> AbstractContextManager[object]:
+        """The stream that copies down, once everything is computed."""
+        self.down.wait_stream(self.compute)
+        return torch.cuda.stream(self.down)
+
+
+@contextlib.contextmanager
+def convolution_precision(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
+    """What cuDNN may make of float32: all of it, or the ten bits of TF32. Everybody's, as PyTorch has it."""
+    settings = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # a property of the module
+    before = settings.fp32_precision
+    settings.fp32_precision = precision
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before

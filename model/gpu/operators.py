@@ -1,0 +1,101 @@
+"""What a block does between its matrix products, by PyTorch's operators: the twin that kernels are held against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionTables:
+    """What attention needs beside queries, keys and values.
+
+    Attributes:
+        bias: (kinds, nH, N, N) float32, position bias and mask.
+        scale: (nH,) float32, the factor on cosines.
+        channels: C; a row of query, key or value may be wider, and is zero there.
+    """
+
+    bias: Tensor
+    scale: Tensor
+    channels: int
+
+
+@dataclass(frozen=True)
+class NormWeights:
+    """A LayerNorm's: (C,) both, in the stream's dtype."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+class Attend(Protocol):
+    """Window attention after the projection to query, key and value and before the one of its result."""
+
+    def __call__(self, qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:
+        """Attend among the tokens of each window.
+
+        Args:
+            qkv: (T, 3 * width), windows one after the other; C <= width, and what is beyond C is zero.
+            kinds: (nW,) int32, which bias a window has.
+            tables: of the block.
+
+        Returns:
+            (T, width) in the dtype of ``qkv``, zero beyond C. Normalisation and softmax are float32 at least.
+        """
+
+
+class AddNorm(Protocol):
+    """The end of a branch: normalise it, add it to the stream, and put the tokens into the next block's order."""
+
+    def __call__(self, stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Compute ``(stream + norm(branch))[rows]``.
+
+        Args:
+            stream: (T, width), float32 or float64.
+            branch: (T, width) in the dtype of the matrix products; C <= width, and what is beyond C is zero.
+            norm: over C channels.
+            rows: (T,) int32; None where the order stays.
+
+        Returns:
+            The stream, and the same in the branch's dtype.
+        """
+
+
+@dataclass(frozen=True)
+class Operators:
+    """One form of each."""
+
+    attend: Attend
+    add_norm: AddNorm
+
+
+def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:
+    """As ``Attend``."""
+    heads, length = tables.bias.shape[1:3]
+    width, exact = qkv.shape[1] // 3, torch.promote_types(qkv.dtype, torch.float32)
+    shape = (len(qkv) // length, length, 3)
+    query, key, value = qkv.view(-1, length, 3, width)[..., : tables.channels].reshape(*shape, heads, -1).unbind(2)
+    query, key = (F.normalize(each.to(exact), dim=-1).transpose(1, 2) for each in (query, key))
+    logits = query @ key.transpose(-2, -1) * tables.scale.to(exact)[:, None, None]
+    probabilities = torch.softmax(logits + tables.bias.to(exact).index_select(0, kinds), dim=-1)
+    mixed = (probabilities.to(qkv.dtype) @ value.transpose(1, 2)).transpose(1, 2).flatten(2)
+    return F.pad(mixed, (0, width - tables.channels)).flatten(0, 1)
+
+
+def add_norm(stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As ``AddNorm``."""
+    channels = norm.weight.shape[0]
+    normal = F.layer_norm(branch[:, :channels].to(stream.dtype), (channels,), norm.weight, norm.bias, norm.eps)
+    stream = stream + F.pad(normal, (0, stream.shape[1] - channels))
+    if rows is not None:
+        stream = stream.index_select(0, rows)
+    return stream, stream.to(branch.dtype)
+
+
+PLAIN = Operators(attend, add_norm)

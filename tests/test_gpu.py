@@ -1,0 +1,388 @@
+"""The forward pass on a GPU: computed on the CPU but for kernels and graphs, and those where they can be."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from model import windows
+from model.gpu import choice, forward, operators
+from model.gpu.forward import Forward
+from model.gpu.graphs import Graphs, as_it_is
+from model.gpu.grid import cyclic_source, halo, lay_out, mask_kinds, pixel_rows
+from model.gpu.operators import PLAIN, AttentionTables, NormWeights, Operators
+from model.gpu.windowed import WindowedNetwork
+from model.packing import PackedLayout
+from model.processor import to_tensor
+from model.upscaler import Upscaler
+from tests.networks import HEADS, random_image, tiny_network
+
+CPU = torch.device("cpu")
+SIZES = [(8, 8), (24, 16), (8, 40)]
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA here")
+
+ERRORS = {
+    "classical_x2": 8e-3,
+    "classical_x3": 1e-2,
+    "classical_x8": 9e-3,
+    "lightweight_x4": 9e-3,
+    "realworld_x4": 8e-3,
+    "realworld_x4_3conv": 5e-3,
+    "compressed_x4": 4e-3,
+    "jpeg": 5e-5,
+}
+"""What bfloat16 in the body may cost each head: the norm of the error over that of what the network adds to gray."""
+
+
+def random_tile(height, width, channels=3, dtype=np.uint8):
+    return np.random.default_rng(height).integers(0, np.iinfo(dtype).max, (height, width, channels), dtype)
+
+
+def run_windowed(network, images, dtype, exact, fill=0):
+    """Images (C, H, W) through a windowed network, as ``Forward`` goes about it, with so many empty windows."""
+    window, scale = network.config.window_size, network.config.upscale
+    sizes = [tuple(image.shape[1:]) for image in images]
+    own = sum(height * width for height, width in sizes) // window**2
+    grid = torch.from_numpy(lay_out(sizes, window, own + fill))
+    rows = [image.permute(1, 2, 0).flatten(0, 1) for image in images]
+    flat = torch.cat([*rows, torch.rand(fill * window**2, rows[0].shape[1], dtype=rows[0].dtype)])
+    with torch.inference_mode():
+        values = WindowedNetwork(network, dtype, exact)(flat[pixel_rows(grid, window)], grid)
+    ordered = torch.empty(len(grid) * window**2 * scale, scale * values.shape[1], dtype=values.dtype)
+    ordered[pixel_rows(grid, window, scale)] = values.view(len(ordered), -1)
+    parts = ordered.split([scale * height * width for height, width in sizes] + [fill * window**2 * scale])
+    return [
+        part.view(scale * height, scale * width, -1).permute(2, 0, 1)
+        for part, (height, width) in zip(parts, sizes, strict=False)
+    ]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_windows_alone_are_the_network(head):
+    """In float64, for every head, an odd width, three sizes and empty windows, it is the network to the last digits."""
+    network = tiny_network(head, embed_dim=20, num_heads=(2, 2), depths=(2, 1)).double()
+    images = [random_image(network, rows, columns).double() for rows, columns in ((1, 1), (2, 3), (1, 4))]
+    found = run_windowed(network, images, torch.float64, torch.float64, fill=3)
+    for image, expected in zip(found, network.reconstruct(images), strict=True):
+        torch.testing.assert_close(image, expected.image, rtol=0, atol=1e-12)
+
+
+def test_other_networks_are_computed_too():
+    """A bottleneck, no bias, another activation, another scale: what a configuration may say."""
+    fields = {"resi_connection": "3conv", "qkv_bias": False, "hidden_act": "relu", "mlp_ratio": 1.3}
+    network = tiny_network("classical_x2", **fields).double()
+    images = [random_image(network, 2, 3).double()]
+    [found] = run_windowed(network, images, torch.float64, torch.float64)
+    torch.testing.assert_close(found, network.reconstruct(images)[0].image, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_bfloat16_costs_each_head_what_is_stated(head):
+    """Products in bfloat16, the rest in float32, against float64; and it is not float32 by mistake."""
+    network = tiny_network(head)
+    images = [random_image(network, 3, 2), random_image(network, 1, 1)]
+    found = run_windowed(network, images, torch.bfloat16, torch.float32)
+    exact = network.double().reconstruct([image.double() for image in images])
+    off = sum(float((image - right.image).norm() ** 2) for image, right in zip(found, exact, strict=True))
+    whole = sum(float((right.image - right.image.mean()).norm() ** 2) for right in exact)
+    assert ERRORS[head] / 1000 < (off / whole) ** 0.5 < ERRORS[head]
+
+
+@pytest.mark.parametrize(("window", "shift"), [(8, 4), (7, 3)])
+def test_the_grid_agrees_with_the_layout(window, shift):
+    """Masks, the way to the shifted order and back, and neighbours are those of ``PackedLayout``, but for the order."""
+    sizes = [(window * rows, window * columns) for rows, columns in ((1, 1), (3, 2), (1, 5))]
+    grid, layout = torch.from_numpy(lay_out(sizes, window)), PackedLayout(sizes, window, shift)
+    kinds = [windows.mask_kinds(height, width, window) for height, width in sizes]
+    assert mask_kinds(grid).tolist() == torch.cat(kinds).tolist()
+    assert torch.bincount(mask_kinds(grid), minlength=windows.MASK_KINDS).tolist() == list(layout.counts)
+    there, back = cyclic_source(grid, window, shift), cyclic_source(grid, window, -shift)
+    assert there[back].tolist() == list(range(len(there)))
+    by_kind = torch.argsort(mask_kinds(grid), stable=True)
+    assert there.view(len(grid), -1)[by_kind].flatten().tolist() == layout.shifted_from_windows.tolist()
+    seen, expected = halo(grid, window), layout.halo(shifted=False)
+    assert torch.where(seen == len(there), -1, seen).tolist() == expected.tolist()
+
+
+def test_pixels_go_where_they_came_from():
+    """The rows of pixels are a permutation, of the image's own pixels, and two windows side by side interleave."""
+    grid = torch.from_numpy(lay_out([(2, 4), (2, 2)], 2))
+    assert pixel_rows(grid, 2).tolist() == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 10, 11]
+    fine = torch.from_numpy(lay_out(SIZES, 8))
+    assert sorted(pixel_rows(fine, 8, 3).tolist()) == list(range(len(fine) * 64 * 3))
+
+
+def test_borders_are_repeated_where_asked():
+    """With ``clamp`` a window of one pixel a side sees its own pixel beyond the image, and its neighbour within."""
+    grid = torch.from_numpy(lay_out([(1, 2)], 1))
+    assert halo(grid, 1, 1, clamp=True).tolist() == [[0, 0, 1] * 3, [0, 1, 1] * 3]
+    assert halo(grid, 1, 1).tolist() == [[2, 2, 2, 2, 0, 1, 2, 2, 2], [2, 2, 2, 0, 1, 2, 2, 2, 2]]
+
+
+@pytest.mark.parametrize("size", [(8, 9), (0, 8)])
+def test_sizes_off_the_grid_are_refused(size):
+    """As everywhere, by what has to be done about it."""
+    with pytest.raises(ValueError, match="pad the image first"):
+        lay_out([(8, 8), size], 8)
+
+
+@pytest.mark.parametrize("counts", [(), (4, 64)])
+@pytest.mark.parametrize("head", ["lightweight_x4", "jpeg"])
+def test_tiles_come_back_as_from_the_upscaler(head, counts, monkeypatch):
+    """In float32, whether filled up or not, in one pack or several, 8 and 16 bits together, in their order."""
+    network = tiny_network(head)
+    window, channels = network.config.window_size, network.config.num_channels
+    tiles = [
+        random_tile(window * rows, window * columns, channels, dtype)
+        for rows, columns, dtype in ((3, 2, np.uint8), (1, 1, np.uint16), (1, 3, np.uint8))
+    ]
+    expected = Upscaler(network, device="cpu").forward(tiles)
+    for pixels in (forward.PACK_PIXELS, window**2):
+        monkeypatch.setattr(forward, "PACK_PIXELS", pixels)
+        compute = Forward(network, torch.float32, counts)
+        for _ in range(2):  # what was left in the buffers does not matter
+            for found, right in zip(compute(tiles), expected, strict=True):
+                assert (found.dtype, found.shape) == (right.dtype, right.shape)
+                np.testing.assert_allclose(found, right, atol=1e-5)
+            compute([random_tile(window, window, channels)])
+
+
+def test_other_pixels_are_refused():
+    """Floats have no range of their own, and a tile off the grid no windows."""
+    compute = Forward(tiny_network(), torch.float32, ())
+    with pytest.raises(ValueError, match="uint8 or uint16"):
+        compute([np.zeros((8, 8, 3), np.float32)])
+    with pytest.raises(ValueError, match="pad the image first"):
+        compute([np.zeros((8, 12, 3), np.uint8)])
+
+
+def test_precision_is_given_back():
+    """What everybody's convolutions do is as before, also after an error."""
+    before = torch.backends.cudnn.conv.fp32_precision
+    with forward.convolution_precision("ieee"):
+        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+    assert torch.backends.cudnn.conv.fp32_precision == before
+    with pytest.raises(ValueError, match="uint8 or uint16"):
+        Forward(tiny_network(), torch.float32, ())([np.zeros((8, 8, 3), np.float32)])
+    assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+class Recorder:
+    """Stands for a device that records; a number of windows may be too many for it."""
+
+    def __init__(self, most=100):
+        self.most, self.recorded, self.replayed = most, [], 0
+
+    def __call__(self, compute):
+        values = compute()
+        if len(values) > self.most:
+            raise torch.OutOfMemoryError("too much")
+        self.recorded.append(len(values))
+
+        def replay():
+            self.replayed += 1
+            return compute()
+
+        return replay
+
+
+def test_packs_are_filled_up_to_what_was_recorded():
+    """The next number of windows serves; where there is none, or no memory for it, the pack runs as it is."""
+    recorder = Recorder(most=8)
+
+    def network(pixels, _grid):
+        return pixels * 2
+
+    graphs = Graphs(network, channels=1, window=1, device=CPU, capture=recorder, counts=(2, 8, 16))
+    assert recorder.recorded == [8, 2]
+    assert [graphs.fitting(count) for count in (1, 2, 3, 8, 9)] == [2, 2, 8, 8, 9]
+    for count, replays in ((8, 1), (9, 1), (2, 2)):
+        pixels = torch.arange(float(count))[:, None]
+        assert torch.equal(graphs(pixels, torch.from_numpy(lay_out([], 1, count))), pixels * 2)
+        assert recorder.replayed == replays
+
+
+def test_nothing_recorded_computes():
+    """A machine without memory to spare serves all the same."""
+    graphs = Graphs(lambda pixels, _: pixels, channels=1, window=1, device=CPU, capture=as_it_is, counts=())
+    assert graphs.fitting(5) == 5
+
+
+def windowed(dtype=torch.float32):
+    return WindowedNetwork(tiny_network(), dtype)
+
+
+def take(operator, seconds):
+    """An operator that is known to take so long."""
+
+    def run(*arguments):
+        run.seconds = seconds
+        return operator(*arguments)
+
+    return run
+
+
+def test_the_faster_operator_is_chosen():
+    """Each for itself, by the time that was measured."""
+    fused = Operators(take(operators.attend, 1), take(operators.add_norm, 1))
+    seconds = iter([1.0, 2.0, 2.0, 1.0])  # attention by the kernel and without; norm
+    chosen = choice.choose_operators(windowed(), lambda _call: next(seconds), fused)
+    assert chosen == Operators(fused.attend, PLAIN.add_norm)
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("no C compiler"), OSError("no ptxas"), ValueError])
+def test_a_kernel_that_cannot_be_had_is_no_fault(fault):
+    """It is left out; what is nobody's fault but the program's is not hidden."""
+
+    def fail(*_arguments):
+        raise fault
+
+    fused = Operators(fail, fail)
+    if fault is ValueError:
+        with pytest.raises(ValueError):  # noqa: PT011 - it has no text
+            choice.choose_operators(windowed(), lambda _call: 1.0, fused)
+    else:
+        assert choice.choose_operators(windowed(), lambda _call: 1.0, fused) == PLAIN
+
+
+def test_running_out_of_memory_is_no_choice():
+    """It says nothing of the kernel."""
+
+    def fail(*_arguments):
+        raise torch.OutOfMemoryError("too much")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        choice.choose_operators(windowed(), lambda _call: 1.0, Operators(fail, fail))
+
+
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
+def test_a_wrong_kernel_is_not_used(factor):
+    """However fast it is."""
+
+    def attend(*arguments):
+        return operators.attend(*arguments) * factor
+
+    def add_norm(*arguments):
+        stream, tokens = operators.add_norm(*arguments)
+        return stream * factor, tokens
+
+    seconds = iter([0.0, 1.0] * 2)
+    chosen = choice.choose_operators(windowed(), lambda _call: next(seconds), Operators(attend, add_norm))
+    assert chosen == PLAIN
+
+
+def test_there_are_no_kernels_on_a_cpu():
+    """Triton is not even looked for, and PyTorch's operators serve."""
+    assert choice.load_kernels(CPU) is None
+    assert choice.choose_operators(windowed(), lambda _call: 1.0, None) is PLAIN
+
+
+def test_a_gpu_without_triton_serves(monkeypatch):
+    """By PyTorch's operators."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "model.gpu.kernels", raising=False)
+    assert choice.load_kernels(torch.device("cuda")) is None
+
+
+def test_importing_does_not_import_triton():
+    """The kernels are imported where there is a GPU, and nowhere else."""
+    code = "import sys, model.upscaler; sys.exit('model.gpu.kernels' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def draw_attention(channels, heads, window, dtype, device):
+    """Queries, keys and values of five windows, their kinds and tables; logits as large as they get."""
+    torch.manual_seed(0)
+    width, length = -(-channels // 8) * 8, window**2
+    qkv = torch.randn(5 * length, 3, width, device=device)
+    qkv[..., channels:] = 0
+    masks = windows.attention_masks(window, window // 2)[:, None]
+    bias = (16 * torch.rand(1, heads, length, length) + masks).to(device)
+    scale = torch.linspace(1, 100, heads, device=device)
+    kinds = torch.tensor([0, 3, 1, 2, 0], dtype=torch.int32, device=device)
+    return qkv.flatten(1).to(dtype), kinds, AttentionTables(bias, scale, channels)
+
+
+def check_kernels(kernels, dtype, form, device):
+    """Both kernels against PyTorch's operators."""
+    channels, heads, window = form
+    qkv, kinds, tables = draw_attention(channels, heads, window, dtype, device)
+    found, exact = kernels.attend(qkv, kinds, tables), operators.attend(qkv.double(), kinds, tables)
+    tolerance = 1e-5 if dtype is torch.float32 else 1e-2
+    assert found.dtype is dtype
+    torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=tolerance)
+    assert not found[:, channels:].any()
+    stream, branch = torch.randn(qkv.shape[0], qkv.shape[1] // 3, device=device), found
+    norm = NormWeights(torch.randn(channels, device=device), torch.randn(channels, device=device), 1e-5)
+    for rows in (None, torch.randperm(len(stream), device=device).int()):
+        for here, there in zip(
+            kernels.add_norm(stream, branch, norm, rows), operators.add_norm(stream, branch, norm, rows), strict=True
+        ):
+            assert here.dtype is there.dtype
+            torch.testing.assert_close(here, there)
+
+
+FORMS = [(60, 6, 8), (180, 6, 8), (180, 6, 7), (24, 2, 8), (20, 2, 7)]
+"""Channels, heads and window: heads of 10, 30 and 12 channels, windows of 64 and 49 tokens, widths that are filled."""
+
+INTERPRETED = """
+import torch
+from model.gpu import kernels
+from tests.test_gpu import FORMS, check_kernels
+for form in FORMS:
+    for dtype in (torch.float32, torch.bfloat16):
+        check_kernels(kernels.FUSED, dtype, form, "cpu")
+"""
+
+
+def test_kernels_are_their_plain_twins_by_the_interpreter():
+    """Both kernels, for heads of 10 and 30 channels, windows of 64 and 49 tokens, float32 and bfloat16."""
+    pytest.importorskip("triton", reason="Triton, whose interpreter runs the kernels, is not installed")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True)
+
+
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("form", FORMS)
+def test_kernels_are_their_plain_twins_on_the_device(form, dtype):
+    """Compiled, on tensor cores."""
+    pytest.importorskip("triton")
+    from model.gpu import kernels
+
+    check_kernels(kernels.FUSED, dtype, form, "cuda")
+
+
+@needs_cuda
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("bfloat16", 4e-2)])
+def test_the_device_computes_the_network(head, dtype, bound):
+    """Recorded and not, in company and alone, against float64 on the CPU; and twice the same."""
+    network = tiny_network(head)
+    window, channels = network.config.window_size, network.config.num_channels
+    tiles = [random_tile(window * rows, window * rows, channels) for rows in (1, 3, 50)]
+    exact = network.double().reconstruct([to_tensor(tile, torch.float64) for tile in tiles])
+    upscaler = Upscaler(tiny_network(head), device="cuda", dtype=dtype)
+    for values in (upscaler.forward(tiles), [upscaler.forward([tile])[0] for tile in tiles], upscaler.forward(tiles)):
+        for found, right in zip(values, exact, strict=True):
+            expected = right.image.permute(1, 2, 0).numpy()
+            assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected - expected.mean())
+
+
+@needs_cuda
+def test_running_out_of_device_memory_is_survived():
+    """The error has its class, and the next batch is computed as if nothing had been."""
+    upscaler, tile = Upscaler(tiny_network(), device="cuda"), random_tile(64, 64)
+    [before] = upscaler.forward([tile])
+    torch.cuda.set_per_process_memory_fraction(0.01)
+    try:
+        with pytest.raises(torch.OutOfMemoryError):
+            upscaler.forward([random_tile(4096, 4096)])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+        torch.cuda.empty_cache()
+    [after] = upscaler.forward([tile])
+    np.testing.assert_array_equal(before, after)
