@@ -35,8 +35,8 @@ def test_what_cannot_be_asked_for_is_told_with_its_reason(told):
     assert page.locator("#variant-list input[value=classical-x2], #variant-list input[value=jpeg]").count() == 0
     lines = page.locator("#troubled-list li").all_inner_texts()
     assert [line.split() for line in lines] == [
-        ["classical-x2", "loading", "being", "fetched:", "2.0", "of", "48.9", "MB"],
-        ["jpeg", "failed", "could", "not", "be", "fetched:", "the", "hub", "answered", "500"],
+        ["classical-x2", "loading", "Being", "fetched:", "2.0", "of", "48.9", "MB"],
+        ["jpeg", "failed", "Could", "not", "be", "fetched:", "the", "hub", "answered", "500"],
     ]
     page.get_by_text("More, once it is fetched").click()
     assert "realworld-x4" in page.locator("#absent-list").inner_text()
