@@ -28,6 +28,16 @@ def test_every_part_is_served_with_a_strict_policy(tmp_path):
             assert httpx.get(address + path).status_code == 404, path
 
 
+def test_what_a_browser_has_is_not_sent_again(tmp_path):
+    """As long as it is the same."""
+    with listening(scripted_app(tmp_path, lightweight_x2=ScriptedUpscaler())) as address:
+        for path in ("/", "/web/page.css", "/web/sample.png"):
+            tag = httpx.get(address + path).headers["etag"]
+            again = httpx.get(address + path, headers={"If-None-Match": f"W/{tag}"})  # weak behind a proxy that packs
+            assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", tag)
+            assert httpx.get(address + path, headers={"If-None-Match": '"another"'}).status_code == 200
+
+
 def test_the_picture_of_the_page_is_the_samples():
     """What stands for the result is twice the sample's size and, reduced again, the sample."""
     result = pixels_of((WEB / "sample-upscaled.png").read_bytes()).astype(float)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from importlib.resources import files
 from types import MappingProxyType
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.errors import NotFound
@@ -40,36 +41,45 @@ HEADERS = MappingProxyType(
 
 
 @router.get("/")
-def show_page() -> Response:
+def show_page(request: Request) -> Response:
     """The web page."""
-    return _answer("index.html")
+    return _answer(request, "index.html")
 
 
 @router.get("/docs")
-def show_documents() -> Response:
+def show_documents(request: Request) -> Response:
     """What ``/openapi.json`` says, to read and to try."""
-    return _answer("docs.html")
+    return _answer(request, "docs.html")
 
 
 @router.get("/web/sample.png")
-def show_sample() -> Response:
+def show_sample(request: Request) -> Response:
     """A picture to try the service with."""
-    return Response(draw_sample(), media_type="image/png", headers=dict(HEADERS))
+    return _respond(request, draw_sample(), "image/png")
 
 
 @router.get("/web/{name}")
-def show_file(name: str) -> Response:
+def show_file(request: Request, name: str) -> Response:
     """A part of the page.
 
     Raises:
         NotFound: if it has no such part.
     """
-    return _answer(name)
+    return _answer(request, name)
 
 
-def _answer(name: str) -> Response:
+def _answer(request: Request, name: str) -> Response:
     parts = {entry.name: entry for entry in files("app").joinpath("web").iterdir()}
     suffix = name[name.rfind(".") :]
     if name not in parts or suffix not in MEDIA_TYPES:
         raise NotFound("The page has no such part. GET / shows the page.")
-    return Response(parts[name].read_bytes(), media_type=MEDIA_TYPES[suffix], headers=dict(HEADERS))
+    return _respond(request, parts[name].read_bytes(), MEDIA_TYPES[suffix])
+
+
+def _respond(request: Request, body: bytes, media_type: str) -> Response:
+    """The body, or that the browser has it already."""
+    tag = f'"{sha256(body).hexdigest()[:32]}"'
+    headers = {**HEADERS, "ETag": tag}
+    if tag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=media_type, headers=headers)

@@ -102,7 +102,7 @@ class Operation {
       if (place === "path") path = path.replace(`{${name}}`, encodeURIComponent(field.value || name.toUpperCase()));
       else if (field.value && field.value !== standard) query.set(name, field.value);
     }
-    return new URL(`.${path}${query.size ? `?${query}` : ""}`, document.baseURI);
+    return new URL(`.${path}?${query}`.replace(/\?$/, ""), document.baseURI);
   }
 
   /** The same as a command. */
