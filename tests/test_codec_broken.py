@@ -471,10 +471,12 @@ def test_the_largest_side_can_be_written_and_read(name):
 
 
 def test_the_area_of_each_format_is_checked():
-    """TIFF's 32-bit offsets and AVIF's area bound the product of the sides."""
-    for name, side in (("tiff", 25_000), ("avif", 20_000)):
-        with pytest.raises(OutputTooLarge, match=name):
-            codec.check_output(name, side, side)
+    """TIFF's 32-bit offsets and AV1's largest level bound the product of the sides."""
+    for name, width, height in (("tiff", 2**15, 2**14 - 2**9), ("avif", 2**12, 8704)):
+        codec.check_output(name, width, height)
+        with pytest.raises(OutputTooLarge, match=name) as caught:
+            codec.check_output(name, width, height + 1)
+        assert caught.value.facts == {"limit": width * height, "actual": width * (height + 1)}
 
 
 @pytest.mark.parametrize(
