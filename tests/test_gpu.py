@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from model.gpu.forward import Forward
 from model.gpu.graphs import Graphs, as_it_is
 from model.gpu.grid import cyclic_source, halo, lay_out, mask_kinds, pixel_rows
 from model.gpu.operators import PLAIN, AttentionTables, NormWeights, Operators
-from model.gpu.windowed import WindowedNetwork
+from model.gpu.windowed import WindowedNetwork, compute_block
 from model.packing import PackedLayout
 from model.processor import to_tensor
 from model.upscaler import Upscaler
@@ -233,6 +234,21 @@ def test_the_faster_operator_is_chosen():
     assert chosen == Operators(fused.attend, PLAIN.add_norm)
 
 
+@pytest.mark.parametrize(("seconds", "whole"), [(1.0, True), (3.0, False)])
+def test_a_whole_block_is_chosen_where_it_is_faster(seconds, whole):
+    """Than the block by the operators that were chosen."""
+
+    def run_block(stream, kinds, block, rows):
+        assert rows is None
+        return compute_block(PLAIN, stream, stream, kinds, block)[0]
+
+    fused = Operators(operators.attend, operators.add_norm, run_block)
+    times = iter([1.0, 2.0, 1.0, 2.0, seconds, 2.0])
+    assert choice.choose_operators(windowed(), lambda _call: next(times), fused).run_block is (
+        run_block if whole else None
+    )
+
+
 @pytest.mark.parametrize("fault", [RuntimeError("no C compiler"), OSError("no ptxas"), ValueError])
 def test_a_kernel_that_cannot_be_had_is_no_fault(fault):
     """It is left out; what is nobody's fault but the program's is not hidden."""
@@ -276,7 +292,7 @@ def test_a_wrong_kernel_is_not_used(factor):
 
 def test_there_are_no_kernels_on_a_cpu():
     """Triton is not even looked for, and PyTorch's operators serve."""
-    assert choice.load_kernels(CPU) is None
+    assert choice.load_kernels(CPU, windowed().stages[0].blocks[0]) is None
     assert choice.choose_operators(windowed(), lambda _call: 1.0, None) is PLAIN
 
 
@@ -284,7 +300,7 @@ def test_a_gpu_without_triton_serves(monkeypatch):
     """By PyTorch's operators."""
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "model.gpu.kernels", raising=False)
-    assert choice.load_kernels(torch.device("cuda")) is None
+    assert choice.load_kernels(torch.device("cuda"), windowed().stages[0].blocks[0]) is None
 
 
 def test_importing_does_not_import_triton():
@@ -328,18 +344,64 @@ def check_kernels(kernels, dtype, form, device):
 FORMS = [(60, 6, 8), (180, 6, 8), (180, 6, 7), (24, 2, 8), (20, 2, 7)]
 """Channels, heads and window: heads of 10, 30 and 12 channels, windows of 64 and 49 tokens, widths that are filled."""
 
+
+def check_block(kernels, dtype, form, device):
+    """A whole block by one kernel, in its order and from another, against PyTorch's operators in float64."""
+    channels, heads, window = form
+    fields = {"embed_dim": channels, "num_heads": [heads], "depths": [2], "window_size": window}
+    network = tiny_network(**fields).to(device)
+    block = WindowedNetwork(network, dtype).stages[0].blocks[1]
+    exact = WindowedNetwork(network.double(), torch.float64, torch.float64).stages[0].blocks[1]
+    stream = torch.randn(5 * window**2, -(-channels // 8) * 8, device=device)
+    stream[:, channels:] = 0
+    kinds = torch.tensor([0, 3, 1, 2, 0], dtype=torch.int32, device=device)
+    tolerance = 1e-4 if dtype is torch.float32 else 5e-2
+    for rows in (None, torch.randperm(len(stream), device=device).int()):
+        found = kernels.run_block(stream, kinds, block, rows)
+        start = stream.double() if rows is None else stream.double()[rows]
+        expected, _ = compute_block(PLAIN, start, start, kinds, exact)
+        torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+def check_network(kernels, device):
+    """A network by whole blocks, and by the other kernels, in both orders of tokens, against PyTorch's operators."""
+    network = tiny_network(embed_dim=20, num_heads=(2, 2), depths=(2, 1)).to(device)
+    plain = WindowedNetwork(network, torch.float32)
+    fused = kernels.kernels_for(plain.stages[0].blocks[0])
+    assert fused.run_block is not None
+    grid = torch.from_numpy(lay_out([(16, 16), (8, 24)], 8)).to(device)
+    pixels = torch.rand(len(grid) * 64, 3, device=device)
+    with torch.inference_mode():
+        expected = plain(pixels, grid)
+        for form in (fused, replace(fused, run_block=None)):
+            found = WindowedNetwork(network, torch.float32, operators=form)(pixels, grid)
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def check_which(kernels):
+    """Whole blocks are for narrow networks with an exact GELU."""
+    for fields, whole in (({"embed_dim": 128}, False), ({"hidden_act": "gelu_new"}, False), ({}, True)):
+        block = WindowedNetwork(tiny_network(**fields), torch.float32).stages[0].blocks[0]
+        assert (kernels.kernels_for(block).run_block is not None) == whole
+
+
 INTERPRETED = """
 import torch
 from model.gpu import kernels
-from tests.test_gpu import FORMS, check_kernels
+from tests.test_gpu import FORMS, check_block, check_kernels, check_network, check_which
+torch.set_num_threads(1)
+check_which(kernels)
+check_network(kernels, "cpu")
 for form in FORMS:
     for dtype in (torch.float32, torch.bfloat16):
-        check_kernels(kernels.FUSED, dtype, form, "cpu")
+        check_kernels(kernels, dtype, form, "cpu")
+        if form[0] <= kernels.WIDEST:
+            check_block(kernels, dtype, form, "cpu")
 """
 
 
 def test_kernels_are_their_plain_twins_by_the_interpreter():
-    """Both kernels, for heads of 10 and 30 channels, windows of 64 and 49 tokens, float32 and bfloat16."""
+    """All kernels, for heads of 10 and 30 channels, windows of 64 and 49 tokens, float32 and bfloat16."""
     pytest.importorskip("triton", reason="Triton, whose interpreter runs the kernels, is not installed")
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True)
@@ -353,7 +415,18 @@ def test_kernels_are_their_plain_twins_on_the_device(form, dtype):
     pytest.importorskip("triton")
     from model.gpu import kernels
 
-    check_kernels(kernels.FUSED, dtype, form, "cuda")
+    check_kernels(kernels, dtype, form, "cuda")
+    if form[0] <= kernels.WIDEST:
+        check_block(kernels, dtype, form, "cuda")
+
+
+@needs_cuda
+def test_a_network_of_kernels_is_the_network_on_the_device():
+    """Whole blocks, and the other kernels."""
+    pytest.importorskip("triton")
+    from model.gpu import kernels
+
+    check_network(kernels, "cuda")
 
 
 @needs_cuda

@@ -19,6 +19,7 @@ from model.upscaler import Upscaler
 FAMILIES: Mapping[str, str] = {
     "the kernel's blocks": r"^swin_block$",
     "the kernel's convolutions": r"^swin_convolution$",
+    "whole blocks": r"block_windows",
     "attention": r"attend_windows",
     "norm and residual": r"add_norm",
     "convolution": r"conv|fprop",

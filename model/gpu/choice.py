@@ -7,13 +7,15 @@ import logging
 import statistics
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from model.gpu.operators import PLAIN, NormWeights, Operators
-from model.gpu.windowed import WindowedNetwork
+from model.gpu.weights import Block
+from model.gpu.windowed import WindowedNetwork, compute_block
 
 logger = logging.getLogger(__name__)
 
@@ -53,10 +55,19 @@ def choose_operators(windowed: WindowedNetwork, time: Timer, fused: Operators | 
     rows = torch.randperm(tokens, device=device, generator=generator).int()
     attends = [partial(each.attend, qkv, kinds, block.tables) for each in (PLAIN, fused)]
     norms = [partial(_add_norm, each, stream, branch, block.norm1, rows) for each in (PLAIN, fused)]
-    return Operators(
+    chosen = Operators(
         fused.attend if _pays("attention", time, *attends) else PLAIN.attend,
         fused.add_norm if _pays("norm", time, *norms) else PLAIN.add_norm,
     )
+    if fused.run_block is None:
+        return chosen
+    step_by_step = partial(_run_block, chosen, stream, kinds, block, windowed.dtype)
+    at_once = partial(fused.run_block, stream, kinds, block, None)
+    return replace(chosen, run_block=fused.run_block) if _pays("block", time, step_by_step, at_once) else chosen
+
+
+def _run_block(chosen: Operators, stream: Tensor, kinds: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
+    return compute_block(chosen, stream, stream.to(dtype), kinds, block)[0]
 
 
 def _add_norm(form: Operators, stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor) -> Tensor:
@@ -81,15 +92,15 @@ def _pays(name: str, time: Timer, plain: Callable[[], Tensor], fused: Callable[[
     return here < there
 
 
-def load_kernels(device: torch.device) -> Operators | None:
-    """The Triton kernels; None on another device than CUDA's, and where Triton is not installed."""
+def load_kernels(device: torch.device, block: Block) -> Operators | None:
+    """The Triton kernels for blocks like this; None on another device than CUDA's, and without Triton."""
     if device.type != "cuda":
         return None
     try:
         kernels = importlib.import_module("model.gpu.kernels")
     except ImportError:
         return None
-    found: Operators = kernels.FUSED
+    found: Operators = kernels.kernels_for(block)
     return found
 
 

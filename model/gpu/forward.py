@@ -71,11 +71,14 @@ class Forward:
         capture: Capture = as_it_is
         if self._device.type == "cuda":
             self._streams = Streams.on(self._device)
+            torch.cuda.synchronize(self._device)  # the network came on another stream
             capture = CudaCapture(self._streams.compute)
         with self._computing(), torch.inference_mode(), convolution_precision(self._precision):
             windowed = WindowedNetwork(network, dtype)
             if self._streams is not None:
-                windowed.operators = choose_operators(windowed, time_on_cuda, load_kernels(self._device))
+                windowed.operators = choose_operators(
+                    windowed, time_on_cuda, load_kernels(self._device, windowed.stages[0].blocks[0])
+                )
             self._graphs = Graphs(
                 windowed,
                 channels=self.channels,

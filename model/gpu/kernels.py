@@ -12,12 +12,46 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.gpu.operators import AttentionTables, NormWeights, Operators
+from model.gpu.weights import Block, Weights
 
 ROWS = 8
 """Tokens that a program of ``add_norm`` has."""
+
+CHUNK = 32
+"""Hidden channels that a program of ``run_block`` has at a time."""
+
+WIDEST = 64
+"""Channels up to which a whole block is one kernel: of more, a program's registers would not hold a window."""
+
+
+@triton.jit
+def mix(query, key, value, factor, table, TOKENS: tl.constexpr, SLOTS: tl.constexpr, NUMBERS: tl.constexpr):
+    """One head's attention among (SLOTS, LANES) queries, keys and values, zero where there is none."""
+    slot = tl.arange(0, SLOTS)
+    q, k = query.to(tl.float32), key.to(tl.float32)
+    length_q = tl.maximum(tl.sqrt(tl.sum(q * q, 1)), 1e-12)
+    length_k = tl.maximum(tl.sqrt(tl.sum(k * k, 1)), 1e-12)
+    logits = tl.dot(query.to(NUMBERS), tl.trans(key.to(NUMBERS)), input_precision="ieee")
+    logits = logits * (factor / length_q)[:, None] / length_k[None, :]
+    both = (slot < TOKENS)[:, None] & (slot < TOKENS)[None, :]
+    logits += tl.load(table + slot[:, None] * TOKENS + slot[None, :], mask=both, other=0.0)
+    logits = tl.where((slot < TOKENS)[None, :], logits, float("-inf"))
+    weights = tl.exp(logits - tl.max(logits, 1)[:, None])
+    return tl.dot(weights.to(NUMBERS), value.to(NUMBERS), input_precision="ieee") / tl.sum(weights, 1)[:, None]
+
+
+@triton.jit
+def normalise(values, weight, bias, eps, lane, CHANNELS: tl.constexpr):
+    """LayerNorm of float32 rows, whose lanes beyond the channels are and become zero."""
+    inside = lane < CHANNELS
+    mean = tl.sum(values, 1)[:, None] / CHANNELS
+    centred = tl.where(inside[None, :], values - mean, 0.0)
+    deviation = tl.sqrt(tl.sum(centred * centred, 1) / CHANNELS + eps)[:, None]
+    factor = tl.load(weight + lane, mask=inside, other=0.0)[None, :]
+    return centred / deviation * factor + tl.load(bias + lane, mask=inside, other=0.0)[None, :]
 
 
 @triton.jit
@@ -32,20 +66,11 @@ def attend_windows(
     token = (window.to(tl.int64) * TOKENS + slot)[:, None]
     there = (slot < TOKENS)[:, None] & (lane < DIM)[None, :]
     place = qkv + token * (3 * WIDTH) + head * DIM + lane[None, :]
-    query = tl.load(place, mask=there, other=0.0).to(NUMBERS)
-    key = tl.load(place + WIDTH, mask=there, other=0.0).to(NUMBERS)
-    value = tl.load(place + 2 * WIDTH, mask=there, other=0.0).to(NUMBERS)
-    q, k = query.to(tl.float32), key.to(tl.float32)
-    length_q = tl.maximum(tl.sqrt(tl.sum(q * q, 1)), 1e-12)
-    length_k = tl.maximum(tl.sqrt(tl.sum(k * k, 1)), 1e-12)
-    logits = tl.dot(query, tl.trans(key), input_precision="ieee")
-    logits = logits * (tl.load(scale + head) / length_q)[:, None] / length_k[None, :]
+    query = tl.load(place, mask=there, other=0.0)
+    key = tl.load(place + WIDTH, mask=there, other=0.0)
+    value = tl.load(place + 2 * WIDTH, mask=there, other=0.0)
     table = bias + (tl.load(kinds + window) * HEADS + head) * (TOKENS * TOKENS)
-    both = (slot < TOKENS)[:, None] & (slot < TOKENS)[None, :]
-    logits += tl.load(table + slot[:, None] * TOKENS + slot[None, :], mask=both, other=0.0)
-    logits = tl.where((slot < TOKENS)[None, :], logits, float("-inf"))
-    weights = tl.exp(logits - tl.max(logits, 1)[:, None])
-    mixed = tl.dot(weights.to(NUMBERS), value, input_precision="ieee") / tl.sum(weights, 1)[:, None]
+    mixed = mix(query, key, value, tl.load(scale + head), table, TOKENS, SLOTS, NUMBERS)
     target = out + token * WIDTH
     tl.store(target + head * DIM + lane[None, :], mixed, mask=there)
     if head == HEADS - 1:
@@ -60,20 +85,67 @@ def add_norm_rows(
     CHANNELS: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, MANY: tl.constexpr, GATHER: tl.constexpr,
 ):  # fmt: skip
     """``MANY`` tokens: a program."""
-    row, lane = tl.program_id(0) * MANY + tl.arange(0, MANY), tl.arange(0, LANES)[None, :]
-    inside, full = (row < count)[:, None] & (lane < CHANNELS), (row < count)[:, None] & (lane < WIDTH)
+    row, lane = tl.program_id(0) * MANY + tl.arange(0, MANY), tl.arange(0, LANES)
+    full = (row < count)[:, None] & (lane < WIDTH)[None, :]
     source = tl.load(rows + row, mask=row < count, other=0) if GATHER else row
-    place = source.to(tl.int64)[:, None] * WIDTH + lane
-    values = tl.load(branch + place, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(values, 1)[:, None] / CHANNELS
-    centred = tl.where(lane < CHANNELS, values - mean, 0.0)
-    deviation = tl.sqrt(tl.sum(centred * centred, 1) / CHANNELS + eps)[:, None]
-    factor = tl.load(weight + lane, mask=lane < CHANNELS, other=0.0)
-    normal = centred / deviation * factor + tl.load(bias + lane, mask=lane < CHANNELS, other=0.0)
+    place = source.to(tl.int64)[:, None] * WIDTH + lane[None, :]
+    values = tl.load(branch + place, mask=full, other=0.0).to(tl.float32)
+    normal = normalise(values, weight, bias, eps, lane, CHANNELS)
     total = tl.load(stream + place, mask=full, other=0.0) + normal
-    target = row.to(tl.int64)[:, None] * WIDTH + lane
+    target = row.to(tl.int64)[:, None] * WIDTH + lane[None, :]
     tl.store(stream_out + target, total, mask=full)
     tl.store(branch_out + target, total, mask=full)
+
+
+@triton.jit
+def block_windows(
+    stream, out, rows, kinds, bias, scale, qkv_weight, qkv_bias, proj_weight, proj_bias, norm1_weight, norm1_bias,
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm2_weight, norm2_bias, eps,
+    TOKENS: tl.constexpr, SLOTS: tl.constexpr, HEADS: tl.constexpr, DIM: tl.constexpr, LANES: tl.constexpr,
+    CHANNELS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, HIDDEN: tl.constexpr, CHUNK: tl.constexpr,
+    NUMBERS: tl.constexpr, GATHER: tl.constexpr,
+):  # fmt: skip
+    """A whole block of one window: a program. The hidden layer goes by in chunks, the heads one by one."""
+    window = tl.program_id(0)
+    slot, lane, column = tl.arange(0, SLOTS), tl.arange(0, LANES), tl.arange(0, COLUMNS)
+    token = window.to(tl.int64) * TOKENS + slot
+    source = tl.load(rows + token, mask=slot < TOKENS, other=0).to(tl.int64) if GATHER else token
+    full, wide = (slot < TOKENS)[:, None] & (column < WIDTH)[None, :], column < WIDTH
+    total = tl.load(stream + source[:, None] * WIDTH + column[None, :], mask=full, other=0.0)
+    tokens = total.to(NUMBERS)
+    kind = tl.load(kinds + window)
+    branch = tl.zeros((SLOTS, COLUMNS), tl.float32)
+    for head in range(HEADS):
+        row, own = head * DIM + lane, lane < DIM
+        place, known = row[None, :] * WIDTH + column[:, None], own[None, :] & wide[:, None]
+        query = tl.dot(tokens, tl.load(qkv_weight + place, mask=known, other=0.0), input_precision="ieee")
+        query += tl.load(qkv_bias + row, mask=own, other=0.0).to(tl.float32)[None, :]
+        place += WIDTH * WIDTH
+        key = tl.dot(tokens, tl.load(qkv_weight + place, mask=known, other=0.0), input_precision="ieee")
+        key += tl.load(qkv_bias + WIDTH + row, mask=own, other=0.0).to(tl.float32)[None, :]
+        place += WIDTH * WIDTH
+        value = tl.dot(tokens, tl.load(qkv_weight + place, mask=known, other=0.0), input_precision="ieee")
+        value += tl.load(qkv_bias + 2 * WIDTH + row, mask=own, other=0.0).to(tl.float32)[None, :]
+        table = bias + (kind * HEADS + head) * (TOKENS * TOKENS)
+        mixed = mix(query, key, value, tl.load(scale + head), table, TOKENS, SLOTS, NUMBERS).to(NUMBERS)
+        place, known = column[None, :] * WIDTH + row[:, None], own[:, None] & wide[None, :]
+        branch += tl.dot(mixed, tl.load(proj_weight + place, mask=known, other=0.0), input_precision="ieee")
+    branch += tl.load(proj_bias + column, mask=wide, other=0.0).to(tl.float32)[None, :]
+    total += normalise(branch, norm1_weight, norm1_bias, eps, column, CHANNELS)
+    tokens = total.to(NUMBERS)
+    branch = tl.zeros((SLOTS, COLUMNS), tl.float32)
+    for start in range(0, HIDDEN, CHUNK):
+        unit = start + tl.arange(0, CHUNK)
+        place, known = unit[None, :] * WIDTH + column[:, None], (unit < HIDDEN)[None, :] & wide[:, None]
+        hidden = tl.dot(tokens, tl.load(fc1_weight + place, mask=known, other=0.0), input_precision="ieee")
+        hidden += tl.load(fc1_bias + unit, mask=unit < HIDDEN, other=0.0).to(tl.float32)[None, :]
+        hidden = 0.5 * hidden * (1 + tl.erf(hidden * 0.7071067811865476))
+        place, known = column[None, :] * HIDDEN + unit[:, None], (unit < HIDDEN)[:, None] & wide[None, :]
+        down = tl.load(fc2_weight + place, mask=known, other=0.0)
+        branch += tl.dot(hidden.to(NUMBERS), down, input_precision="ieee")
+    branch += tl.load(fc2_bias + column, mask=wide, other=0.0).to(tl.float32)[None, :]
+    total += normalise(branch, norm2_weight, norm2_bias, eps, column, CHANNELS)
+    tl.store(out + token[:, None] * WIDTH + column[None, :], total, mask=full)
 
 
 def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:
@@ -103,6 +175,29 @@ def add_norm(stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor | N
     return stream_out, branch_out
 
 
+def run_block(stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None) -> Tensor:
+    """As ``model.gpu.operators.RunBlock``, for float32 and bfloat16 and an exact GELU."""
+    heads, length = block.tables.bias.shape[1:3]
+    channels, width, numbers = block.tables.channels, stream.shape[1], _numbers(block.qkv.weight)
+    out = torch.empty_like(stream)
+    block_windows[(len(stream) // length,)](
+        stream, out, stream if rows is None else rows, kinds, block.tables.bias, block.tables.scale,
+        *_multiplied(numbers, block.qkv, block.proj), block.norm1.weight, block.norm1.bias,
+        *_multiplied(numbers, block.fc1, block.fc2), block.norm2.weight, block.norm2.bias, block.norm1.eps,
+        TOKENS=length, SLOTS=_room(length), HEADS=heads, DIM=channels // heads, LANES=_room(channels // heads),
+        CHANNELS=channels, WIDTH=width, COLUMNS=_room(width), HIDDEN=len(block.fc1.weight), CHUNK=CHUNK,
+        NUMBERS=numbers, GATHER=rows is not None,
+        num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+def _multiplied(numbers: tl.dtype, *layers: Weights) -> list[Tensor]:
+    """Weights and biases as what is multiplied: themselves, but for bfloat16 in the interpreter."""
+    kept = torch.bfloat16 if numbers == tl.bfloat16 else torch.float32
+    return [tensor.to(kept) for layer in layers for tensor in (layer.weight, layer.bias)]
+
+
 def _room(size: int) -> int:
     """What the tensor cores take: a power of two, 16 at least."""
     return max(16, triton.next_power_of_2(size))
@@ -113,4 +208,8 @@ def _numbers(tensor: Tensor) -> tl.dtype:
     return tl.bfloat16 if tensor.dtype is torch.bfloat16 and tensor.is_cuda else tl.float32
 
 
-FUSED = Operators(attend, add_norm)
+def kernels_for(block: Block) -> Operators:
+    """The kernels that can compute a network's blocks, of which this is one."""
+    exact = isinstance(block.act, nn.GELU) and block.act.approximate == "none"
+    narrow = block.tables.channels <= WIDEST
+    return Operators(attend, add_norm, run_block if exact and narrow else None)

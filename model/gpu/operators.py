@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from model.gpu.weights import Block
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,30 @@ class AddNorm(Protocol):
         """
 
 
+class RunBlock(Protocol):
+    """A whole block at once, for narrow networks: what lies between its products never leaves the chip."""
+
+    def __call__(self, stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None) -> Tensor:
+        """Compute the block of ``stream[rows]``.
+
+        Args:
+            stream: (T, width) float32.
+            kinds: (nW,) int32.
+            block: its weights.
+            rows: (T,) int32, which of the stream's tokens each of the block's is; None where that is itself.
+
+        Returns:
+            (T, width) float32, other memory than ``stream``.
+        """
+
+
 @dataclass(frozen=True)
 class Operators:
-    """One form of each."""
+    """One form of each; with ``run_block`` the others are not asked."""
 
     attend: Attend
     add_norm: AddNorm
+    run_block: RunBlock | None = None
 
 
 def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:

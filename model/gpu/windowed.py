@@ -4,60 +4,23 @@ A convolution sees each window with a border of its neighbours' tokens, so there
 ``model.network`` computes, with choices of its own: matrix products and the body's convolutions in ``dtype``; the
 residual stream, norms, softmax, the first convolution and the head in ``exact``, because the image is the sum of what
 they pass on. On the tests' networks bfloat16 so costs two thirds or less of what autocast does; ``tests/test_gpu.py``
-states it for each head. Widths are filled with zeros to multiples of eight, which tensor cores want.
+states it for each head.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.gpu.grid import cyclic_source, halo, mask_kinds
-from model.gpu.operators import PLAIN, AttentionTables, NormWeights, Operators
-from model.network import ResidualSwinTransformerBlock, Swin2SR, SwinTransformerBlock
+from model.gpu.operators import PLAIN, Operators
+from model.gpu.weights import Block, Weights, align, take_convolution, take_linear, take_norm, take_residual, take_stage
+from model.network import Swin2SR
 from model.reconstruction import mean_of, pixel_shuffle_steps
-
-ALIGNMENT = 8
-"""Channels that a width is a multiple of."""
 
 BICUBIC_BORDER = 3
 """Pixels around a window that its bicubic enlargement depends on, and one more."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A linear layer's, or a convolution's."""
-
-    weight: Tensor
-    bias: Tensor | None
-
-
-@dataclass(frozen=True)
-class Block:
-    """A block, ready to compute."""
-
-    shifted: bool
-    tables: AttentionTables
-    qkv: Weights
-    proj: Weights
-    norm1: NormWeights
-    fc1: Weights
-    act: Callable[[Tensor], Tensor]
-    fc2: Weights
-    norm2: NormWeights
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Blocks, and what comes after them: convolutions and the 1x1 one."""
-
-    blocks: tuple[Block, ...]
-    convolutions: tuple[Weights, ...]
-    embed: Weights
 
 
 class Neighbours:
@@ -72,11 +35,19 @@ class Neighbours:
     def __init__(self, grid: Tensor, window: int, shift: int) -> None:
         self.grid, self.window = grid, window
         self.count = len(grid)
-        self.to_shifted = cyclic_source(grid, window, shift)
-        self.from_shifted = cyclic_source(grid, window, -shift)
-        self.kinds = mask_kinds(grid)
-        self.no_kinds = torch.zeros_like(self.kinds)
+        self._to_shifted = cyclic_source(grid, window, shift)
+        self._from_shifted = cyclic_source(grid, window, -shift)
+        self._kinds = mask_kinds(grid)
+        self._no_kinds = torch.zeros_like(self._kinds)
         self._halos: dict[tuple[int, bool], Tensor] = {}
+
+    def order(self, *, shifted: bool) -> Tensor:
+        """Which token each becomes on the way to the shifted order, or back from there."""
+        return self._to_shifted if shifted else self._from_shifted
+
+    def kinds_of(self, *, shifted: bool) -> Tensor:
+        """The windows' kinds of mask; one kind alone where nothing is shifted."""
+        return self._kinds if shifted else self._no_kinds
 
     def halo(self, side: int, *, shifted: bool = False) -> Tensor:
         """What each window sees, of tokens in window order or in shifted order."""
@@ -84,8 +55,8 @@ class Neighbours:
         if key not in self._halos:
             seen = halo(self.grid, side)
             if shifted:
-                outside = self.from_shifted.new_full((1,), len(self.from_shifted))
-                seen = torch.cat((self.from_shifted, outside)).index_select(0, seen.view(-1)).view_as(seen)
+                outside = self._from_shifted.new_full((1,), len(self._from_shifted))
+                seen = torch.cat((self._from_shifted, outside)).index_select(0, seen.view(-1)).view_as(seen)
             self._halos[key] = seen
         return self._halos[key]
 
@@ -106,19 +77,19 @@ class WindowedNetwork:
     ) -> None:
         self.config, self.dtype, self.exact, self.operators = network.config, dtype, exact, operators
         config, device = network.config, next(network.parameters()).device
-        self.width = _align(config.embed_dim)
+        self.width = align(config.embed_dim)
         self.mean_in = mean_of(config.num_channels).to(device, exact).flatten()
         self.mean_out = mean_of(config.out_channels).to(device, exact).flatten()
-        self.first = self._convolution(network.conv_first, exact)
-        self.embed = self._linear(network.patch_embed.proj, dtype)
-        assert isinstance(network.patch_embed.norm, nn.LayerNorm)
-        self.embed_norm = self._norm(network.patch_embed.norm)
-        self.stages = tuple(self._stage(stage) for stage in network.layers)
-        self.norm = self._norm(network.norm)
-        self.after_body = self._residual(network.conv_after_body)
+        self.first = take_convolution(network.conv_first, exact)
+        self.embed = take_linear(network.patch_embed.proj, dtype)
+        assert network.patch_embed.norm is not None
+        self.embed_norm = take_norm(network.patch_embed.norm, exact)
+        self.stages = tuple(take_stage(stage, dtype, exact) for stage in network.layers)
+        self.norm = take_norm(network.norm, exact)
+        self.after_body = take_residual(network.conv_after_body, dtype)
         names = [name for name, _ in network.named_modules() if name.startswith(("conv_", "upsample"))]
         self.head = {
-            name: self._convolution(layer, exact, fill_output=False)
+            name: take_convolution(layer, exact, fill_output=False)
             for name in names
             if isinstance(layer := network.get_submodule(name), nn.Conv2d)
         }
@@ -155,15 +126,17 @@ class WindowedNetwork:
     def _run_blocks(
         self, blocks: tuple[Block, ...], stream: Tensor, tokens: Tensor, near: Neighbours
     ) -> tuple[Tensor, bool]:
-        attend, add_norm = self.operators.attend, self.operators.add_norm
+        shifted = False
+        if self.operators.run_block is not None:
+            for block in blocks:
+                rows = None if block.shifted == shifted else near.order(shifted=block.shifted)
+                shifted = block.shifted
+                stream = self.operators.run_block(stream, near.kinds_of(shifted=shifted), block, rows)
+            return stream.to(self.dtype), shifted
         for block, following in zip(blocks, [*blocks[1:], blocks[-1]], strict=True):
-            mixed = attend(_apply(tokens, block.qkv), near.kinds if block.shifted else near.no_kinds, block.tables)
-            stream, tokens = add_norm(stream, _apply(mixed, block.proj), block.norm1, None)
-            hidden = block.act(_apply(tokens, block.fc1))
-            rows = None
-            if following.shifted != block.shifted:
-                rows = near.to_shifted if following.shifted else near.from_shifted
-            stream, tokens = add_norm(stream, _apply(hidden, block.fc2), block.norm2, rows)
+            rows = None if following.shifted == block.shifted else near.order(shifted=following.shifted)
+            kinds = near.kinds_of(shifted=block.shifted)
+            stream, tokens = compute_block(self.operators, stream, tokens, kinds, block, rows=rows)
         return tokens, blocks[-1].shifted
 
     def _residual_convolutions(
@@ -212,64 +185,27 @@ class WindowedNetwork:
         features = F.leaky_relu(_convolve(features, near, side, head["conv_hr"]), 0.2)
         return _convolve(features, near, side, head["conv_last"])
 
-    # Weights in their form.
 
-    def _stage(self, stage: nn.Module) -> Stage:
-        assert isinstance(stage, ResidualSwinTransformerBlock)
-        blocks = tuple(self._block(block) for block in stage.residual_group.blocks)
-        return Stage(blocks, self._residual(stage.conv), self._linear(stage.patch_embed.proj, self.dtype))
+def compute_block(
+    operators: Operators, stream: Tensor, tokens: Tensor, kinds: Tensor, block: Block, *, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A block, operator by operator.
 
-    def _block(self, block: nn.Module) -> Block:
-        assert isinstance(block, SwinTransformerBlock)
-        attn, mlp = block.attn, block.mlp
-        bias, scale = attn.tables()
-        table = torch.promote_types(torch.float32, self.exact)
-        tables = AttentionTables(bias.to(table).contiguous(), scale.flatten().to(table), self.config.embed_dim)
-        fill = self.width - self.config.embed_dim
-        qkv = F.pad(attn.qkv.weight.view(3, -1, self.config.embed_dim), (0, fill, 0, fill)).flatten(0, 1)
-        qkv_bias = F.pad(attn.qkv_bias().view(3, -1), (0, fill)).flatten()
-        return Block(
-            bool(block.shift), tables, Weights(qkv.to(self.dtype), qkv_bias.to(self.dtype)),
-            self._linear(attn.proj, self.dtype), self._norm(block.norm1),
-            self._linear(mlp.fc1, self.dtype), mlp.act, self._linear(mlp.fc2, self.dtype), self._norm(block.norm2),
-        )  # fmt: skip
+    Args:
+        operators: those of a block.
+        stream: (T, width), in window order of the block.
+        tokens: the same in the dtype of matrix products.
+        kinds: (nW,) int32.
+        block: its weights.
+        rows: (T,) int32, the order that the result is wanted in; None where that is the block's.
 
-    def _residual(self, connection: nn.Module) -> tuple[Weights, ...]:
-        if not isinstance(connection, nn.Sequential):
-            return (self._convolution(connection, self.dtype),)
-        first, middle, last = (connection[index] for index in (0, 2, 4))
-        return (
-            self._convolution(first, self.dtype), self._linear(middle, self.dtype), self._convolution(last, self.dtype)
-        )  # fmt: skip
-
-    def _norm(self, norm: nn.LayerNorm) -> NormWeights:
-        return NormWeights(norm.weight.detach().to(self.exact), norm.bias.detach().to(self.exact), norm.eps)
-
-    @staticmethod
-    def _linear(layer: nn.Module, dtype: torch.dtype) -> Weights:
-        """A linear layer or a 1x1 convolution."""
-        assert isinstance(layer, nn.Linear | nn.Conv2d)
-        weight = layer.weight.detach().flatten(1)
-        return _fill(weight, layer.bias, dtype)
-
-    @staticmethod
-    def _convolution(layer: nn.Module, dtype: torch.dtype, *, fill_output: bool = True) -> Weights:
-        assert isinstance(layer, nn.Conv2d)
-        weights = _fill(layer.weight.detach(), layer.bias, dtype, fill_output=fill_output)
-        return Weights(weights.weight.contiguous(memory_format=torch.channels_last), weights.bias)
-
-
-def _align(channels: int) -> int:
-    return -(-channels // ALIGNMENT) * ALIGNMENT
-
-
-def _fill(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, *, fill_output: bool = True) -> Weights:
-    """Zeros for the channels that were added; images of a few channels stay as they are."""
-    more = [size if size < ALIGNMENT else _align(size) for size in weight.shape[:2]]
-    more[0] = more[0] if fill_output else len(weight)
-    fill = (0, 0) * (weight.ndim - 2) + (0, more[1] - weight.shape[1], 0, more[0] - weight.shape[0])
-    filled = F.pad(weight, fill).to(dtype)
-    return Weights(filled, None if bias is None else F.pad(bias.detach(), (0, more[0] - len(bias))).to(dtype))
+    Returns:
+        The stream and the tokens.
+    """
+    mixed = operators.attend(_apply(tokens, block.qkv), kinds, block.tables)
+    stream, tokens = operators.add_norm(stream, _apply(mixed, block.proj), block.norm1, None)
+    hidden = block.act(_apply(tokens, block.fc1))
+    return operators.add_norm(stream, _apply(hidden, block.fc2), block.norm2, rows)
 
 
 def _apply(tokens: Tensor, layer: Weights) -> Tensor:
