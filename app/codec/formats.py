@@ -47,8 +47,8 @@ WRITABLE: Mapping[str, Format] = MappingProxyType(
             Format("webp", "image/webp", ".webp", 16_383, 16_383**2, gray=False),
             # Offsets have 32 bits: eight bytes a pixel and some room for the rest.
             Format("tiff", "image/tiff", ".tiff", 2**29 - 2**24, 2**29 - 2**24, deep=True, gray_alpha=True),
-            # libavif reads no longer side by default (AVIF_DEFAULT_IMAGE_DIMENSION_LIMIT). The largest level of AV1 in a
-            # profile of AVIF is 6.0, and encoding takes sixteen times the bytes of the pixels.
+            # libavif reads no longer side by default (AVIF_DEFAULT_IMAGE_DIMENSION_LIMIT). AVIF's profiles end at AV1's
+            # level 6.0, and encoding takes sixteen times the bytes of the pixels.
             Format("avif", "image/avif", ".avif", 32_768, 35_651_584),
         )
     }
