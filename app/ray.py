@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, Literal, NoReturn, Self
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ray.serve import Application
     from ray.serve.handle import DeploymentHandle
 
+    from app.weights import Load
+
 NAME = "swin2sr"
 RAYS_ENVIRONMENT = MappingProxyType(
     {
@@ -42,6 +44,10 @@ does, and waits for no replica that only a restart can help."""
 
 QUIET = MappingProxyType({"enable_access_log": False, "log_level": "WARNING"})
 """Of Ray Serve's own log: replicas write a line for each request themselves."""
+
+
+ANNOUNCEMENT_SECONDS = 5.0
+"""How long replicas may take to hear that the end has come."""
 
 
 class RaySettings(Settings):
@@ -101,8 +107,7 @@ def share_out(settings: RaySettings, resources: Mapping[str, float], *, can_grow
     wanted = settings.ray_min_replicas if settings.ray_max_replicas == "auto" else settings.ray_max_replicas
     if not can_grow and wanted > room:
         raise ValueError(
-            f"{wanted} replicas with {cpus} processors{' and a GPU' * gpu} each do not fit here: there is room for "
-            f"{room}. Set RAY_MIN_REPLICAS, RAY_MAX_REPLICAS or THREADS lower."
+            f"{wanted} replicas do not fit here, each with THREADS {cpus}{' and a GPU' * gpu}: there is room for {room}"
         )
     return Share(cpus, gpu, max(wanted, room) if settings.ray_max_replicas == "auto" else wanted)
 
@@ -110,12 +115,12 @@ def share_out(settings: RaySettings, resources: Mapping[str, float], *, can_grow
 class Replica:
     """A process of the service, started, asked and ended by Ray."""
 
-    def __init__(self, settings: Settings) -> None:
-        from app import logs  # noqa: PLC0415 - the rest is what a replica needs, and who starts it does not
+    def __init__(self, settings: Settings, load: Load | None = None) -> None:
+        from app import logs  # noqa: PLC0415 - what a replica needs, and who starts it does not
         from app.main import create_app  # noqa: PLC0415
 
         logs.configure(settings.log_format)
-        self._app = create_app(settings, boot_first=True)
+        self._app = create_app(settings, load=load, boot_first=True)
         self._service = self._app.state.service
         self._ready = False
 
@@ -135,8 +140,14 @@ class Replica:
         self._service.announce_end()
 
 
-def application(settings: RaySettings, share: Share) -> Application:
-    """The service as Ray deploys it."""
+def application(settings: RaySettings, share: Share, load: Load | None = None) -> Application:
+    """The service as Ray deploys it.
+
+    Args:
+        settings: of each replica.
+        share: of each replica.
+        load: makes weights ready to call; the real thing by default.
+    """
     from ray import serve  # noqa: PLC0415
     from ray.serve.config import AutoscalingConfig, BackpressureConfig  # noqa: PLC0415
 
@@ -158,16 +169,19 @@ def application(settings: RaySettings, share: Share) -> Application:
         health_check_period_s=2,
         max_constructor_retry_count=2,
     )
-    return deployment.bind(settings.model_copy(update={"threads": share.cpus} if not share.gpus else {}))
+    return deployment.bind(settings.model_copy(update={} if share.gpus else {"threads": share.cpus}), load)
 
 
-def serve(settings: RaySettings, say: Callable[[str], None], sample: str = "photo.jpg") -> int:
+def serve(
+    settings: RaySettings, say: Callable[[str], None], sample: str = "photo.jpg", *, load: Load | None = None
+) -> int:
     """Serve until a signal comes, on the cluster that ``RAY_ADDRESS`` names, or else on one that lives as long.
 
     Args:
         settings: checked.
         say: shows a line to the person who started it.
         sample: image in the command that is shown to try.
+        load: makes weights ready to call; a test puts something else in the model's place.
 
     Returns:
         The exit status: 0 if everything that was accepted was finished in time.
@@ -189,11 +203,11 @@ def serve(settings: RaySettings, say: Callable[[str], None], sample: str = "phot
             share = share_out(settings, resources, can_grow="RAY_ADDRESS" in os.environ)
             _start_proxies(settings, port)
             say(f"Swin2SR listens on {address}")
-            handle = _deploy(settings, share)
+            handle = _deploy(application(settings, share, load))
             say(f"Ready. Try: curl -F file=@{sample} '{address}/v1/upscale' -o upscaled.png")
-            number = _wait_for_signal()
+            reason = _wait_for_signal()
             status = 1  # if another signal stops what follows
-            status = _drain(handle, settings, number)
+            status = _drain(handle, settings, reason)
     except _End:
         pass
     return status
@@ -217,9 +231,9 @@ def _wait_for_signal() -> int:
 
 def _look_for_variants(settings: Settings) -> None:
     """Refuse here what every replica would refuse."""
-    from app.service import build_service  # noqa: PLC0415
+    from app.catalogue import Catalogue  # noqa: PLC0415
 
-    build_service(settings.model_copy(update={"device": "cpu"}))
+    Catalogue(settings.model_dir, "cpu", settings.official_weights()).choose(settings.variants)
 
 
 @contextmanager
@@ -249,19 +263,23 @@ def _start_proxies(settings: Settings, port: int) -> None:
     )
 
 
-def _deploy(settings: RaySettings, share: Share) -> DeploymentHandle:
+def _deploy(service: Application) -> DeploymentHandle:
     from ray import serve as ray_serve  # noqa: PLC0415
 
-    return ray_serve.run(application(settings, share), name=NAME, logging_config=dict(QUIET))
+    try:
+        return ray_serve.run(service, name=NAME, logging_config=dict(QUIET))
+    except RuntimeError as error:
+        raise RuntimeError("No replica became ready; the lines above say why.") from error
 
 
-def _drain(handle: DeploymentHandle, settings: Settings, number: int) -> int:
+def _drain(handle: DeploymentHandle, settings: Settings, reason: int) -> int:
     """End as the plain service does: first not ready, later accepting nothing, at last finished."""
     from ray import serve as ray_serve  # noqa: PLC0415
 
     until = time.monotonic() + settings.drain_timeout_ms / 1000
-    handle.broadcast("announce_end").results()
-    if number == signal.SIGTERM:
+    with suppress(TimeoutError):
+        handle.broadcast("announce_end").results(timeout_s=ANNOUNCEMENT_SECONDS, return_exceptions=True)
+    if reason == signal.SIGTERM:
         time.sleep(settings.drain_delay_ms / 1000)
     while time.monotonic() < until:
         try:
