@@ -41,7 +41,9 @@ class Upscaler:
         self.dtype = find_dtype(dtype, self.device)
         self.network = network.to(self.device).eval().requires_grad_(requires_grad=False)
         # On a GPU kernels are chosen and graphs captured now: nothing of that is left to the first requests.
-        self._on_gpu = Forward(self.network, self.dtype) if self.device.type == "cuda" else None
+        self._on_gpu: Forward | None = None
+        if self.device.type == "cuda":
+            self._on_gpu = Forward(self.network, self.dtype, bytes_per_pixel=self.bytes_per_pixel)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, device: str = "auto", dtype: str = "auto") -> Upscaler:

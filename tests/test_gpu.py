@@ -12,7 +12,7 @@ import torch
 from model import windows
 from model.gpu import choice, forward, operators
 from model.gpu.forward import Forward
-from model.gpu.graphs import Graphs, as_it_is
+from model.gpu.graphs import Graphs, affordable, as_it_is
 from model.gpu.grid import cyclic_source, halo, lay_out, mask_kinds, pixel_rows
 from model.gpu.operators import PLAIN, AttentionTables, NormWeights, Operators
 from model.gpu.windowed import WindowedNetwork, compute_block
@@ -143,7 +143,7 @@ def test_tiles_come_back_as_from_the_upscaler(head, counts, monkeypatch):
     expected = Upscaler(network, device="cpu").forward(tiles)
     for pixels in (forward.PACK_PIXELS, window**2):
         monkeypatch.setattr(forward, "PACK_PIXELS", pixels)
-        compute = Forward(network, torch.float32, counts)
+        compute = Forward(network, torch.float32, counts=counts)
         for _ in range(2):  # what was left in the buffers does not matter
             for found, right in zip(compute(tiles), expected, strict=True):
                 assert (found.dtype, found.shape) == (right.dtype, right.shape)
@@ -153,7 +153,7 @@ def test_tiles_come_back_as_from_the_upscaler(head, counts, monkeypatch):
 
 def test_other_pixels_are_refused():
     """Floats have no range of their own, and a tile off the grid no windows."""
-    compute = Forward(tiny_network(), torch.float32, ())
+    compute = Forward(tiny_network(), torch.float32, counts=())
     with pytest.raises(ValueError, match="uint8 or uint16"):
         compute([np.zeros((8, 8, 3), np.float32)])
     with pytest.raises(ValueError, match="pad the image first"):
@@ -167,7 +167,7 @@ def test_precision_is_given_back():
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == before
     with pytest.raises(ValueError, match="uint8 or uint16"):
-        Forward(tiny_network(), torch.float32, ())([np.zeros((8, 8, 3), np.float32)])
+        Forward(tiny_network(), torch.float32, counts=())([np.zeros((8, 8, 3), np.float32)])
     assert torch.backends.cudnn.conv.fp32_precision == before
 
 
@@ -204,6 +204,12 @@ def test_packs_are_filled_up_to_what_was_recorded():
         pixels = torch.arange(float(count))[:, None]
         assert torch.equal(graphs(pixels, torch.from_numpy(lay_out([], 1, count))), pixels * 2)
         assert recorder.replayed == replays
+
+
+def test_recordings_leave_memory_to_others():
+    """A sixteenth of what is free is enough for those that are made."""
+    assert affordable((16, 32, 64), window_bytes=100, free_bytes=16 * 3200) == (16, 32)
+    assert affordable((16,), window_bytes=100, free_bytes=0) == ()
 
 
 def test_nothing_recorded_computes():

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.gpu.choice import choose_operators, load_kernels, time_on_cuda
-from model.gpu.graphs import COUNTS, Capture, CudaCapture, Graphs, as_it_is
+from model.gpu.graphs import COUNTS, Capture, CudaCapture, Graphs, affordable, as_it_is
 from model.gpu.grid import lay_out, pixel_rows
 from model.gpu.windowed import WindowedNetwork
 from model.network import Swin2SR
@@ -56,10 +56,13 @@ class Forward:
     Args:
         network: in evaluation mode, on its device; on a CPU everything is computed as on a GPU, without its means.
         dtype: bfloat16 or float32, of the body's matrix products and convolutions.
-        counts: numbers of windows that are recorded.
+        bytes_per_pixel: what a forward pass takes at most; decides which numbers of windows there is memory to record.
+        counts: numbers of windows that are recorded if so.
     """
 
-    def __init__(self, network: Swin2SR, dtype: torch.dtype, counts: tuple[int, ...] = COUNTS) -> None:
+    def __init__(
+        self, network: Swin2SR, dtype: torch.dtype, *, bytes_per_pixel: int = 0, counts: tuple[int, ...] = COUNTS
+    ) -> None:
         config = network.config
         self.window, self.scale, self.channels = config.window_size, config.upscale, config.num_channels
         self.out_channels = config.out_channels
@@ -72,6 +75,8 @@ class Forward:
         if self._device.type == "cuda":
             self._streams = Streams.on(self._device)
             torch.cuda.synchronize(self._device)  # the network came on another stream
+            free_bytes, _ = torch.cuda.mem_get_info(self._device)
+            counts = affordable(counts, self.window**2 * bytes_per_pixel, free_bytes)
             capture = CudaCapture(self._streams.compute)
         with self._computing(), torch.inference_mode(), convolution_precision(self._precision):
             windowed = WindowedNetwork(network, dtype)

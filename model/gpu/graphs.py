@@ -35,6 +35,21 @@ COUNTS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Numbers of windows that are recorded: no pack of more than 64 is filled by more than half of it."""
 
 
+MEMORY_SHARE = 1 / 16
+"""Of the free memory, what a network's recordings may keep for themselves."""
+
+
+def affordable(counts: tuple[int, ...], window_bytes: int, free_bytes: int) -> tuple[int, ...]:
+    """The numbers of windows that can be recorded; they share memory, so the largest is what counts.
+
+    Args:
+        counts: numbers of windows.
+        window_bytes: what a forward pass takes for each window at most.
+        free_bytes: of the device.
+    """
+    return tuple(count for count in counts if count * window_bytes <= free_bytes * MEMORY_SHARE)
+
+
 @dataclass(frozen=True)
 class Recorded:
     """A forward pass for so many windows: its buffers, and what computes with them."""
