@@ -255,8 +255,7 @@ def test_a_failed_request_fails_the_window():
 @pytest.fixture
 def card_bench(bench, monkeypatch):
     """What a GPU is for, in a hurry on a CPU: little work, and nothing compiled."""
-    monkeypatch.setitem(card.AMOUNTS, "cpu", card.Amount((2, 16), (4, 8, 24)))
-    monkeypatch.setattr(card, "CHECKED_SIZES", ((8, 16), (8, 8)))
+    monkeypatch.setitem(card.AMOUNTS, "cpu", card.Amount((2, 16), (4, 8, 24), ((8, 16), (8, 8)), (16, 8)))
     monkeypatch.setattr(card, "compile_network", lambda network: network)
     monkeypatch.setitem(floor.COPY_BYTES, "cpu", 2**12)
     return bench

@@ -6,6 +6,7 @@ With ``--device cuda`` other sections are measured, which are about what a GPU i
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="file, or existing folder, to write the results to")
     options = parser.parse_args(arguments)
     bench = Bench(find_device(options.device), options.threads, options.runs, options.checkpoint, options.testset)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("model.gpu").setLevel(logging.INFO)  # which kernels were chosen, and by what times
     machine = describe_machine(bench.device, bench.threads)
     sys.stdout.write(f"{describe(machine)}\n\n")
     chosen = options.only or (CARD_SECTIONS if bench.device.type == "cuda" else SECTIONS)

@@ -34,16 +34,25 @@ Values = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Amount:
-    """How much work: so many images of one side in a batch, and so many from a smallest to a largest side in a pack."""
+    """How much work.
+
+    Attributes:
+        batch: so many images of one side.
+        mixed: so many images from a smallest to a largest side.
+        checked: tiles (height, width) whose values are compared with float64.
+        large: one more, of the lightweight network alone: more windows than are recorded.
+    """
 
     batch: tuple[int, int]
     mixed: tuple[int, int, int]
+    checked: tuple[tuple[int, int], ...]
+    large: tuple[int, int]
 
 
-AMOUNTS = {"cuda": Amount((8, 256), (64, 32, 256)), "cpu": Amount((2, 32), (4, 16, 40))}
-
-CHECKED_SIZES = ((40, 64), (64, 64), (8, 24))
-"""Tiles (height, width) whose values are compared with float64."""
+AMOUNTS = {
+    "cuda": Amount((8, 256), (64, 32, 256), ((40, 64), (64, 64), (8, 24)), (480, 320)),
+    "cpu": Amount((2, 32), (4, 16, 40), ((16, 24), (8, 8)), (32, 24)),
+}
 
 MOST_ERROR = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
 """What a value may be off by, relative to the whole image, and still be called an answer."""
@@ -62,8 +71,12 @@ def check_values(bench: Bench) -> Iterator[Row]:
     Raises:
         WrongAnswerError: if they are off by more than ``MOST_ERROR``.
     """
-    tiles = [draw_pixels(*size, seed=seed) for seed, size in enumerate(CHECKED_SIZES)]
-    for variant in ("lightweight-x2", "classical-x2"):
+    amount = AMOUNTS[bench.device.type]
+    for variant, sizes in (
+        ("lightweight-x2", (*amount.checked, amount.large)),
+        ("classical-x2", amount.checked),
+    ):
+        tiles = [draw_pixels(*size, seed=seed) for seed, size in enumerate(sizes)]
         expected = _in_float64(bench.network(variant), tiles)
         for dtype in ("float32", "bfloat16"):
             upscaler = Upscaler(bench.network(variant), device=str(bench.device), dtype=dtype)
