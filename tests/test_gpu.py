@@ -248,11 +248,26 @@ def test_a_whole_block_is_chosen_where_it_is_faster(seconds, whole):
         assert rows is None
         return compute_block(PLAIN, stream, stream, kinds, block)[0]
 
-    fused = Operators(operators.attend, operators.add_norm, run_block)
+    fused = Operators(operators.attend, operators.add_norm, run_block=run_block)
     times = iter([1.0, 2.0, 1.0, 2.0, seconds, 2.0])
     assert choice.choose_operators(windowed(), lambda _call: next(times), fused).run_block is (
         run_block if whole else None
     )
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3.0])
+def test_a_block_is_finished_by_one_kernel_where_that_is_faster(seconds):
+    """And what the whole block has to be faster than is the block that is finished so."""
+
+    def finish(stream, branch, block, rows):
+        stream, tokens = operators.add_norm(stream, branch, block.norm1, None)
+        hidden = block.act(tokens @ block.fc1.weight.T + block.fc1.bias)
+        return operators.add_norm(stream, hidden @ block.fc2.weight.T + block.fc2.bias, block.norm2, rows)
+
+    times = iter([2.0, 1.0, 2.0, 1.0, seconds, 2.0])
+    fused = Operators(PLAIN.attend, PLAIN.add_norm, finish)
+    chosen = choice.choose_operators(windowed(), lambda _call: next(times), fused)
+    assert chosen == Operators(PLAIN.attend, PLAIN.add_norm, finish if seconds < 2 else None)
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("no C compiler"), OSError("no ptxas"), ValueError])
@@ -367,6 +382,11 @@ def check_block(kernels, dtype, form, device):
         start = stream.double() if rows is None else stream.double()[rows]
         expected, _ = compute_block(PLAIN, start, start, kinds, exact)
         torch.testing.assert_close(found.double(), expected, rtol=tolerance, atol=tolerance)
+        finishing = Operators(PLAIN.attend, PLAIN.add_norm, kernels.finish)
+        finished, tokens = compute_block(finishing, stream, stream.to(dtype), kinds, block, rows=rows)
+        expected, _ = compute_block(PLAIN, stream.double(), stream.double(), kinds, exact, rows=rows)
+        torch.testing.assert_close(finished.double(), expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(tokens, finished.to(dtype))
 
 
 def check_network(kernels, device):
@@ -379,7 +399,7 @@ def check_network(kernels, device):
     pixels = torch.rand(len(grid) * 64, 3, device=device)
     with torch.inference_mode():
         expected = plain(pixels, grid)
-        for form in (fused, replace(fused, run_block=None)):
+        for form in (fused, replace(fused, run_block=None), replace(fused, run_block=None, finish=None)):
             found = WindowedNetwork(network, torch.float32, operators=form)(pixels, grid)
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
@@ -406,6 +426,7 @@ for form in FORMS:
 """
 
 
+@pytest.mark.slow
 def test_kernels_are_their_plain_twins_by_the_interpreter():
     """All kernels, for heads of 10 and 30 channels, windows of 64 and 49 tokens, float32 and bfloat16."""
     pytest.importorskip("triton", reason="Triton, whose interpreter runs the kernels, is not installed")

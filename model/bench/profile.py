@@ -20,6 +20,7 @@ FAMILIES: Mapping[str, str] = {
     "the kernel's blocks": r"^swin_block$",
     "the kernel's convolutions": r"^swin_convolution$",
     "whole blocks": r"block_windows",
+    "block behind attention": r"finish_rows",
     "attention": r"attend_windows",
     "norm and residual": r"add_norm",
     "convolution": r"conv|fprop",

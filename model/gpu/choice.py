@@ -59,14 +59,18 @@ def choose_operators(windowed: WindowedNetwork, time: Timer, fused: Operators | 
         fused.attend if _pays("attention", time, *attends) else PLAIN.attend,
         fused.add_norm if _pays("norm", time, *norms) else PLAIN.add_norm,
     )
-    if fused.run_block is None:
-        return chosen
-    step_by_step = partial(_run_block, chosen, stream, kinds, block, windowed.dtype)
-    at_once = partial(fused.run_block, stream, kinds, block, None)
-    return replace(chosen, run_block=fused.run_block) if _pays("block", time, step_by_step, at_once) else chosen
+    for name, more in (("MLP", {"finish": fused.finish}), ("block", {"run_block": fused.run_block})):
+        if None in more.values():
+            continue
+        richer = replace(chosen, **more)
+        forms = [partial(_run_block, each, stream, kinds, block, windowed.dtype) for each in (chosen, richer)]
+        chosen = richer if _pays(name, time, *forms) else chosen
+    return chosen
 
 
 def _run_block(chosen: Operators, stream: Tensor, kinds: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
+    if chosen.run_block is not None:
+        return chosen.run_block(stream, kinds, block, None)
     return compute_block(chosen, stream, stream.to(dtype), kinds, block)[0]
 
 

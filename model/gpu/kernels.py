@@ -20,8 +20,11 @@ from model.gpu.weights import Block, Weights
 ROWS = 8
 """Tokens that a program of ``add_norm`` has."""
 
+FINISHED = 64
+"""Tokens that a program of ``finish`` has."""
+
 CHUNK = 32
-"""Hidden channels that a program of ``run_block`` has at a time."""
+"""Hidden channels that a program has at a time."""
 
 WIDEST = 64
 """Channels up to which a whole block is one kernel: of more, a program's registers would not hold a window."""
@@ -52,6 +55,29 @@ def normalise(values, weight, bias, eps, lane, CHANNELS: tl.constexpr):
     deviation = tl.sqrt(tl.sum(centred * centred, 1) / CHANNELS + eps)[:, None]
     factor = tl.load(weight + lane, mask=inside, other=0.0)[None, :]
     return centred / deviation * factor + tl.load(bias + lane, mask=inside, other=0.0)[None, :]
+
+
+@triton.jit
+def mlp(
+    tokens, fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm_weight, norm_bias, eps,
+    SLOTS: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, HIDDEN: tl.constexpr,
+    CHUNK: tl.constexpr, NUMBERS: tl.constexpr,
+):  # fmt: skip
+    """The second branch of tokens (SLOTS, COLUMNS), normalised, in float32; the hidden layer goes by in chunks."""
+    column = tl.arange(0, COLUMNS)
+    wide = column < WIDTH
+    branch = tl.zeros((SLOTS, COLUMNS), tl.float32)
+    for start in range(0, HIDDEN, CHUNK):
+        unit = start + tl.arange(0, CHUNK)
+        place, known = unit[None, :] * WIDTH + column[:, None], (unit < HIDDEN)[None, :] & wide[:, None]
+        hidden = tl.dot(tokens, tl.load(fc1_weight + place, mask=known, other=0.0), input_precision="ieee")
+        hidden += tl.load(fc1_bias + unit, mask=unit < HIDDEN, other=0.0).to(tl.float32)[None, :]
+        hidden = 0.5 * hidden * (1 + tl.erf(hidden * 0.7071067811865476))
+        place, known = column[None, :] * HIDDEN + unit[:, None], (unit < HIDDEN)[:, None] & wide[None, :]
+        down = tl.load(fc2_weight + place, mask=known, other=0.0)
+        branch += tl.dot(hidden.to(NUMBERS), down, input_precision="ieee")
+    branch += tl.load(fc2_bias + column, mask=wide, other=0.0).to(tl.float32)[None, :]
+    return normalise(branch, norm_weight, norm_bias, eps, column, CHANNELS)
 
 
 @triton.jit
@@ -132,20 +158,35 @@ def block_windows(
         branch += tl.dot(mixed, tl.load(proj_weight + place, mask=known, other=0.0), input_precision="ieee")
     branch += tl.load(proj_bias + column, mask=wide, other=0.0).to(tl.float32)[None, :]
     total += normalise(branch, norm1_weight, norm1_bias, eps, column, CHANNELS)
-    tokens = total.to(NUMBERS)
-    branch = tl.zeros((SLOTS, COLUMNS), tl.float32)
-    for start in range(0, HIDDEN, CHUNK):
-        unit = start + tl.arange(0, CHUNK)
-        place, known = unit[None, :] * WIDTH + column[:, None], (unit < HIDDEN)[None, :] & wide[:, None]
-        hidden = tl.dot(tokens, tl.load(fc1_weight + place, mask=known, other=0.0), input_precision="ieee")
-        hidden += tl.load(fc1_bias + unit, mask=unit < HIDDEN, other=0.0).to(tl.float32)[None, :]
-        hidden = 0.5 * hidden * (1 + tl.erf(hidden * 0.7071067811865476))
-        place, known = column[None, :] * HIDDEN + unit[:, None], (unit < HIDDEN)[:, None] & wide[None, :]
-        down = tl.load(fc2_weight + place, mask=known, other=0.0)
-        branch += tl.dot(hidden.to(NUMBERS), down, input_precision="ieee")
-    branch += tl.load(fc2_bias + column, mask=wide, other=0.0).to(tl.float32)[None, :]
-    total += normalise(branch, norm2_weight, norm2_bias, eps, column, CHANNELS)
+    total += mlp(
+        total.to(NUMBERS), fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm2_weight, norm2_bias, eps,
+        SLOTS, CHANNELS, WIDTH, COLUMNS, HIDDEN, CHUNK, NUMBERS,
+    )  # fmt: skip
     tl.store(out + token[:, None] * WIDTH + column[None, :], total, mask=full)
+
+
+@triton.jit(do_not_specialize=["count"])
+def finish_rows(
+    stream, branch, rows, stream_out, branch_out, count, norm1_weight, norm1_bias,
+    fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm2_weight, norm2_bias, eps,
+    SLOTS: tl.constexpr, CHANNELS: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr, HIDDEN: tl.constexpr,
+    CHUNK: tl.constexpr, NUMBERS: tl.constexpr, GATHER: tl.constexpr,
+):  # fmt: skip
+    """All of a block behind its attention, for ``SLOTS`` tokens: a program."""
+    row, column = tl.program_id(0) * SLOTS + tl.arange(0, SLOTS), tl.arange(0, COLUMNS)
+    full = (row < count)[:, None] & (column < WIDTH)[None, :]
+    source = tl.load(rows + row, mask=row < count, other=0) if GATHER else row
+    place = source.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    values = tl.load(branch + place, mask=full, other=0.0).to(tl.float32)
+    total = tl.load(stream + place, mask=full, other=0.0)
+    total += normalise(values, norm1_weight, norm1_bias, eps, column, CHANNELS)
+    total += mlp(
+        total.to(NUMBERS), fc1_weight, fc1_bias, fc2_weight, fc2_bias, norm2_weight, norm2_bias, eps,
+        SLOTS, CHANNELS, WIDTH, COLUMNS, HIDDEN, CHUNK, NUMBERS,
+    )  # fmt: skip
+    target = row.to(tl.int64)[:, None] * WIDTH + column[None, :]
+    tl.store(stream_out + target, total, mask=full)
+    tl.store(branch_out + target, total, mask=full)
 
 
 def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:
@@ -192,6 +233,21 @@ def run_block(stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None) 
     return out
 
 
+def finish(stream: Tensor, branch: Tensor, block: Block, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """As ``model.gpu.operators.Finish``, for float32 and bfloat16 and an exact GELU."""
+    (count, width), numbers = stream.shape, _numbers(branch)
+    stream_out, branch_out = torch.empty_like(stream), torch.empty_like(branch)
+    finish_rows[(triton.cdiv(count, FINISHED),)](
+        stream, branch, stream if rows is None else rows, stream_out, branch_out, count,
+        block.norm1.weight, block.norm1.bias, *_multiplied(numbers, block.fc1, block.fc2),
+        block.norm2.weight, block.norm2.bias, block.norm1.eps,
+        SLOTS=FINISHED, CHANNELS=block.tables.channels, WIDTH=width, COLUMNS=_room(width),
+        HIDDEN=len(block.fc1.weight), CHUNK=CHUNK, NUMBERS=numbers, GATHER=rows is not None,
+        num_warps=4,
+    )  # fmt: skip
+    return stream_out, branch_out
+
+
 def _multiplied(numbers: tl.dtype, *layers: Weights) -> list[Tensor]:
     """Weights and biases as what is multiplied: themselves, but for bfloat16 in the interpreter."""
     kept = torch.bfloat16 if numbers == tl.bfloat16 else torch.float32
@@ -212,4 +268,6 @@ def kernels_for(block: Block) -> Operators:
     """The kernels that can compute a network's blocks, of which this is one."""
     exact = isinstance(block.act, nn.GELU) and block.act.approximate == "none"
     narrow = block.tables.channels <= WIDEST
-    return Operators(attend, add_norm, run_block if exact and narrow else None)
+    if not (exact and narrow):
+        return Operators(attend, add_norm)
+    return Operators(attend, add_norm, finish, run_block)

@@ -70,6 +70,23 @@ class AddNorm(Protocol):
         """
 
 
+class Finish(Protocol):
+    """All of a block behind its attention, for narrow networks."""
+
+    def __call__(self, stream: Tensor, branch: Tensor, block: Block, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Add the normalised branch, and then the MLP's, and put the tokens into the next block's order.
+
+        Args:
+            stream: (T, width) float32.
+            branch: (T, width) in the dtype of the matrix products: attention, projected.
+            block: its weights.
+            rows: (T,) int32; None where the order stays.
+
+        Returns:
+            The stream, and the same in the branch's dtype.
+        """
+
+
 class RunBlock(Protocol):
     """A whole block at once, for narrow networks: what lies between its products never leaves the chip."""
 
@@ -89,10 +106,11 @@ class RunBlock(Protocol):
 
 @dataclass(frozen=True)
 class Operators:
-    """One form of each; with ``run_block`` the others are not asked."""
+    """One form of each; with ``finish``, ``add_norm`` is not asked in a block, and with ``run_block`` no other is."""
 
     attend: Attend
     add_norm: AddNorm
+    finish: Finish | None = None
     run_block: RunBlock | None = None
 
 

@@ -203,7 +203,10 @@ def compute_block(
         The stream and the tokens.
     """
     mixed = operators.attend(_apply(tokens, block.qkv), kinds, block.tables)
-    stream, tokens = operators.add_norm(stream, _apply(mixed, block.proj), block.norm1, None)
+    branch = _apply(mixed, block.proj)
+    if operators.finish is not None:
+        return operators.finish(stream, branch, block, rows)
+    stream, tokens = operators.add_norm(stream, branch, block.norm1, None)
     hidden = block.act(_apply(tokens, block.fc1))
     return operators.add_norm(stream, _apply(hidden, block.fc2), block.norm2, rows)
 
