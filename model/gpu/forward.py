@@ -111,10 +111,9 @@ class Forward:
         sizes = [tile.shape[:2] for tile in tiles]
         own = sum(height * width for height, width in sizes) // self.window**2
         table = lay_out(sizes, self.window, self._graphs.fitting(own))
-        flat = self._stage(tiles, len(table) * self.window**2)
-        host_grid = torch.from_numpy(table)
         with self._uploading():
-            pixels, grid = (each.to(self._device, non_blocking=True) for each in (flat, host_grid))
+            staged = self._stage(tiles, len(table) * self.window**2), torch.from_numpy(table)
+            pixels, grid = (each.to(self._device, non_blocking=True) for each in staged)
         with self._computing():
             values = self._compute(pixels, grid, own)
         with self._downloading():
