@@ -48,7 +48,7 @@ def test_the_cpu_is_the_default():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dependencies_are_a_layer_of_their_own(kind):
-    """Installed from the lock, before anything of the project is there, and copied before it; the CPU's has no compiler."""
+    """Installed from the lock alone, and copied before the project itself; the image for CPUs has no compiler."""
     assert instructions(kind, "COPY") == [
         f"--from={kind}-dependencies /opt/swin2sr /opt/swin2sr",
         "--from=package /srv/swin2sr /srv/swin2sr",
