@@ -26,14 +26,14 @@ FLOORS = {
     "app": [
         {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"}
         | {"address", "budget", "folders", "spool"},
-        {"catalogue", "deliveries", "memory", "weights"},
+        {"catalogue", "deliveries", "memory", "replicas", "weights"},
         {"conditions", "jobs", "sizes", "uploads", "middleware"},
         {"admission"},
         {"codec", "batcher", "registry", "handlers", "client"},
         {"pipeline", "errand", "fetching"},
         {"service"},
         {"routes", "local", "remote"},
-        {"main", "orders", "ray_proxy"},
+        {"main", "orders", "ray_proxy", "ray_metrics"},
         {"serving", "ray", "bench"},
         {"cli"},
         {"__main__"},
@@ -41,7 +41,10 @@ FLOORS = {
 }
 """Rooms from the ground up; each may use those below it, and a folder is one room."""
 
-FRAMEWORK_ROOMS = {"app.main", "app.routes", "app.handlers", "app.middleware", "app.uploads", "app.ray_proxy"}
+FRAMEWORK_ROOMS = {
+    *{"app.main", "app.routes", "app.handlers", "app.middleware", "app.uploads"},
+    *{"app.ray_proxy", "app.ray_metrics"},
+}
 """Where FastAPI and Starlette may be imported."""
 
 THREAD_ROOMS = {
