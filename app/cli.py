@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from app.errors import ServiceError
-from app.ray import RaySettings
+from app.replicas import RaySettings
 from app.schemas import VariantDescription
 from app.settings import Settings
 

@@ -13,14 +13,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from types import FrameType, MappingProxyType
-from typing import TYPE_CHECKING, Literal, NoReturn, Self
-
-from pydantic import Field, model_validator
+from typing import TYPE_CHECKING, NoReturn
 
 from app.address import listen, url
 from app.quota import usable_cpus
+from app.replicas import RaySettings, Share, share_out
 from app.settings import Settings
 
 if TYPE_CHECKING:
@@ -46,70 +44,8 @@ QUIET = MappingProxyType({"enable_access_log": False, "log_level": "WARNING"})
 """Of Ray Serve's own log: replicas write a line for each request themselves."""
 
 
-ANNOUNCEMENT_SECONDS = 5.0
-"""How long replicas may take to hear that the end has come."""
-
-
-class RaySettings(Settings):
-    """The settings of the service, and how many there are of it."""
-
-    ray_min_replicas: int = Field(1, ge=1, description="replicas that are always there")
-    ray_max_replicas: int | Literal["auto"] = Field(
-        "auto", description="replicas under load; auto: one for each GPU, or for each THREADS processors"
-    )
-    ray_target_requests: int = Field(
-        4, ge=1, description="requests in a replica, on average, from which another one is started"
-    )
-
-    @model_validator(mode="after")
-    def _fit_ray(self) -> Self:
-        if isinstance(self.ray_max_replicas, int) and self.ray_max_replicas < self.ray_min_replicas:
-            raise ValueError(
-                f"RAY_MIN_REPLICAS {self.ray_min_replicas} is more than RAY_MAX_REPLICAS {self.ray_max_replicas}"
-            )
-        if self.device.startswith("cuda:"):
-            raise ValueError(f"DEVICE {self.device}: Ray gives each replica a GPU of its own; say cuda, cpu or auto")
-        if self.admin_token is not None:
-            raise ValueError(
-                "ADMIN_TOKEN: load, unload and reload would reach one of Ray's replicas only. Unset it; for other "
-                "variants, start again"
-            )
-        return self
-
-
-@dataclass(frozen=True)
-class Share:
-    """What each replica gets of a cluster, and how many replicas there may be."""
-
-    cpus: int
-    gpus: int
-    replicas: int
-
-
-def share_out(settings: RaySettings, resources: Mapping[str, float], *, can_grow: bool = False) -> Share:
-    """Give each replica a GPU and a processor, or ``THREADS`` processors.
-
-    Args:
-        settings: checked.
-        resources: ``CPU`` and ``GPU`` of the cluster.
-        can_grow: whether the cluster may become larger.
-
-    Raises:
-        ValueError: if there is no such device, or the replicas wanted do not fit.
-    """
-    gpus = int(resources.get("GPU", 0))
-    if settings.device == "cuda" and not gpus and not can_grow:
-        raise ValueError("DEVICE cuda: the Ray cluster has no GPU")
-    gpu = int(settings.device == "cuda" or (settings.device == "auto" and gpus > 0))
-    processors = 1 if gpu else usable_cpus()
-    cpus = processors if settings.threads == "auto" else settings.threads
-    room = min(int(resources.get("CPU", 0)) // cpus, gpus if gpu else 2**31)
-    wanted = settings.ray_min_replicas if settings.ray_max_replicas == "auto" else settings.ray_max_replicas
-    if not can_grow and wanted > room:
-        raise ValueError(
-            f"{wanted} replicas do not fit here, each with THREADS {cpus}{' and a GPU' * gpu}: there is room for {room}"
-        )
-    return Share(cpus, gpu, max(wanted, room) if settings.ray_max_replicas == "auto" else wanted)
+BROADCAST_SECONDS = 5.0
+"""How long replicas may take to answer what all are asked."""
 
 
 class Replica:
@@ -118,11 +54,14 @@ class Replica:
     def __init__(self, settings: Settings, load: Load | None = None) -> None:
         from app import logs  # noqa: PLC0415 - what a replica needs, and who starts it does not
         from app.main import create_app  # noqa: PLC0415
+        from app.ray_metrics import EverybodysMetrics  # noqa: PLC0415
 
         logs.configure(settings.log_format)
         self._app = create_app(settings, load=load, boot_first=True)
+        self._app.add_middleware(EverybodysMetrics, ask=self._ask_everybody)
         self._service = self._app.state.service
         self._ready = False
+        self._everybody: DeploymentHandle | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """What Ray sends requests to, when its lifespan has started."""
@@ -135,9 +74,23 @@ class Replica:
             self._ready = True
         self._service.make_sure_of_life()
 
+    async def expose(self) -> tuple[str, str]:
+        """This replica's name, and its metrics as Prometheus text."""
+        from ray import serve  # noqa: PLC0415
+
+        return serve.get_replica_context().replica_id.unique_id, self._service.metrics.exposition().decode()
+
     async def announce_end(self) -> None:
         """Be not ready from now on; what comes is still accepted."""
         self._service.announce_end()
+
+    async def _ask_everybody(self) -> dict[str, str]:
+        from ray import serve  # noqa: PLC0415
+
+        self._everybody = self._everybody or serve.get_deployment_handle(Replica.__name__, NAME)
+        answers = self._everybody.broadcast("expose")
+        told = await answers.results_async(timeout_s=BROADCAST_SECONDS, return_exceptions=True)
+        return dict(each for each in told if not isinstance(each, BaseException))
 
 
 def application(settings: RaySettings, share: Share, load: Load | None = None) -> Application:
@@ -153,7 +106,7 @@ def application(settings: RaySettings, share: Share, load: Load | None = None) -
 
     deployment = serve.deployment(
         serve.ingress()(Replica),
-        name="Replica",
+        name=Replica.__name__,
         ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus},
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.ray_min_replicas,
@@ -278,7 +231,7 @@ def _drain(handle: DeploymentHandle, settings: Settings, reason: int) -> int:
 
     until = time.monotonic() + settings.drain_timeout_ms / 1000
     with suppress(TimeoutError):
-        handle.broadcast("announce_end").results(timeout_s=ANNOUNCEMENT_SECONDS, return_exceptions=True)
+        handle.broadcast("announce_end").results(timeout_s=BROADCAST_SECONDS, return_exceptions=True)
     if reason == signal.SIGTERM:
         time.sleep(settings.drain_delay_ms / 1000)
     while time.monotonic() < until:

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.ray import RaySettings
 from app.ray import serve as serve_on_ray
+from app.replicas import RaySettings
 from app.serving import leave, serve
 from app.settings import Settings
 from tests.scripted import ScriptedUpscaler, model_dir

@@ -12,16 +12,19 @@ import threading
 import time
 import zlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
 from app import errors, logs
 from app.address import listen
 from app.client import AsyncClient, Client
 from app.handlers import PROBLEM
-from app.ray import RaySettings, Replica, Share, share_out
+from app.ray import Replica
+from app.replicas import RaySettings, Share, share_out
 from model.checkpoints import CheckpointError
 from model.variants import embedded_path
 from tests.scripted import ScriptedUpscaler, model_dir
@@ -223,6 +226,32 @@ def test_progress_streams_and_leaving_cancels(scripted):
     assert "variant=classical-x2" in line
     assert "outcome=ok" not in line
     assert httpx.post(f"{scripted.url}/v1/upscale", content=png(noise(8, 8)), headers=PNG, timeout=60).is_success
+
+
+def served(server):
+    """How many images each replica has served, by its name, as ``/metrics`` tells it."""
+    response = httpx.get(f"{server.url}/metrics", timeout=60)
+    assert response.status_code == 200
+    totals = Counter()
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            if sample.name == "swin2sr_inflight_requests":
+                totals[sample.labels["replica"]] += 0
+            if sample.name == "swin2sr_requests_total" and sample.labels["outcome"] == "ok":
+                totals[sample.labels["replica"]] += sample.value
+    return totals
+
+
+def test_the_metrics_are_of_all_replicas(scripted):
+    """Whichever is asked, each is told under its own name, and together they have served what was asked for."""
+    until(lambda: len(replicas(scripted)) == 2)
+    before = served(scripted)
+    assert len(before) == 2
+    with ThreadPoolExecutor(8) as pool, Client(scripted.url) as client:
+        list(pool.map(lambda _: client.upscale(png(noise(32, 32))), range(24)))
+    growth = served(scripted) - before
+    assert growth.total() == 24
+    assert len(growth) == 2
 
 
 def test_a_replica_whose_worker_has_died_for_good_is_replaced(scripted):
