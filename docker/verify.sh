@@ -95,7 +95,7 @@ echo "It has the C kernel without a compiler, and no CUDA."
 start
 wait_until 180 "it does not become healthy" healthy
 [ "$(user_of_service)" = "$user" ] || fail "the service does not run as user $user"
-sockets_of_service | grep -q ' 00000000:1F40 ' || fail "it does not listen on port 8000 for other machines"
+grep -q ' 00000000:1F40 ' <(sockets_of_service) || fail "it does not listen on port 8000 for other machines"
 echo "It is healthy, run by user $user, and listens for other machines."
 
 ask() { curl -s --fail-with-body -H 'Content-Type: image/png' --data-binary "@$photo" "$@"; }
