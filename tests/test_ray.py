@@ -128,7 +128,7 @@ def test_every_request_is_answered_though_a_replica_is_killed(server):
     results = asyncio.run(go())
     assert len(results) == COUNT
     lost = [answer for _, answer in results if answer.status_code != 200]
-    assert 1 <= len(lost) <= 2 * AT_ONCE  # what was in it, and what the proxy sent there before it knew
+    assert len(lost) <= 2 * AT_ONCE  # what was in it, if anything, and what the proxy sent there before it knew
     for answer in lost:
         assert answer.headers["content-type"] == PROBLEM
         assert (answer.status_code, answer.json()["code"], answer.headers["retry-after"]) == (503, "not_ready", "1")
