@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from app import errors
+from app.replicas import RaySettings
 from app.sample import SIZE
 from app.schemas import UpscaleOptions
 from app.settings import Settings
@@ -176,6 +177,13 @@ def test_the_settings_are_those_of_the_code():
     fields = Settings.model_fields.items()
     expected = [f"| `{name.upper()}` | {shown(field.default)} | {field.description} |" for name, field in fields]
     assert rows("Settings") == expected
+
+
+def test_the_settings_of_ray_are_those_of_the_code():
+    """Every setting that only Ray's replicas have is in a table of its own."""
+    fields = [(name, field) for name, field in RaySettings.model_fields.items() if name not in Settings.model_fields]
+    expected = [f"| `{name.upper()}` | {shown(field.default)} | {field.description} |" for name, field in fields]
+    assert rows("Replicas on Ray") == expected
 
 
 def test_the_variants_are_those_of_the_code():
