@@ -1,7 +1,7 @@
 """How much slower small images are through Ray than without: ``python -m tests.ray_overhead``, on a quiet machine.
 
 The plain service and one replica on Ray, in turns, each a process of its own with every processor; the embedded x2
-network, PNGs of 64x64, one caller and eight. A figure is a median of windows of 100 requests.
+network, PNGs of 64x64, one caller and eight. A figure is a median of windows of 50 requests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.bench.load import closed_loop
 from tests.server import ServerProcess
 from tests.service import noise, png
 
-ROUNDS, WINDOWS, REQUESTS = 3, 3, 100
+ROUNDS, WINDOWS, REQUESTS = 3, 5, 50
 CALLERS = (1, 8)
 SIZE = 64
 
