@@ -21,6 +21,7 @@ from app.memory import give_back, is_out_of_memory
 from app.schemas import VariantDescription
 from app.weights import Load, Loaded, Piece, TileUpscaler, warm_up
 from model.fetch import FetchError, OfficialWeights, Step
+from model.fused import Beat
 from model.upscaler import Upscaler, find_device
 
 logger = logging.getLogger(__name__)
@@ -283,7 +284,7 @@ class ModelRegistry:
         upscaler = Upscaler.from_pretrained(path, device=str(self.device), dtype=self._dtype)
         if self.device.type == "cpu":  # on a GPU a pass takes moments, and hooks would hinder compilation
             for module in upscaler.network.modules():
-                module.register_forward_pre_hook(lambda _module, _args: self._beat())
+                module.register_forward_pre_hook(Beat(self._beat))
         return upscaler
 
     def _set_threads(self) -> None:

@@ -10,6 +10,7 @@ import ctypes
 import functools
 import math
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -87,12 +88,32 @@ def _are_plain(tokens: Tensor) -> bool:
 
 def can_reuse(body: nn.Module, tokens: Tensor) -> bool:
     """Whether the kernel computes, and nobody could hold on to what stages and blocks give out."""
-    return load_kernel() is not None and _are_plain(tokens) and not is_watched(body)
+    return _are_plain(tokens) and load_kernel() is not None and not is_watched(body)
+
+
+class Beat:
+    """A forward pre-hook that looks at nothing: it tells that a network goes on, however that computes.
+
+    Args:
+        tell: called before a module computes; not for modules within a block or behind a stage, which the kernel takes
+            together.
+    """
+
+    def __init__(self, tell: Callable[[], None]) -> None:
+        self._tell = tell
+
+    def __call__(self, _module: nn.Module, _args: object) -> None:
+        """What PyTorch calls."""
+        self._tell()
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether a module or one within it has a hook."""
-    return any(part._forward_hooks or part._forward_pre_hooks for part in module.modules())  # noqa: SLF001
+    """Whether a module or one within it has a hook that could see how values come about."""
+    return any(
+        not isinstance(hook, Beat)
+        for part in module.modules()
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())  # noqa: SLF001
+    )
 
 
 def _is_plain(block: SwinTransformerBlock) -> bool:
@@ -164,7 +185,7 @@ def can_convolve(layers: tuple[nn.Module, nn.Conv2d | None], tokens: Tensor, hal
     """Whether ``convolve`` may compute these layers for these tokens (T, C) and this halo, if there is one, now."""
     fits = halo is not None and halo.shape[1] <= (math.isqrt(SLOTS) + 2) ** 2
     plain = all(_is_plain_convolution(layer) for layer in layers if layer is not None)
-    return fits and plain and load_kernel() is not None and _are_plain(tokens)
+    return fits and plain and _are_plain(tokens) and load_kernel() is not None
 
 
 def _is_plain_convolution(layer: nn.Module) -> bool:

@@ -175,6 +175,8 @@ def test_the_convolution_stands_back_where_it_cannot_serve():
         assert not fused.can_convolve((layers[0], copy.deepcopy(layers[1]).double()), tokens, halo)
         assert not fused.can_convolve((torch.nn.Sequential(*layers), None), tokens, halo)
         assert not fused.can_convolve(layers, tokens, PackedLayout([(9, 9)], 9, 4).halo(shifted=False))
+        layers[1].register_forward_pre_hook(fused.Beat(lambda: None))
+        assert fused.can_convolve(layers, tokens, halo)
         layers[1].register_forward_hook(lambda *_: None)
         assert not fused.can_convolve(layers, tokens, halo)
 
@@ -301,7 +303,10 @@ def test_changed_blocks_are_left_to_pytorch():
         "hook": lambda block: block.attn.register_forward_hook(lambda *_: None),
     }
     with torch.inference_mode():
-        assert fused.can_run(random_block(24, 2, 8, 0), tokens)
+        unchanged = random_block(24, 2, 8, 0)
+        for module in unchanged.modules():
+            module.register_forward_pre_hook(fused.Beat(lambda: None))
+        assert fused.can_run(unchanged, tokens)
         for change in changes.values():
             block = random_block(24, 2, 8, 0)
             change(block)

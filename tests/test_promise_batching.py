@@ -29,7 +29,9 @@ from app.registry import ModelRegistry
 from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
 from app.weights import Piece
+from model import fused
 from model.upscaler import Upscaler
+from model.variants import embedded_path
 from tests.connections import Connection
 from tests.networks import tiny_network
 from tests.scripted import PATIENCE, Gate, ScriptedUpscaler, join_workers, model_dir
@@ -613,7 +615,29 @@ def test_promise_13_a_real_network_beats_at_every_module():
     beats.clear()
     registry.forward("", [Piece(upscaler, noise(16, 16))])
     registry.close()
-    assert len(beats) > len(upscaler.network.layers)
+    assert len(beats) > sum(upscaler.config.depths)
+
+
+@pytest.mark.skipif(fused.load_kernel() is None, reason="the kernel was not built: there was no C compiler")
+def test_promise_13_beating_does_not_keep_the_kernel_out(monkeypatch):
+    """A network that the registry loaded computes as it does alone: the same calls of the kernel, in reused memory."""
+    registry = ModelRegistry(("small-x2",), device="cpu", threads=2)
+    served = asyncio.run(registry.obtain(registry.resolve("small-x2"))).upscaler
+    alone = Upscaler.from_pretrained(embedded_path("small-x2"), device="cpu")
+    calls = []
+    for name in ("run", "convolve", "can_reuse"):
+        whole = getattr(fused, name)
+        monkeypatch.setattr(fused, name, lambda *args, name=name, whole=whole: calls.append(name) or whole(*args))
+    kept = []
+    for forward in (alone.forward, lambda tiles: registry.forward("", [Piece(served, tile) for tile in tiles])):
+        calls.clear()
+        forward([noise(16, 16), noise(24, 8)])
+        kept.append(list(calls))
+    registry.close()
+    assert kept[0] == kept[1]
+    assert kept[0].count("run") == sum(alone.config.depths)
+    assert kept[0].count("convolve") == len(alone.config.depths) + 1
+    assert served.network.scratch.nbytes > 0
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
