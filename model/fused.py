@@ -86,9 +86,9 @@ def _are_plain(tokens: Tensor) -> bool:
     )
 
 
-def can_reuse(body: nn.Module, tokens: Tensor) -> bool:
-    """Whether the kernel computes, and nobody could hold on to what stages and blocks give out."""
-    return _are_plain(tokens) and load_kernel() is not None and not is_watched(body)
+def can_reuse(tokens: Tensor, *body: nn.Module) -> bool:
+    """Whether the kernel computes, and nobody could hold on to what these parts of a network give out."""
+    return _are_plain(tokens) and load_kernel() is not None and not any(is_watched(part) for part in body)
 
 
 class Beat:

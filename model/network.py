@@ -36,6 +36,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 PACK_PIXELS = 2**16
 """Pixels that share a canvas on a CPU: more would leave its caches, and fewer would pay for every operator's start."""
 
+NORM_TOKENS = 2**12
+"""Tokens that are normalised together where they lie."""
+
 CHUNK = 32
 """Windows that pass a block together on a CPU without the kernel: few enough for their attention to stay in cache."""
 
@@ -275,25 +278,39 @@ class Swin2SR(nn.Module):
             layout = self.layouts([(height, width)] * sheets, canvas.device)
         layout.check(canvas, self.config.window_size, self.config.shift_size)
         pixels = layout.clear_gaps((canvas - self.mean_in) * self.config.img_range)
-        features = self.conv_first(pixels.contiguous(memory_format=torch.channels_last))
-        image, aux = self.reconstruct_features(self.deepen(features, layout), pixels, layout)
+        near = pixels.contiguous(memory_format=torch.channels_last)
+        deep = self.deepen(self.conv_first(near), layout)  # nothing here holds on to what goes in
+        image, aux = self.reconstruct_features(deep, pixels, layout)
         image = image / self.config.img_range + self.mean_out
         return Reconstruction(image, None if aux is None else aux / self.config.img_range + self.mean_out)
 
     def deepen(self, features: Tensor, layout: PackedLayout) -> Tensor:
         """The body and its residual connection: features (S, C, H, W) to the same shape, gaps clear."""
         shallow = layout.to_windows(features)
+        halo, last = layout.halo(shifted=False), (self.conv_after_body, None)
+        in_windows = fused.can_convolve(last, shallow, halo)
+        if in_windows:
+            del features  # a large image has room for few of these
         tokens = self.patch_embed(shallow)
-        with self.scratch.borrow(tokens, 3 if fused.can_reuse(self.layers, tokens) else 0) as spare:
+        reuse = fused.can_reuse(tokens, self.patch_embed, self.layers, self.norm)
+        with self.scratch.borrow(tokens, 2 if reuse else 0) as spare:
+            if reuse:
+                spare.append(tokens)
             for stage in self.layers:
                 tokens = stage(tokens, layout, spare)
-            tokens = self.norm(tokens)
-        halo, last = layout.halo(shifted=False), (self.conv_after_body, None)
-        if fused.can_convolve(last, tokens, halo):
-            deep = fused.convolve(last, tokens, halo, shallow)
-            return layout.to_canvas(deep, shifted=False)
+            tokens = self._normalise_in_place(tokens) if reuse else self.norm(tokens)
+            if in_windows:
+                out = next((memory for memory in spare if memory.data_ptr() != tokens.data_ptr()), None)
+                deep = fused.convolve(last, tokens, halo, shallow, out)
+                del shallow
+                return layout.to_canvas(deep, shifted=False)
         canvas = layout.to_canvas(tokens, shifted=False)
         return layout.clear_gaps(convolve(self.conv_after_body, canvas, layout) + features)
+
+    def _normalise_in_place(self, tokens: Tensor) -> Tensor:
+        for part in torch.split(tokens, NORM_TOKENS):
+            part.copy_(self.norm(part))
+        return tokens
 
     def reconstruct(self, images: Sequence[Tensor]) -> list[Reconstruction]:
         """Reconstruct images of any sizes in one pack; on a CPU in packs of ``PACK_PIXELS``, like sizes together.
