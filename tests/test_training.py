@@ -127,6 +127,23 @@ def test_compressed_crops_keep_their_clean_side() -> None:
     assert 20 <= aligned < 40
 
 
+def test_strong_compression_is_as_likely_as_weak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Qualities fill their range to its ends, and half of them lie below the geometric mean of both."""
+    levels: list[int] = []
+
+    def compress(pixels: np.ndarray, level: int, _: str) -> np.ndarray:
+        levels.append(level)
+        return pixels
+
+    monkeypatch.setattr("model.training.photos.compress", compress)
+    generator = np.random.default_rng(0)
+    photo = Photo("", draw(24, 24), draw(24, 24))
+    for _ in range(2000):
+        cut(photo, 8, (10, 90), generator)
+    assert (min(levels), max(levels)) == (10, 90)
+    assert 0.45 < sum(level < 30 for level in levels) / len(levels) < 0.55
+
+
 def test_batches_depend_on_seed_and_step_alone(photos: list[Photo]) -> None:
     """However many threads prepare them and wherever a run begins, batch n is batch n."""
     one = Crops(photos, crop=16, batch=2, quality=(10, 95), seed=3)

@@ -93,7 +93,8 @@ def cut(photo: Photo, crop: int, quality: tuple[int, int] | None, generator: np.
     """Cut a random crop, turned at random, and compress its input where a range of qualities is given.
 
     A crop of a JPEG seldom begins where an 8x8 block does, an uploaded JPEG always: one crop in four gets a random
-    offset into its blocks. Two in three are stored with reduced chroma, as most files are.
+    offset into its blocks. Two in three are stored with reduced chroma, as most files are. Twice a quality is as likely
+    as the quality itself, because what is lost goes with its inverse: drawn evenly, strong compression would be rare.
     """
     scale = photo.sharp.shape[0] // photo.reduced.shape[0]
     height, width = photo.reduced.shape[:2]
@@ -103,7 +104,7 @@ def cut(photo: Photo, crop: int, quality: tuple[int, int] | None, generator: np.
     sharp = turn(photo.sharp[scale * top : scale * (top + crop), scale * left : scale * (left + crop)], way)
     if quality is None:
         return Sample(clean, clean, sharp)
-    level = int(generator.integers(quality[0], quality[1] + 1))
+    level = round(quality[0] * (quality[1] / quality[0]) ** generator.random())
     subsampling: Subsampling = "4:2:0" if generator.random() < 2 / 3 else "4:4:4"
     down, right = generator.integers(JPEG_BLOCK, size=2) if generator.random() < 1 / 4 else (0, 0)
     padded = np.pad(clean, ((down, 0), (right, 0), (0, 0)), mode="reflect")

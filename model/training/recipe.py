@@ -23,7 +23,7 @@ class Recipe:
         weight_decay: of AdamW, on matrices and convolutions only.
         clip: largest norm of the gradient.
         ema_decay: of the average of weights, which is what is kept.
-        quality: lowest and highest JPEG quality of the inputs, drawn uniformly; None leaves them uncompressed.
+        quality: lowest and highest JPEG quality of the inputs, as ``cut`` draws them; None leaves them uncompressed.
         aux_weight: weight of the auxiliary loss, for ``pixelshuffle_aux``.
     """
 
