@@ -153,7 +153,7 @@ def serve(
         with _cluster(settings) as resources:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _end)
-            share = share_out(settings, resources, can_grow="RAY_ADDRESS" in os.environ)
+            share = share_out(settings, resources, can_grow=bool(os.environ.get("RAY_ADDRESS")))
             _start_proxies(settings, port)
             say(f"Swin2SR listens on {address}")
             handle = _deploy(application(settings, share, load))
@@ -161,13 +161,13 @@ def serve(
             reason = _wait_for_signal()
             status = 1  # if another signal stops what follows
             status = _drain(handle, settings, reason)
-    except _End:
+    except SystemExit:
         pass
     return status
 
 
-class _End(BaseException):
-    """A signal asks for the end."""
+class _End(SystemExit):
+    """A signal asks for the end; Ray, while it starts, raises its base class then."""
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
@@ -198,8 +198,8 @@ def _cluster(settings: Settings) -> Iterator[Mapping[str, float]]:
     except ImportError as error:
         raise ValueError("Ray is not installed: pip install 'swin2sr-serve[ray]'") from error
     own = {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False}
-    ray.init(**({} if "RAY_ADDRESS" in os.environ else own), logging_level=logging.ERROR)
     try:
+        ray.init(**({} if os.environ.get("RAY_ADDRESS") else own), logging_level=logging.ERROR)
         yield ray.cluster_resources()
     finally:
         ray.shutdown()

@@ -410,6 +410,25 @@ def fail(*arguments, program="from app.__main__ import main; main()", **settings
     return result.stderr
 
 
+def test_a_signal_while_ray_starts_ends_all_of_it():
+    """Ray's own processes go too, nothing is told as a fault, and an empty ``RAY_ADDRESS`` is none."""
+    command = [sys.executable, "-m", "app", "ray", "--port", "0", "--variants", "small-x2", "--device", "cpu"]
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": ""}, cwd=ROOT, **output) as process:
+        started = until(lambda: children(process.pid))
+        process.terminate()
+        said, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
+    until(lambda: not any(map(is_alive, started)))
+
+
+def children(pid):
+    """The processes that a process has started and that are still there."""
+    found = subprocess.run(["pgrep", "-P", str(pid)], stdout=subprocess.PIPE, text=True, check=False)
+    return [int(each) for each in found.stdout.split()]
+
+
 def test_without_ray_there_is_a_sentence():
     """How to install it."""
     program = "import sys; sys.modules['ray'] = None; from app.__main__ import main; main()"
