@@ -21,7 +21,7 @@ from app.memory import give_back, is_out_of_memory
 from app.schemas import VariantDescription
 from app.weights import Load, Loaded, Piece, TileUpscaler, warm_up
 from model.fetch import FetchError, OfficialWeights, Step
-from model.fused import Beat
+from model.hooks import Beat
 from model.upscaler import Upscaler, find_device
 
 logger = logging.getLogger(__name__)

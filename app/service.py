@@ -30,7 +30,7 @@ TILES_PER_BATCH = {"cpu": 1, "cuda": 16}
 
 STALL_SECONDS = 15.0
 """Without a sign of life for so long, though there is work, the worker is frozen: nobody should send requests here. A
-network gives one at each of its modules, which on a slow processor take some seconds."""
+network gives one at each of its blocks and its head's layers, which on a slow processor take some seconds."""
 
 RESTART_SECONDS = 300.0
 """Silence after which nothing but a restart helps."""

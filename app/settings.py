@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="bfloat16 is faster on a GPU and a little less exact; auto: bfloat16 there, else float32"
+        "auto", description="auto: bfloat16 on a GPU, faster and a little less exact, else float32, faster on a CPU"
     )
     threads: int | Literal["auto"] = Field("auto", description="threads of the forward pass; auto: the CPU quota")
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest upload, bytes; bounds memory per request")

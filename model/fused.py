@@ -10,7 +10,6 @@ import ctypes
 import functools
 import math
 import platform
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from model.hooks import is_watched
 from model.windows import MASK_KINDS
 
 if TYPE_CHECKING:
@@ -86,34 +86,9 @@ def _are_plain(tokens: Tensor) -> bool:
     )
 
 
-def can_reuse(tokens: Tensor, *body: nn.Module) -> bool:
-    """Whether the kernel computes, and nobody could hold on to what these parts of a network give out."""
-    return _are_plain(tokens) and load_kernel() is not None and not any(is_watched(part) for part in body)
-
-
-class Beat:
-    """A forward pre-hook that looks at nothing: it tells that a network goes on, however that computes.
-
-    Args:
-        tell: called before a module computes; not for modules within a block or behind a stage, which the kernel takes
-            together.
-    """
-
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell = tell
-
-    def __call__(self, _module: nn.Module, _args: object) -> None:
-        """What PyTorch calls."""
-        self._tell()
-
-
-def is_watched(module: nn.Module) -> bool:
-    """Whether a module or one within it has a hook that could see how values come about."""
-    return any(
-        not isinstance(hook, Beat)
-        for part in module.modules()
-        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())  # noqa: SLF001
-    )
+def can_serve(tokens: Tensor) -> bool:
+    """Whether the kernel is here and computes with such tokens now."""
+    return _are_plain(tokens) and load_kernel() is not None
 
 
 def _is_plain(block: SwinTransformerBlock) -> bool:
@@ -185,7 +160,7 @@ def can_convolve(layers: tuple[nn.Module, nn.Conv2d | None], tokens: Tensor, hal
     """Whether ``convolve`` may compute these layers for these tokens (T, C) and this halo, if there is one, now."""
     fits = halo is not None and halo.shape[1] <= (math.isqrt(SLOTS) + 2) ** 2
     plain = all(_is_plain_convolution(layer) for layer in layers if layer is not None)
-    return fits and plain and _are_plain(tokens) and load_kernel() is not None
+    return fits and plain and can_serve(tokens)
 
 
 def _is_plain_convolution(layer: nn.Module) -> bool:

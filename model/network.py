@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from model import fused
 from model.attention import WindowAttention
 from model.config import Swin2SRConfig
+from model.hooks import is_watched
 from model.packing import LayoutCache, PackedLayout, split_by_area
 from model.reconstruction import Reconstruction, build_head, conv3x3, mean_of
 from model.scratch import Scratch
@@ -183,7 +184,7 @@ class ResidualGroup(nn.Module):
         Args:
             tokens: (T, C) in window order.
             layout: of the images.
-            spare: two of (T, C), memory that results may be put into.
+            spare: at least two of (T, C), other memory than ``tokens``, that results may be put into; or none.
 
         Returns:
             (T, C), and whether that is in shifted order.
@@ -213,7 +214,7 @@ class ResidualSwinTransformerBlock(nn.Module):
         free = [memory for memory in spare if memory.data_ptr() != tokens.data_ptr()]
         deep, shifted = self.residual_group(tokens, layout, free)
         halo, layers = layout.halo(shifted=shifted), (self.conv, self.patch_embed.proj)
-        if fused.can_convolve(layers, deep, halo) and not fused.is_watched(self.patch_embed):
+        if fused.can_convolve(layers, deep, halo) and not is_watched(self.patch_embed):
             out = next((memory for memory in free if memory.data_ptr() != deep.data_ptr()), None)
             return fused.convolve(layers, deep, halo, tokens, out)
         canvas = convolve(self.conv, layout.to_canvas(deep, shifted=shifted), layout)
@@ -292,7 +293,7 @@ class Swin2SR(nn.Module):
         if in_windows:
             del features  # a large image has room for few of these
         tokens = self.patch_embed(shallow)
-        reuse = fused.can_reuse(tokens, self.patch_embed, self.layers, self.norm)
+        reuse = self._can_reuse(tokens)
         with self.scratch.borrow(tokens, 2 if reuse else 0) as spare:
             if reuse:
                 spare.append(tokens)
@@ -304,8 +305,14 @@ class Swin2SR(nn.Module):
                 deep = fused.convolve(last, tokens, halo, shallow, out)
                 del shallow
                 return layout.to_canvas(deep, shifted=False)
-        canvas = layout.to_canvas(tokens, shifted=False)
+            canvas = layout.to_canvas(tokens, shifted=False)
         return layout.clear_gaps(convolve(self.conv_after_body, canvas, layout) + features)
+
+    def _can_reuse(self, tokens: Tensor) -> bool:
+        """Whether what comes between the first tokens and the last may share memory with them."""
+        parts = (self.patch_embed, self.layers, self.norm)
+        ours = type(self.patch_embed) is PatchEmbedding and type(self.norm) is nn.LayerNorm
+        return ours and fused.can_serve(tokens) and not any(map(is_watched, parts))
 
     def _normalise_in_place(self, tokens: Tensor) -> Tensor:
         for part in torch.split(tokens, NORM_TOKENS):

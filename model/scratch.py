@@ -24,28 +24,26 @@ class Scratch:
 
     @contextmanager
     def borrow(self, tokens: Tensor, count: int) -> Iterator[list[Tensor]]:
-        """``count`` buffers like the float32 tokens (T, C), with anything in them."""
+        """``count`` buffers like the float32 tokens (T, C), with anything in them; none is kept after an error."""
         if not count:
             yield []
             return
         size = tokens.numel()
         memory = self._take(count * size)
-        try:
-            yield [memory[index * size : (index + 1) * size].view_as(tokens) for index in range(count)]
-        finally:
-            if not self._kept and memory.nbytes <= KEPT_BYTES:
-                self._kept.append(memory)
+        yield [memory[index * size : (index + 1) * size].view_as(tokens) for index in range(count)]
+        if not self._kept and memory.nbytes <= KEPT_BYTES:
+            self._kept.append(memory)
 
     def _take(self, size: int) -> Tensor:
         try:
             memory = self._kept.pop()
         except IndexError:
-            memory = torch.empty(0)
+            memory = torch.empty(0, dtype=torch.float32, device="cpu")
         if memory.numel() >= size:
             return memory
         del memory  # before there is more
         with torch.inference_mode(mode=False):
-            return torch.empty(size)
+            return torch.empty(size, dtype=torch.float32, device="cpu")
 
     @property
     def nbytes(self) -> int:

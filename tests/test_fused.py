@@ -5,6 +5,7 @@ import math
 import pickle
 import shutil
 import sysconfig
+from contextlib import contextmanager
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
@@ -12,10 +13,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 import model
 from model import fused
 from model.config import Swin2SRConfig
+from model.hooks import Beat
 from model.network import CHUNK, SwinTransformerBlock, split_counts
 from model.packing import PackedLayout
 from model.scratch import KEPT_BYTES, Scratch
@@ -175,7 +179,7 @@ def test_the_convolution_stands_back_where_it_cannot_serve():
         assert not fused.can_convolve((layers[0], copy.deepcopy(layers[1]).double()), tokens, halo)
         assert not fused.can_convolve((torch.nn.Sequential(*layers), None), tokens, halo)
         assert not fused.can_convolve(layers, tokens, PackedLayout([(9, 9)], 9, 4).halo(shifted=False))
-        layers[1].register_forward_pre_hook(fused.Beat(lambda: None))
+        layers[1].register_forward_pre_hook(Beat(lambda: None))
         assert fused.can_convolve(layers, tokens, halo)
         layers[1].register_forward_hook(lambda *_: None)
         assert not fused.can_convolve(layers, tokens, halo)
@@ -198,14 +202,48 @@ def test_the_kernel_and_pytorch_give_the_same_images(monkeypatch: pytest.MonkeyP
 
 
 @needs_kernel
-def test_hooks_may_keep_what_stages_give_out():
-    """What a hook on a stage holds is not overwritten by the stages behind it, or by the next image."""
+@pytest.mark.parametrize("place", ["patch_embed", "layers.0", "layers.0.residual_group.blocks.1", "norm", "everywhere"])
+def test_hooks_may_keep_what_parts_give_out(place: str):
+    """What a hook holds is not overwritten by the parts behind its own, or by the next image."""
     network, seen = tiny_network(), []
-    network.layers[0].register_forward_hook(lambda _stage, _in, out: seen.append((out, out.clone())))
+
+    def keep(_module: nn.Module, _in: object, out: object) -> None:
+        if isinstance(out, torch.Tensor):
+            seen.append((out, out.clone()))
+
+    everywhere = place == "everywhere"
+    register = register_module_forward_hook if everywhere else network.get_submodule(place).register_forward_hook
+    handle = register(keep)
     with torch.inference_mode():
         for _ in range(2):
             network.reconstruct([random_image(network, 2, 2)])
+    handle.remove()
+    assert seen
     assert all(torch.equal(held, copied) for held, copied in seen)
+
+
+@needs_kernel
+def test_shared_memory_is_not_given_back_before_it_is_read(monkeypatch: pytest.MonkeyPatch):
+    """Another thread's image, computed whenever memory was given back, does not get into an image on its way."""
+    network = tiny_network(depths=(2, 2))  # these end in scratch
+    network.conv_after_body.register_forward_hook(lambda *_: None)  # its operator reads the tokens
+    image, other, busy = random_image(network, 2, 3), random_image(network, 2, 3, seed=1), []
+    borrow = Scratch.borrow
+
+    @contextmanager
+    def borrow_and_be_overtaken(scratch, *args):
+        with borrow(scratch, *args) as memory:
+            yield memory
+        if not busy:
+            busy.append(True)
+            network.reconstruct([other])
+
+    with torch.inference_mode():
+        expected = network.reconstruct([image])[0].image.clone()
+        monkeypatch.setattr(Scratch, "borrow", borrow_and_be_overtaken)
+        found = network.reconstruct([image])[0].image
+    assert busy
+    assert torch.equal(found, expected)
 
 
 @needs_kernel
@@ -220,6 +258,9 @@ def test_scratch_memory_is_kept_within_its_bound():
     with scratch.borrow(tokens[:32], 3) as again:
         assert again[0].data_ptr() in pointers
     assert pickle.loads(pickle.dumps(scratch)).nbytes == copy.deepcopy(scratch).nbytes == 0
+    with pytest.raises(MemoryError), scratch.borrow(tokens, 3):
+        raise MemoryError
+    assert scratch.nbytes == 0, "what was short is given back"
     with scratch.borrow(torch.empty(KEPT_BYTES // 4 // 10, 10, device="meta"), 2):
         pass
     assert scratch.nbytes == 0
@@ -305,7 +346,7 @@ def test_changed_blocks_are_left_to_pytorch():
     with torch.inference_mode():
         unchanged = random_block(24, 2, 8, 0)
         for module in unchanged.modules():
-            module.register_forward_pre_hook(fused.Beat(lambda: None))
+            module.register_forward_pre_hook(Beat(lambda: None))
         assert fused.can_run(unchanged, tokens)
         for change in changes.values():
             block = random_block(24, 2, 8, 0)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 FLOORS = {
     "model": [
-        {"download", "windows", "processor", "variants", "degradations"},
+        {"download", "windows", "processor", "variants", "degradations", "hooks"},
         {"hub"},
         {"config", "fetch"},
         {"packing", "scratch", "fused", "tiling", "image_processor", "keys"},

@@ -6,6 +6,7 @@ The whole application runs, with all of its middleware; a scripted upscaler stan
 from __future__ import annotations
 
 import asyncio
+import itertools
 import resource
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -30,8 +32,8 @@ from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
 from app.weights import Piece
 from model import fused
+from model.scratch import Scratch
 from model.upscaler import Upscaler
-from model.variants import embedded_path
 from tests.connections import Connection
 from tests.networks import tiny_network
 from tests.scripted import PATIENCE, Gate, ScriptedUpscaler, join_workers, model_dir
@@ -607,37 +609,36 @@ def test_promise_13_a_slow_worker_that_progresses_stays_ready(tmp_path):
     assert running_seconds > 100 * (STALL_SECONDS - 1)
 
 
-def test_promise_13_a_real_network_beats_at_every_module():
+@pytest.fixture
+def computed(monkeypatch):
+    """What a network does one after the other: "block" and "convolution" by the kernel, with how many threads."""
+    done = []
+    for name, function in (("block", "run"), ("convolution", "convolve")):
+        whole = getattr(fused, function)
+
+        def note(*args, name=name, whole=whole):
+            done.append((name, torch.get_num_threads()))
+            return whole(*args)
+
+        monkeypatch.setattr(fused, function, note)
+    return done
+
+
+needs_kernel = pytest.mark.skipif(fused.load_kernel() is None, reason="the kernel was not built: no C compiler")
+
+
+@needs_kernel
+def test_promise_13_a_real_network_beats_before_every_block(computed):
     """So that a forward pass of minutes shows that it goes on."""
-    beats = []
-    registry = ModelRegistry(("small-x2",), device="cpu", beat=lambda: beats.append(1))
+    registry = ModelRegistry(("small-x2",), device="cpu", beat=lambda: computed.append(("beat", 0)))
     upscaler = asyncio.run(registry.obtain(registry.resolve("small-x2"))).upscaler
-    beats.clear()
+    computed.clear()
     registry.forward("", [Piece(upscaler, noise(16, 16))])
     registry.close()
-    assert len(beats) > sum(upscaler.config.depths)
-
-
-@pytest.mark.skipif(fused.load_kernel() is None, reason="the kernel was not built: there was no C compiler")
-def test_promise_13_beating_does_not_keep_the_kernel_out(monkeypatch):
-    """A network that the registry loaded computes as it does alone: the same calls of the kernel, in reused memory."""
-    registry = ModelRegistry(("small-x2",), device="cpu", threads=2)
-    served = asyncio.run(registry.obtain(registry.resolve("small-x2"))).upscaler
-    alone = Upscaler.from_pretrained(embedded_path("small-x2"), device="cpu")
-    calls = []
-    for name in ("run", "convolve", "can_reuse"):
-        whole = getattr(fused, name)
-        monkeypatch.setattr(fused, name, lambda *args, name=name, whole=whole: calls.append(name) or whole(*args))
-    kept = []
-    for forward in (alone.forward, lambda tiles: registry.forward("", [Piece(served, tile) for tile in tiles])):
-        calls.clear()
-        forward([noise(16, 16), noise(24, 8)])
-        kept.append(list(calls))
-    registry.close()
-    assert kept[0] == kept[1]
-    assert kept[0].count("run") == sum(alone.config.depths)
-    assert kept[0].count("convolve") == len(alone.config.depths) + 1
-    assert served.network.scratch.nbytes > 0
+    order = [name for name, _ in computed]
+    assert order.count("block") == sum(upscaler.config.depths)
+    assert ("block", "block") not in itertools.pairwise(order)
+    assert order[-1] == "beat", "the head's layers have their own"
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -770,3 +771,24 @@ def test_promise_14_every_future_is_resolved_exactly_once(requests):
     assert batcher.close(PATIENCE)
     join_workers()
     assert sorted(map(id, resolved)) == sorted(map(id, futures))
+
+
+@needs_kernel
+def test_promise_20_the_service_computes_as_its_network_alone(tmp_path, computed):
+    """By the kernel, in memory that is reused, with as many threads as it was told: no hook keeps that out."""
+    app = create_app(Settings(variants="small-x2", device="cpu", threads=3, cache_dir=tmp_path))
+    registry = app.state.service.registry
+
+    async def scenario():
+        async with running(app) as client:
+            network = (await registry.obtain(registry.resolve("small-x2"))).upscaler.network
+            network.scratch = Scratch()
+            computed.clear()
+            answer = await client.post("/v1/upscale", content=png(noise(16, 24)), headers={"Content-Type": "image/png"})
+            return answer.status_code, list(computed), network
+
+    status, served, network = asyncio.run(scenario())
+    assert status == 200
+    assert [name for name, _ in served] == (["block"] * 2 + ["convolution"]) * 3 + ["convolution"]
+    assert {threads for _, threads in served} == {3}
+    assert network.scratch.nbytes > 0

@@ -93,8 +93,8 @@ def cut(photo: Photo, crop: int, quality: tuple[int, int] | None, generator: np.
     """Cut a random crop, turned at random, and compress its input where a range of qualities is given.
 
     A crop of a JPEG seldom begins where an 8x8 block does, an uploaded JPEG always: one crop in four gets a random
-    offset into its blocks. Two in three are stored with reduced chroma, as most files are. Twice a quality is as likely
-    as the quality itself, because what is lost goes with its inverse: drawn evenly, strong compression would be rare.
+    offset into its blocks. Two in three are stored with reduced chroma, as most files are. Every doubling of the
+    quality is as likely, because what is lost goes with its inverse: drawn evenly, strong compression would be rare.
     """
     scale = photo.sharp.shape[0] // photo.reduced.shape[0]
     height, width = photo.reduced.shape[:2]
