@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import socket
 import sys
@@ -15,7 +16,7 @@ def listen(host: str, port: int) -> socket.socket:
         port: 0 takes a free one.
 
     Raises:
-        OSError: if the address is not to be had.
+        OSError: if the address is not to be had; the text names it.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     # Naming the protocol matters: asyncio turns Nagle's delay (40 ms an answer) off for sockets that do.
@@ -24,9 +25,10 @@ def listen(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
-    except OSError:
+    except OSError as error:
         listener.close()
-        raise
+        hint = " Choose another one with --port, or 0 for any." if error.errno == errno.EADDRINUSE else ""
+        raise OSError(error.errno, f"{host}:{port} is not to be had: {error.strerror}.{hint}") from None
     return listener
 
 

@@ -74,7 +74,12 @@ def create_app(
         redoc_url=None,
         lifespan=lifespan,
         middleware=[
-            Middleware(RequestContext, on_start=service.metrics.start_request, on_end=service.metrics.end_request)
+            Middleware(
+                RequestContext,
+                on_start=service.metrics.start_request,
+                on_end=service.metrics.end_request,
+                is_leaving=lambda: service.state.leaving,
+            )
         ],
         exception_handlers=dict(EXCEPTION_HANDLERS),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import re
@@ -13,12 +14,15 @@ from urllib.parse import quote
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import InternalError, ServiceError
+from app.errors import Draining, InternalError, ServiceError
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 KEY = "swin2sr"
 SLICE = 256 * 1024
 """Bytes of a body that are sent at once."""
+
+PROBED = ("/health/", "/v2/", "/metrics")
+"""Where machines ask every few seconds: an answer that is as it should be is no news for the log."""
 
 logger = logging.getLogger("app.access")
 
@@ -38,8 +42,8 @@ def note(scope: Scope, **facts: object) -> None:
     scope.setdefault(KEY, {}).setdefault("facts", {}).update(facts)
 
 
-def on_failure(scope: Scope, end: Callable[[InternalError], Awaitable[None]]) -> None:
-    """How to end an answer that has begun, if something unexpected stops it."""
+def on_failure(scope: Scope, end: Callable[[ServiceError], Awaitable[None]]) -> None:
+    """How to end an answer that has begun, if something unexpected or the server's end stops it."""
     scope.setdefault(KEY, {})["end"] = end
 
 
@@ -50,6 +54,7 @@ class RequestContext:
         app: what answers.
         on_start: told the path of each request.
         on_end: told its path again, the facts noted about it, and the seconds that it took.
+        is_leaving: whether the server is about to end; a request that is cancelled then is told so.
     """
 
     def __init__(
@@ -57,10 +62,12 @@ class RequestContext:
         app: ASGIApp,
         on_start: Callable[[str], None],
         on_end: Callable[[str, dict[str, object], float], None],
+        is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.app = app
         self.on_start = on_start
         self.on_end = on_end
+        self.is_leaving = is_leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -83,22 +90,32 @@ class RequestContext:
             for slice_ in _slices(message):
                 await send(slice_)
 
-        try:
-            await self.app(scope, receive, send_with_id)
-        except Exception:  # the outermost handler: whatever it was, the caller gets an answer and the log the truth
-            logger.exception("a request failed", extra={"request_id": identity})
-            facts["outcome"] = InternalError.code
-            error = InternalError("Something went wrong here. The log has it under this request id.")
+        async def end(error: ServiceError) -> bool:
+            facts["outcome"] = error.code
             if not status:
                 await send_problem(send_with_id, error, identity)
             elif "end" in scope[KEY]:
                 await scope[KEY]["end"](error)
             else:
+                return False
+            return True
+
+        try:
+            await self.app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            gone = Draining("This server ended before it could answer. Send the request again.")
+            if not (self.is_leaving() and await end(gone)):
+                raise
+        except Exception:  # the outermost handler: whatever it was, the caller gets an answer and the log the truth
+            logger.exception("a request failed", extra={"request_id": identity})
+            if not await end(InternalError("Something went wrong here. The log has it under this request id.")):
                 raise
         finally:
             seconds = time.monotonic() - started
             self.on_end(scope["path"], facts, seconds)
-            logger.info(
+            probed = status < 400 and scope["path"].startswith(PROBED)
+            logger.log(
+                logging.DEBUG if probed else logging.INFO,
                 "%s %s",
                 scope["method"],
                 quote(scope["path"]),

@@ -89,6 +89,11 @@ class Service:
             self.state.leaving = True
             self.state.ends_at = time.monotonic() + self.settings.drain_timeout_ms / 1000
 
+    def give_up(self) -> None:
+        """Be at the end of the time for what was accepted."""
+        self.announce_end()
+        self.state.ends_at = time.monotonic()
+
     async def boot(self, on_ready: Callable[[], None]) -> None:
         """Load and warm what was asked for."""
         started = time.monotonic()

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -20,39 +21,60 @@ from app.service import Service
 from app.settings import Settings
 from app.weights import Load
 
+logger = logging.getLogger(__name__)
+
 
 class Server(uvicorn.Server):
     """Stops as a load balancer needs it: first not ready, ``delay`` seconds later not listening, then done.
 
-    The delay is for SIGTERM, which an orchestrator sends; SIGINT comes from a keyboard. A second signal hurries.
+    The delay is for SIGTERM, which an orchestrator sends; SIGINT comes from a keyboard. A second signal hurries: who
+    waits is told that the server ends.
     """
 
-    def __init__(self, config: uvicorn.Config, announce_end: Callable[[], None], delay: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, delay: float) -> None:
         super().__init__(config)
-        self._announce_end = announce_end
+        self._service = service
         self._delay = delay
         self._ends_at: float | None = None
+        self._told = False
         self.failed = False
 
     def give_up(self) -> None:
         """Begin the end at once, because the service cannot go on; safe in any thread."""
         self.failed = True
-        self._announce_end()
+        self._service.announce_end()
         self._ends_at = time.monotonic()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal's handler gets both
         """Begin the end, or hurry it."""
         if self._ends_at is not None:
             self.should_exit = self.force_exit = True
+            self._service.give_up()
             return
-        self._announce_end()
+        self._service.announce_end()
         self._ends_at = time.monotonic() + (self._delay if sig == signal.SIGTERM else 0.0)
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop listening, asked every tenth of a second."""
-        if self._ends_at is not None and time.monotonic() >= self._ends_at:
-            self.should_exit = True
+        if self._ends_at is not None:
+            self._tell()
+            self.should_exit |= time.monotonic() >= self._ends_at
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop listening, finish or give up what was accepted, and end the application."""
+        await super().shutdown(sockets)
+        if self.force_exit:  # uvicorn would leave everybody where they stand
+            for task in list(self.server_state.tasks):
+                task.cancel()
+            await self.lifespan.shutdown()
+
+    def _tell(self) -> None:
+        # Not from the signal's handler, which may have interrupted a line of the log.
+        if not self._told:
+            self._told = True
+            waiting = len(self.server_state.tasks)
+            logger.info("stopping: %d requests to finish; another signal gives them up", waiting)
 
 
 def serve(
@@ -97,14 +119,16 @@ def serve(
         timeout_graceful_shutdown=(settings.drain_timeout_ms - settings.drain_delay_ms) / 1000,  # type: ignore[arg-type]
     )
     service: Service = app.state.service
-    server = Server(config, service.announce_end, settings.drain_delay_ms / 1000)
+    server = Server(config, service, settings.drain_delay_ms / 1000)
     for number in (signal.SIGTERM, signal.SIGINT):  # also what comes before uvicorn listens to them, and after
         signal.signal(number, server.handle_exit)
     say(f"Swin2SR listens on {url}")
     with listener:
         server.run(sockets=[listener])
     in_time = service.state.finished and time.monotonic() <= service.state.ends_at
-    return 0 if server.started and in_time and not (server.force_exit or server.failed) else 1
+    good = server.started and in_time and not (server.force_exit or server.failed)
+    logger.info("stopped" if good else "stopped before everything was finished")
+    return 0 if good else 1
 
 
 def leave(status: int) -> NoReturn:

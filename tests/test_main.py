@@ -177,6 +177,14 @@ def test_each_request_is_one_line_in_the_log(ask, caplog):
     assert "POST /v1/upscale status=200 request_id=id-7" in text
 
 
+def test_probes_are_no_news_unless_they_fail(ask, caplog):
+    """What is asked every few seconds and answered well is not in the log; a wrong path is."""
+    caplog.set_level(logging.INFO, "app.access")
+    for path in ("/health/live", "/v2/health/live", "/metrics", "/health/nonsense"):
+        ask("GET", path)
+    assert [record.getMessage() for record in caplog.records if record.name == "app.access"] == ["GET /health/nonsense"]
+
+
 def test_a_path_cannot_forge_a_log_line(ask, caplog):
     """Line breaks in an address stay encoded."""
     caplog.set_level(logging.INFO, "app.access")

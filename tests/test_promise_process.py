@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -275,33 +276,35 @@ def test_promise_15_draining_loses_nothing():
         assert server.wait() == 0
 
 
-def test_promise_15_a_second_signal_forces():
-    """Work that would take minutes does not keep it."""
+@pytest.mark.parametrize("how", ["a second signal", "the budget"])
+def test_promise_15_who_is_given_up_is_told(how):
+    """Work that would take minutes keeps it no longer than asked; each caller gets a problem that is worth a retry."""
+    budget = {"drain_delay_ms": 0, "drain_timeout_ms": 1500} if how == "the budget" else {"drain_delay_ms": 60_000}
     with (
-        ScriptedServer(seconds=2000, drain_delay_ms=60_000) as server,
+        ScriptedServer(seconds=2000, **budget) as server,
+        ThreadPoolExecutor(1) as pool,
         running_request(server, noise(200, 300)) as connection,
     ):
         read_until(connection, b'"state":"running"')
-        server.signal()
-        while httpx.get(f"{server.url}/health/ready").status_code == 200:
+        plain = pool.submit(post, server)
+        while "swin2sr_queue_requests 1.0" not in httpx.get(f"{server.url}/metrics").text:
             pass
         started = time.monotonic()
         server.signal()
+        if how == "a second signal":
+            while httpx.get(f"{server.url}/health/ready").status_code == 200:
+                pass
+            server.signal()
+        streamed, answer = read_all(connection), plain.result(PATIENCE)
         assert server.wait() == 1
         assert time.monotonic() - started < PATIENCE
-
-
-def test_promise_15_the_budget_bounds_the_wait():
-    """What is not finished by then is given up, and the exit status says so."""
-    with (
-        ScriptedServer(seconds=2000, drain_delay_ms=0, drain_timeout_ms=1500) as server,
-        running_request(server, noise(200, 300)) as connection,
-    ):
-        read_until(connection, b'"state":"running"')
-        started = time.monotonic()
-        server.signal()
-        assert server.wait() == 1
-        assert time.monotonic() - started < PATIENCE
+    assert (answer.status_code, answer.json()["code"]) == (503, "draining")
+    assert answer.headers["retry-after"] == "1"
+    assert b'"code":"draining"' in streamed
+    assert streamed.endswith(b"--\r\n\r\n0\r\n\r\n"), "the stream came to its end"
+    assert not [line for line in server.output if "Traceback" in line or "Exception" in line], server.output
+    assert any("stopping: 2 requests to finish" in line for line in server.output)
+    assert any("stopped before everything was finished" in line for line in server.output)
 
 
 GIVING_UP = """

@@ -102,5 +102,5 @@ def test_an_address_in_use_is_one_sentence(server):
         check=False,
     )
     assert answer.returncode == 1
-    assert "in use" in answer.stderr
+    assert f"127.0.0.1:{port} is not to be had: Address already in use. Choose another one with --port" in answer.stderr
     assert "Traceback" not in answer.stderr

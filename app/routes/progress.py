@@ -48,7 +48,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.errors import InternalError, ServiceError
+from app.errors import ServiceError
 from app.handlers import problem_response
 from app.jobs import Progress
 from app.middleware import note, on_failure
@@ -81,7 +81,7 @@ class ProgressResponse(Response):
         """Answer one request."""
         parts = _Parts(send)
 
-        async def end(error: InternalError) -> None:
+        async def end(error: ServiceError) -> None:
             await parts.end(problem_response(Request(scope), error))
 
         try:
@@ -91,7 +91,7 @@ class ProgressResponse(Response):
                 raise
             note(scope, outcome="cancelled")
 
-    async def _stream(self, scope: Scope, parts: _Parts, end: Callable[[InternalError], Awaitable[None]]) -> None:
+    async def _stream(self, scope: Scope, parts: _Parts, end: Callable[[ServiceError], Awaitable[None]]) -> None:
         mailbox = _Mailbox()
         task = asyncio.ensure_future(self._work(mailbox.put))
         task.add_done_callback(lambda _task: mailbox.ring())
