@@ -84,9 +84,9 @@ class Catalogue:
         bound = self.aliases.get(wish, wish)
         entry = self.entries.get(self._to_fetch(wish) if bound is None else bound)
         if entry is None:
+            available = [*self.aliases, *self.entries]
             raise UnknownVariant(
-                f"There is no variant {wish[:100]!r}. GET /v1/variants lists what there is.",
-                available=[*self.aliases, *self.entries],
+                f"There is no variant {wish[:100]!r}; there are {', '.join(available)}.", available=available
             )
         return entry
 

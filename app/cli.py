@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -284,6 +285,8 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _settings(kind: type[S], **values: object) -> S:
+    for sentence in RaySettings.mistaken(os.environ):  # which has those of the plain service too
+        typer.echo(f"swin2sr: {sentence}", err=True)
     try:
         return kind(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:

@@ -5,7 +5,9 @@ Each setting is an environment variable with the prefix ``SWIN2SR_`` and an opti
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -14,6 +16,10 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.fetch import OfficialWeights
 from model.variants import RELEASE
+
+PREFIX = "SWIN2SR_"
+OTHERS = frozenset({"URL", "API_KEY"})
+"""Variables of the client's commands."""
 
 MEBIBYTE = 1024 * 1024
 WINDOWS = (7, 8)
@@ -27,7 +33,7 @@ class Settings(BaseSettings):
         pydantic.ValidationError: if a value is impossible, or two values are together; the text names them.
     """
 
-    model_config = SettingsConfigDict(env_prefix="SWIN2SR_", frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
@@ -137,6 +143,18 @@ class Settings(BaseSettings):
         if self.admin_token is not None and self.admin_token in self.api_keys:
             raise ValueError("ADMIN_TOKEN is also one of API_KEYS: every user would be an administrator")
         return self
+
+    @classmethod
+    def mistaken(cls, names: Iterable[str]) -> list[str]:
+        """A sentence for each environment variable that is nearly the name of a setting: it would change nothing."""
+        known = [name.upper() for name in cls.model_fields]
+        sentences = []
+        for name in names:
+            wish = name.upper().removeprefix(PREFIX)
+            if name.upper().startswith(PREFIX) and wish not in {*known, *OTHERS}:
+                near = difflib.get_close_matches(wish, known, 1, cutoff=0.8)
+                sentences += [f"{name} is no setting and changes nothing; {PREFIX}{each} is one." for each in near]
+        return sentences
 
     @property
     def largest_work(self) -> int:

@@ -86,6 +86,18 @@ def test_a_wrong_setting_is_named(run):
     assert "SWIN2SR_PORT" in answer.stderr
 
 
+def test_a_mistyped_variable_is_told(run, monkeypatch):
+    """It changes nothing, and is seen; variables of other programs and of the client are nobody's mistake."""
+    for name in ("SWIN2SR_TILESIZE", "SWIN2SR_RAY_MIN_REPLICA", "SWIN2SR_API_KEY", "SWIN2SR_SERVICE_HOST", "TILE_SIZ"):
+        monkeypatch.setenv(name, "70")
+    lines = run("serve", "--port", "many").stderr.splitlines()
+    assert "swin2sr: SWIN2SR_TILESIZE is no setting and changes nothing; SWIN2SR_TILE_SIZE is one." in lines
+    assert [line.split()[1] for line in lines if "changes nothing" in line] == [
+        "SWIN2SR_TILESIZE",
+        "SWIN2SR_RAY_MIN_REPLICA",
+    ]
+
+
 def test_the_variants_are_listed(run):
     """Every one of them, whether it is here, and what it is for."""
     answer = run("variants", "--device", "cpu")

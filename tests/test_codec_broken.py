@@ -130,6 +130,15 @@ def test_other_formats_are_refused_by_name(body, name):
     assert caught.value.facts["supported"] == list(codec.READABLE)
 
 
+def test_what_is_not_installed_is_not_offered(monkeypatch):
+    """Without pillow-heif the advice does not name HEIF."""
+    monkeypatch.setattr("app.codec.formats.find_spec", lambda _name: None)
+    with pytest.raises(UnsupportedFormat) as caught:
+        codec.decode(b"hello", LIMITS)
+    assert "heif" not in str(caught.value)
+    assert caught.value.facts["supported"] == [name for name in codec.READABLE if name != "heif"]
+
+
 def test_formats_are_known_by_their_bytes_alone():
     """One format's body behind another's signature is broken, not read as what it is."""
     with pytest.raises(InvalidImage):

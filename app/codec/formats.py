@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from types import MappingProxyType
 
 from app.errors import InvalidImage, InvalidOption, OutputTooLarge, UnsupportedFormat
@@ -88,7 +89,8 @@ def sniff(body: bytes) -> str:
     if name is None:
         known = next((title for magic, title in _REFUSED if body.startswith(magic)), None)
         what = f"This is a {known} file" if known else "This is not an image of a known format"
-        raise UnsupportedFormat(f"{what}; send one of {', '.join(READABLE)}.", supported=list(READABLE))
+        supported = [name for name in READABLE if name != "heif" or find_spec("pillow_heif")]
+        raise UnsupportedFormat(f"{what}; send one of {', '.join(supported)}.", supported=supported)
     return name
 
 

@@ -40,13 +40,18 @@ class Operation {
     return make("span", { class: "address" }, make("span", { class: `method ${this.method.toLowerCase()}` }, this.method), " ", make("code", {}, this.path));
   }
 
+  get key() {
+    const admin = /\/(load|unload|reload)$/.test(this.path);
+    return admin ? " Needs the ADMIN_TOKEN; without one nobody may." : " Needs a key, where the server has any.";
+  }
+
   show() {
     const { spec } = this;
     return make(
       "section",
       { class: "operation", "aria-labelledby": this.id },
       make("h3", { id: this.id }, this.title),
-      make("p", { class: "operation-lead" }, spec.summary, spec.security ? make("span", { class: "quiet" }, " Needs a key, where the server has any.") : null),
+      make("p", { class: "operation-lead" }, spec.summary, spec.security ? make("span", { class: "quiet" }, this.key) : null),
       ...paragraphs(spec.description),
       this.form(),
       make("h4", {}, "Answers"),
