@@ -60,7 +60,7 @@ class VariantDescription(BaseModel):
                     "name": "small-x2",
                     "task": "super-resolution",
                     "scale": 2,
-                    "summary": "Doubles a clean image quickly on any machine; comes with the package.",
+                    "summary": "Doubles a clean image quickly on any machine.",
                     "channels": 3,
                     "parameters": None,
                     "licence": "Apache-2.0",

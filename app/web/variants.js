@@ -4,6 +4,9 @@ import { listVariants } from "./service.js";
 
 const ASK_AGAIN_MS = 2000;
 
+/** What a person wants of a variant, by its task; weights of the server's own go by their name. */
+const WISHES = { "super-resolution": "Enlarge", "compressed super-resolution": "Enlarge a JPEG", restoration: "Clean a JPEG" };
+
 export class Variants {
   /**
    * @param {(id: string) => HTMLElement} find
@@ -69,11 +72,13 @@ function isBroken({ available, state }) {
   return !available && state === "failed";
 }
 
-function radio({ name, scale, summary }, checked) {
+function radio({ name, task, scale, summary }, checked) {
   const label = words("label", "variant", "");
   const input = Object.assign(document.createElement("input"), { type: "radio", name: "variant", value: name, checked });
   const size = scale === 1 ? "same size" : `× ${scale ?? "?"}`;
-  label.append(input, words("span", "variant-name", name), words("span", "variant-scale", size), words("span", "variant-summary", summary));
+  const about = words("span", "variant-summary", summary);
+  if (WISHES[task]) about.append(" ", words("code", "", name));
+  label.append(input, words("span", "variant-name", WISHES[task] ?? name), words("span", "variant-scale", size), about);
   return label;
 }
 

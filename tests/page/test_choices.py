@@ -31,7 +31,9 @@ def told(visit, axe):
 def test_what_cannot_be_asked_for_is_told_with_its_reason(told):
     """And not offered; what is not on the server is listed apart, with the command that brings it."""
     page, _listing = told
-    assert "lightweight-x2" in page.locator("#variant-list").inner_text()
+    [offered] = page.locator("label.variant", has=page.locator("input[value=lightweight-x2]")).all_inner_texts()
+    assert [line for line in offered.splitlines() if line][:2] == ["Enlarge", "× 2"]
+    assert "lightweight-x2" in offered
     assert page.locator("#variant-list input[value=classical-x2], #variant-list input[value=jpeg]").count() == 0
     lines = page.locator("#troubled-list li").all_inner_texts()
     assert [line.split() for line in lines] == [
