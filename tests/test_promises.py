@@ -1,6 +1,7 @@
 """Every promise has tests that bear its number, in the files that CONTRIBUTING names."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,9 @@ def test_a_promise_has_a_test(number, files):
     paths = [ROOT / file for file in re.findall(r"`([^`]+)`", files)]
     assert re.search(rf"^def test_promise_{number}_\w+\(", paths[0].read_text("utf-8"), re.M)
     assert all(path.is_file() for path in paths)
+
+
+@pytest.mark.parametrize("patch", sorted((ROOT / "tests" / "broken").glob("*.patch")), ids=lambda patch: patch.stem)
+def test_a_promise_can_still_be_broken(patch):
+    """The patches that `make prove` shows the proofs' worth with fit the code as it is."""
+    subprocess.run(["git", "apply", "--check", str(patch)], cwd=ROOT, check=True)
