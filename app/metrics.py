@@ -54,6 +54,12 @@ class Metrics:
         if path == UPSCALE:
             self.inflight.inc()
 
+    @property
+    def unanswered(self) -> int:
+        """Requests for an image that have no answer yet, now."""
+        [metric] = self.inflight.collect()
+        return int(metric.samples[0].value)
+
     def end_request(self, path: str, facts: Mapping[str, object], seconds: float) -> None:
         """A request for an image is over; what nobody noted an outcome for was left by its caller."""
         if path != UPSCALE:

@@ -8,7 +8,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -113,14 +113,12 @@ class RequestContext:
         finally:
             seconds = time.monotonic() - started
             self.on_end(scope["path"], facts, seconds)
-            probed = status < 400 and scope["path"].startswith(PROBED)
-            logger.log(
-                logging.DEBUG if probed else logging.INFO,
-                "%s %s",
-                scope["method"],
-                quote(scope["path"]),
-                extra={"status": status, "request_id": identity, "seconds": round(seconds, 4), **facts},
-            )
+            _log(scope, status, {"request_id": identity, "seconds": round(seconds, 4), **facts})
+
+
+def _log(scope: Scope, status: int, facts: Mapping[str, object]) -> None:
+    level = logging.DEBUG if status < 400 and scope["path"].startswith(PROBED) else logging.INFO
+    logger.log(level, "%s %s", scope["method"], quote(scope["path"]), extra={"status": status, **facts})
 
 
 def _slices(message: Message) -> Iterator[Message]:

@@ -73,8 +73,8 @@ class Server(uvicorn.Server):
         # Not from the signal's handler, which may have interrupted a line of the log.
         if not self._told:
             self._told = True
-            waiting = len(self.server_state.tasks)
-            logger.info("stopping: %d requests to finish; another signal gives them up", waiting)
+            waiting = self._service.metrics.unanswered
+            logger.info("stopping: %d images to finish; another signal gives them up", waiting)
 
 
 def serve(

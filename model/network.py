@@ -279,8 +279,9 @@ class Swin2SR(nn.Module):
             layout = self.layouts([(height, width)] * sheets, canvas.device)
         layout.check(canvas, self.config.window_size, self.config.shift_size)
         pixels = layout.clear_gaps((canvas - self.mean_in) * self.config.img_range)
-        near = pixels.contiguous(memory_format=torch.channels_last)
-        deep = self.deepen(self.conv_first(near), layout)  # nothing here holds on to what goes in
+        deep = self.deepen(  # nothing here holds on to what goes in
+            self.conv_first(pixels.contiguous(memory_format=torch.channels_last)), layout
+        )
         image, aux = self.reconstruct_features(deep, pixels, layout)
         image = image / self.config.img_range + self.mean_out
         return Reconstruction(image, None if aux is None else aux / self.config.img_range + self.mean_out)

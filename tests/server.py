@@ -27,6 +27,11 @@ def free_ports(count: int) -> list[int]:
         return [probe.getsockname()[1] for probe in probes]
 
 
+def children(pid: int) -> list[int]:
+    """The processes that a process's first thread has started and that are still there."""
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
 class ServerProcess:
     """``swin2sr serve`` until the end of a ``with`` block; ready when the block begins.
 

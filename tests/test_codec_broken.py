@@ -346,7 +346,7 @@ def test_samples_that_cannot_be_kept_are_refused_by_name(body):
 
 def test_heif_without_its_package_is_refused_with_the_way_out(monkeypatch):
     """The package is optional; without it the answer says so."""
-    monkeypatch.setattr("app.codec.heif.find_spec", lambda _: None)
+    monkeypatch.setattr("app.codec.formats.find_spec", lambda _: None)
     with pytest.raises(UnsupportedFormat, match="pillow-heif"):
         codec.decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", LIMITS)
 

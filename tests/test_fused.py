@@ -23,9 +23,7 @@ from model.hooks import Beat
 from model.network import CHUNK, SwinTransformerBlock, split_counts
 from model.packing import PackedLayout
 from model.scratch import KEPT_BYTES, Scratch
-from tests.networks import HEADS, random_image, tiny_network
-
-needs_kernel = pytest.mark.skipif(fused.load_kernel() is None, reason="the kernel was not built: no C compiler")
+from tests.networks import HEADS, needs_kernel, random_image, tiny_network
 
 
 def random_block(dim: int, heads: int, window: int, shift: int, hidden: float = 2.0, **fields) -> SwinTransformerBlock:

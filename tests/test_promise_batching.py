@@ -6,7 +6,6 @@ The whole application runs, with all of its middleware; a scripted upscaler stan
 from __future__ import annotations
 
 import asyncio
-import itertools
 import resource
 import subprocess
 import sys
@@ -18,7 +17,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -27,12 +25,8 @@ from app.batcher import Batcher
 from app.budget import SUCCESSES_BEFORE_GROWTH, Budget
 from app.errors import InternalError, NotReady, OutOfMemory, QueueFull
 from app.main import create_app
-from app.registry import ModelRegistry
 from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
-from app.weights import Piece
-from model import fused
-from model.scratch import Scratch
 from model.upscaler import Upscaler
 from tests.connections import Connection
 from tests.networks import tiny_network
@@ -609,38 +603,6 @@ def test_promise_13_a_slow_worker_that_progresses_stays_ready(tmp_path):
     assert running_seconds > 100 * (STALL_SECONDS - 1)
 
 
-@pytest.fixture
-def computed(monkeypatch):
-    """What a network does one after the other: "block" and "convolution" by the kernel, with how many threads."""
-    done = []
-    for name, function in (("block", "run"), ("convolution", "convolve")):
-        whole = getattr(fused, function)
-
-        def note(*args, name=name, whole=whole):
-            done.append((name, torch.get_num_threads()))
-            return whole(*args)
-
-        monkeypatch.setattr(fused, function, note)
-    return done
-
-
-needs_kernel = pytest.mark.skipif(fused.load_kernel() is None, reason="the kernel was not built: no C compiler")
-
-
-@needs_kernel
-def test_promise_13_a_real_network_beats_before_every_block(computed):
-    """So that a forward pass of minutes shows that it goes on."""
-    registry = ModelRegistry(("small-x2",), device="cpu", beat=lambda: computed.append(("beat", 0)))
-    upscaler = asyncio.run(registry.obtain(registry.resolve("small-x2"))).upscaler
-    computed.clear()
-    registry.forward("", [Piece(upscaler, noise(16, 16))])
-    registry.close()
-    order = [name for name, _ in computed]
-    assert order.count("block") == sum(upscaler.config.depths)
-    assert ("block", "block") not in itertools.pairwise(order)
-    assert order[-1] == "beat", "the head's layers have their own"
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_promise_13_a_worker_that_stopped_for_good_is_told(app, upscaler):
     """After five deaths in a row it is neither ready nor alive, each with the reason; requests are refused at once."""
@@ -771,24 +733,3 @@ def test_promise_14_every_future_is_resolved_exactly_once(requests):
     assert batcher.close(PATIENCE)
     join_workers()
     assert sorted(map(id, resolved)) == sorted(map(id, futures))
-
-
-@needs_kernel
-def test_promise_20_the_service_computes_as_its_network_alone(tmp_path, computed):
-    """By the kernel, in memory that is reused, with as many threads as it was told: no hook keeps that out."""
-    app = create_app(Settings(variants="small-x2", device="cpu", threads=3, cache_dir=tmp_path))
-    registry = app.state.service.registry
-
-    async def scenario():
-        async with running(app) as client:
-            network = (await registry.obtain(registry.resolve("small-x2"))).upscaler.network
-            network.scratch = Scratch()
-            computed.clear()
-            answer = await client.post("/v1/upscale", content=png(noise(16, 24)), headers={"Content-Type": "image/png"})
-            return answer.status_code, list(computed), network
-
-    status, served, network = asyncio.run(scenario())
-    assert status == 200
-    assert [name for name, _ in served] == (["block"] * 2 + ["convolution"]) * 3 + ["convolution"]
-    assert {threads for _, threads in served} == {3}
-    assert network.scratch.nbytes > 0

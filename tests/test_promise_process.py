@@ -26,7 +26,7 @@ from app.service import STALL_SECONDS
 from tests.chaos.metrics import Books
 from tests.scripted import PATIENCE
 from tests.scripted_server import ScriptedServer, Spell
-from tests.server import ROOT
+from tests.server import ROOT, children
 from tests.service import noise, png, png_header
 
 LONG = os.environ.get("PROVE") == "1"
@@ -303,7 +303,7 @@ def test_promise_15_who_is_given_up_is_told(how):
     assert b'"code":"draining"' in streamed
     assert streamed.endswith(b"--\r\n\r\n0\r\n\r\n"), "the stream came to its end"
     assert not [line for line in server.output if "Traceback" in line or "Exception" in line], server.output
-    assert any("stopping: 2 requests to finish" in line for line in server.output)
+    assert any("stopping: 2 images to finish" in line for line in server.output)
     assert any("stopped before everything was finished" in line for line in server.output)
 
 
@@ -350,7 +350,7 @@ in_a_namespace = pytest.mark.skipif(not can_unshare(), reason="this machine allo
 
 def child_of(process):
     """The process that ``unshare`` started: the first one of its namespace."""
-    return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
+    return children(process.pid)[0]
 
 
 @in_a_namespace

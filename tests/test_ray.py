@@ -29,7 +29,7 @@ from model.checkpoints import CheckpointError
 from model.variants import embedded_path
 from tests.scripted import ScriptedUpscaler, model_dir
 from tests.scripted_server import ScriptedServer, Spell
-from tests.server import PATIENCE, ROOT, ServerProcess
+from tests.server import PATIENCE, ROOT, ServerProcess, children
 from tests.service import SMALL, enlarged, noise, pixels_of, png
 from tests.test_readme import MAKE, make_arguments
 
@@ -421,12 +421,6 @@ def test_a_signal_while_ray_starts_ends_all_of_it():
     assert process.returncode == 0, said
     assert "Traceback" not in said
     until(lambda: not any(map(is_alive, started)))
-
-
-def children(pid):
-    """The processes that a process has started and that are still there."""
-    found = subprocess.run(["pgrep", "-P", str(pid)], stdout=subprocess.PIPE, text=True, check=False)
-    return [int(each) for each in found.stdout.split()]
 
 
 def test_without_ray_there_is_a_sentence():

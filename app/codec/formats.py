@@ -57,7 +57,9 @@ WRITABLE: Mapping[str, Format] = MappingProxyType(
 """Formats that are written, by name."""
 
 READABLE = ("png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif")
-"""Formats that are read (HEIF where pillow-heif is installed)."""
+"""Formats that are read, HEIF where its package is installed."""
+
+HEIF_PACKAGE = "pillow_heif"
 
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _REFUSED = (
@@ -76,6 +78,11 @@ _REFUSED = (
 )
 
 
+def readable() -> list[str]:
+    """The formats of ``READABLE`` that can be read by what is installed."""
+    return [name for name in READABLE if name != "heif" or find_spec(HEIF_PACKAGE)]
+
+
 def sniff(body: bytes) -> str:
     """The format that the first bytes of a file name; its extension and media type are not asked.
 
@@ -89,7 +96,7 @@ def sniff(body: bytes) -> str:
     if name is None:
         known = next((title for magic, title in _REFUSED if body.startswith(magic)), None)
         what = f"This is a {known} file" if known else "This is not an image of a known format"
-        supported = [name for name in READABLE if name != "heif" or find_spec("pillow_heif")]
+        supported = readable()
         raise UnsupportedFormat(f"{what}; send one of {', '.join(supported)}.", supported=supported)
     return name
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,9 @@ import numpy as np
 from app.codec import exif, planes
 from app.codec.containers import bits_per_sample, colour_description
 from app.codec.decoders import blaming_the_file
+from app.codec.formats import HEIF_PACKAGE, readable
 from app.codec.image import Limits, Metadata, Pixels
 from app.errors import UnsupportedFormat
-
-_PACKAGE = "pillow_heif"
 
 
 def read_header(body: bytes) -> tuple[int, int, int]:
@@ -53,8 +51,8 @@ def read(body: bytes, limits: Limits) -> tuple[Pixels, Pixels | None, Metadata, 
 
 
 def _open(body: bytes) -> Any:  # noqa: ANN401 - the package is optional, so its types are not at hand
-    if find_spec(_PACKAGE) is None:
+    if "heif" not in readable():
         raise UnsupportedFormat("HEIF is read only where pillow-heif is installed; send a JPEG, PNG or AVIF.")
-    package = import_module(_PACKAGE)
+    package = import_module(HEIF_PACKAGE)
     package.options.DECODE_THREADS = 1  # other cores belong to the network
     return package.open_heif(body, convert_hdr_to_8bit=False)

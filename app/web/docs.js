@@ -41,7 +41,7 @@ class Operation {
   }
 
   get key() {
-    const admin = /\/(load|unload|reload)$/.test(this.path);
+    const admin = this.spec.tags?.includes("admin");
     return admin ? " Needs the ADMIN_TOKEN; without one nobody may." : " Needs a key, where the server has any.";
   }
 
