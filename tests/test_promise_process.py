@@ -287,7 +287,7 @@ def test_promise_15_who_is_given_up_is_told(how):
     ):
         read_until(connection, b'"state":"running"')
         plain = pool.submit(post, server)
-        while "swin2sr_queue_requests 1.0" not in httpx.get(f"{server.url}/metrics").text:
+        while "swin2sr_inflight_requests 2.0" not in httpx.get(f"{server.url}/metrics").text:
             pass
         started = time.monotonic()
         server.signal()
