@@ -142,9 +142,13 @@ class WaitingRoom(Generic[T, R]):
                 ticket.position = position
                 ticket.tell("queued")
 
+    def holds(self, cost: int) -> bool:
+        """Whether so much waits for the next batch's key."""
+        return self._queue.next_cost() >= cost
+
     def company(self, delay: float, budget: int) -> float:
         """Seconds to wait for a fuller batch, if the oldest request may wait ``delay`` for it."""
-        if delay <= 0 or self.draining or self._queue.next_cost() >= budget:
+        if delay <= 0 or self.draining or self.holds(budget):
             return 0.0
         oldest = next(iter(self._queue)).jobs[0][1].ticket.admitted_at
         return oldest + delay - self._clock()

@@ -6,19 +6,23 @@ Every future is resolved exactly once, by whoever owns the job at that moment: t
     admitted -> waiting -> taken -> running -> result | error
                    |         |
                    +---------+-> cancelled | deadline passed | worker lost
+
+A device that computes by itself is given the next batch while it has one, so that it never waits for the host.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from app.admission import WaitingRoom
+from app.batch import Batch, BatchReport, Running, UnderWay
 from app.budget import Budget
-from app.errors import DeadlineExceeded, Draining, InternalError, NotReady, OutOfMemory, ServiceError
-from app.jobs import BatchReport, Job, Place, Progress, Status, Ticket
+from app.errors import Draining, InternalError, NotReady, OutOfMemory, ServiceError
+from app.jobs import Job, Place, Progress, Status, Ticket
 from app.supervision import Pulse, SupervisedThread
 
 T = TypeVar("T")
@@ -26,16 +30,22 @@ R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
+GLANCE_SECONDS = 5e-4
+"""How often the worker looks whether a device is done: what that may add to a batch's time."""
+
 
 class Batcher(Generic[T, R]):
     """A bounded queue of jobs and the worker thread that runs them in batches.
 
     Args:
-        run: runs a batch of items of one key and returns their results in order; called in the worker thread alone.
+        run: runs a batch of items of one key and returns the list of their results in order, or gives it to a device
+            and returns what becomes of it; called in the worker thread alone.
         cost: what an item costs, at least 1; the budgets are in this unit.
         max_batch_cost: what a batch may cost; less while memory is short.
         max_queue_cost, max_queue_requests: what may wait.
         max_queue_delay: seconds that a free worker waits for a fuller batch.
+        enough: cost from which on a batch is given to a device that still has another; by default a full one, for which
+            there is nothing to wait for.
         clock: monotonic seconds; deadlines are times of this clock.
         on_batch: told about every batch that ran.
         on_fatal: called when the worker has died too often in a row to be started again.
@@ -45,13 +55,14 @@ class Batcher(Generic[T, R]):
 
     def __init__(
         self,
-        run: Callable[[str, list[T]], list[R]],
+        run: Callable[[str, list[T]], list[R] | Running[R]],
         cost: Callable[[T], int],
         *,
         max_batch_cost: int,
         max_queue_cost: int,
         max_queue_requests: int,
         max_queue_delay: float = 0.0,
+        enough: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
         on_fatal: Callable[[], None] = lambda: None,
@@ -61,6 +72,7 @@ class Batcher(Generic[T, R]):
         self._run = run
         self._cost = cost
         self._max_queue_delay = max_queue_delay
+        self._enough = max_batch_cost if enough is None else enough
         self._clock = clock
         self._on_batch = on_batch
         self._pulse = pulse or Pulse(clock)
@@ -74,9 +86,8 @@ class Batcher(Generic[T, R]):
             is_alive=lambda: self.alive,
         )
         # All below is guarded by the room's lock.
-        self._halves: list[list[Job[T, R]]] = []  # of batches that failed, run before anything else
-        self._taken: list[Job[T, R]] = []
-        self._running_since: float | None = None
+        self._under_way: UnderWay[T, R] = UnderWay()
+        self._ended_at = -math.inf  # the worker's own
 
     # The callers' side: any thread.
 
@@ -131,12 +142,13 @@ class Batcher(Generic[T, R]):
     def status(self) -> Status:
         """How things stand now."""
         with self._room.changed:
-            since = self._running_since
-            busy = since is not None or self._room.has_jobs or bool(self._halves)
+            begun = self._under_way.begun
+            since = begun[0].started_at if begun else None
+            busy = bool(begun) or self._room.has_jobs or bool(self._under_way.halves)
             return Status(
                 waiting_requests=self._room.requests,
                 waiting_cost=self._room.cost,
-                running_jobs=0 if since is None else len(self._taken),
+                running_jobs=sum(len(batch.jobs) for batch in begun),
                 running_seconds=0.0 if since is None else self._clock() - since,
                 silent_seconds=self._pulse.silent_seconds if busy else 0.0,
                 batch_budget=self._budget.now,
@@ -178,109 +190,115 @@ class Batcher(Generic[T, R]):
     # The worker's side: its thread alone.
 
     def _work(self) -> None:
-        while self._work_once():
-            pass  # between batches nothing is held, so that memory and weights are free again
+        while (step := self._next_step()) is not None:
+            step()  # between steps only what runs is held, so that memory and weights are free again
 
-    def _work_once(self) -> bool:
-        taken = self._next_batch()
-        if taken is None:
-            return False
-        key, jobs = taken
-        jobs = [job for job in jobs if job.claim()]
-        try:
-            if jobs:
-                self._run_batch(key, jobs)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it concerns these jobs alone
-            self._blame(jobs, error)
-        with self._room.changed:
-            self._taken, self._running_since = [], None
-        return True
-
-    def _next_batch(self) -> tuple[str, list[Job[T, R]]] | None:
-        """Wait for work; None when draining is complete."""
+    def _next_step(self) -> Callable[[], None] | None:
+        """Wait until a batch can be begun or ended; None when draining is complete."""
         room = self._room
         with room.changed:
             while True:
-                if self._halves:
-                    self._taken = self._halves.pop()
-                    return self._taken[0].ticket.key, self._taken
-                if room.expects_none:
+                if self._under_way.must_end:
+                    return self._end_first
+                if self._can_take():
+                    self._take()
+                    return self._begin_taken
+                if room.expects_none and not self._under_way.running:
                     return None
-                wait = room.company(self._max_queue_delay, self._budget.now) if room.has_jobs else None
-                if wait is not None and wait <= 0:
-                    break
-                room.changed.wait(wait)
-            self._pulse.beat()
-            key, self._taken = room.take(self._budget.now)
-            room.tell_places()
-        return key, self._in_time(self._taken)
+                room.changed.wait(self._patience())
 
-    def _in_time(self, jobs: list[Job[T, R]]) -> list[Job[T, R]]:
-        now = self._clock()
-        late = [job for job in jobs if job.ticket.deadline is not None and now >= job.ticket.deadline]
-        for job in late:
-            job.fail(DeadlineExceeded("The deadline passed while the request waited."))
-        return [job for job in jobs if job not in late] if late else jobs
+    def _can_take(self) -> bool:
+        room, budget = self._room, self._budget.now
+        if self._under_way.halves:
+            return not self._under_way.running
+        if not room.has_jobs:
+            return False
+        if self._under_way.running:
+            return room.holds(min(self._enough, budget))
+        return room.company(self._max_queue_delay, budget) <= 0
 
-    def _run_batch(self, key: str, jobs: list[Job[T, R]]) -> None:
-        started = self._clock()
-        with self._room.changed:
-            self._running_since = started
+    def _take(self) -> None:
         self._pulse.beat()
-        tickets = list({job.ticket: None for job in jobs})
-        waits = tuple(started - ticket.admitted_at for ticket in tickets if ticket.started_at is None)
-        for ticket in tickets:
-            if ticket.started_at is None:
-                ticket.started_at = started
-                ticket.tell("running")
-        results = self._run(key, [job.item for job in jobs])
-        if len(results) != len(jobs):
-            raise RuntimeError(f"{len(jobs)} items gave {len(results)} results")
-        finished = self._clock()
-        for ticket in tickets:
-            ticket.forward_seconds += finished - started
-            ticket.finished_at = finished
-        for job, result in zip(jobs, results, strict=True):
-            job.ticket.done += 1
-            job.future.set_result(result)
-        self._worker.succeed()
-        cost = sum(job.cost for job in jobs)
-        with self._room.changed:
-            self._room.remember(cost, finished - started)
-            self._budget.succeed()
-        for ticket in tickets:
-            ticket.tell("running")
-        self._on_batch(BatchReport(key, len(jobs), cost, finished - started, waits))
+        if self._under_way.halves:
+            self._under_way.taken = self._under_way.halves.pop()
+            return
+        self._under_way.taken = Batch(*self._room.take(self._budget.now))
+        self._room.tell_places()
 
-    def _blame(self, jobs: list[Job[T, R]], error: Exception) -> None:
-        """Split a batch that failed, until the culprit is alone and the only one to fail."""
-        left = [job for job in jobs if not job.future.done()]
-        starved = isinstance(error, OutOfMemory | MemoryError)
-        again: list[list[Job[T, R]]] = []
-        if len(left) > 1:
-            middle = len(left) // 2
-            again = [left[middle:], left[:middle]]
-        elif starved and left and not left[0].retried:
-            left[0].retried = True
-            again = [left]
+    def _patience(self) -> float | None:
+        """Seconds after which to look again, though nobody has said that something changed."""
+        if self._under_way.running:
+            return GLANCE_SECONDS
+        return self._room.company(self._max_queue_delay, self._budget.now) if self._room.has_jobs else None
+
+    def _begin_taken(self) -> None:
+        batch = self._under_way.taken
+        assert batch is not None, "a step to begin it follows its taking"
+        batch.claim(self._clock())
+        try:
+            if batch.jobs:
+                self._begin(batch)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it concerns these jobs alone
+            self._blame(batch, error)
         with self._room.changed:
-            self._halves += again
+            self._under_way.taken = None
+            if batch.running is not None:
+                self._under_way.running.append(batch)
+
+    def _begin(self, batch: Batch[T, R]) -> None:
+        self._pulse.beat()
+        batch.begin(self._clock())
+        found = self._run(batch.key, [job.item for job in batch.jobs])
+        if isinstance(found, list):
+            self._end(batch, found)
+        else:
+            batch.running = found
+
+    def _end_first(self) -> None:
+        batch = self._under_way.running[0]
+        assert batch.running is not None, "it would not be here"
+        try:
+            self._end(batch, batch.running.results())
+        except Exception as error:  # noqa: BLE001 - as above
+            self._blame(batch, error)
+        with self._room.changed:
+            self._under_way.running.popleft()
+
+    def _end(self, batch: Batch[T, R], results: list[R]) -> None:
+        assert batch.started_at is not None, "it was begun"
+        finished = self._clock()
+        seconds = finished - max(batch.started_at, self._ended_at)  # without those behind another batch
+        self._ended_at = finished
+        self._pulse.beat()
+        batch.deliver(results, finished, seconds)
+        self._worker.succeed()
+        with self._room.changed:
+            self._room.remember(batch.cost, seconds)
+            self._budget.succeed()
+        for ticket in batch.tickets:
+            ticket.tell("running")
+        self._on_batch(BatchReport(batch.key, len(batch.jobs), batch.cost, seconds, batch.waits))
+
+    def _blame(self, batch: Batch[T, R], error: Exception) -> None:
+        """Split a batch that failed, until the culprit is alone and the only one to fail."""
+        starved = isinstance(error, OutOfMemory | MemoryError)
+        again = batch.split(starved=starved)
+        with self._room.changed:
+            self._under_way.halves += again
             if starved:
-                self._budget.shrink(sum(job.cost for job in jobs))
+                self._budget.shrink(batch.cost)
         if starved:
             logger.warning("memory ran out; a batch has %d pixels at most now", self._budget.now)
         elif not again and not isinstance(error, ServiceError):
             logger.error("a batch failed", exc_info=error)
         if not again:
             answer = OutOfMemory() if starved else InternalError()
-            for job in left:
-                job.fail(error if isinstance(error, ServiceError) else answer)
+            batch.fail(error if isinstance(error, ServiceError) else answer)
 
     def _bury(self) -> None:
         """Leave nobody waiting after the worker died."""
         with self._room.changed:
-            orphans = [*self._taken, *(job for half in self._halves for job in half)]
-            self._taken, self._halves, self._running_since = [], [], None
+            orphans = self._under_way.clear()
         error = NotReady("The worker failed and is being started again. Send the request again.", retry_after=1)
         for job in orphans:
             job.fail(error)

@@ -38,6 +38,7 @@ class _Ring(Generic[J]):
 
     clients: dict[str, deque[Line[J]]] = field(default_factory=dict)
     owed: Line[J] | None = None
+    cost: int = 0
 
     def add(self, line: Line[J]) -> None:
         self.clients.setdefault(line.client, deque()).append(line)
@@ -96,7 +97,9 @@ class FairQueue(Generic[J]):
     def add(self, line: Line[J]) -> None:
         """Put a line, with at least one job, behind the others."""
         assert line.jobs, "a line without jobs would wait for ever"
-        self._rings.setdefault(line.key, _Ring()).add(line)
+        ring = self._rings.setdefault(line.key, _Ring())
+        ring.add(line)
+        ring.cost += line.cost
         self._lines[line] = None
         self.cost += line.cost
 
@@ -106,6 +109,7 @@ class FairQueue(Generic[J]):
             return []
         ring = self._rings[line.key]
         ring.remove(line)
+        ring.cost -= line.cost
         if not ring.clients:
             del self._rings[line.key]
         del self._lines[line]
@@ -115,7 +119,7 @@ class FairQueue(Generic[J]):
     def next_cost(self) -> int:
         """What waits for the key whose turn is next; 0 when nothing waits."""
         ring = next(iter(self._rings.values()), None)
-        return sum(line.cost for lines in ring.clients.values() for line in lines) if ring else 0
+        return ring.cost if ring else 0
 
     def take(self, budget: int) -> tuple[str, list[J]]:
         """The next batch: a key, and jobs whose costs add up to ``budget`` at most; a first job over it goes alone."""
@@ -133,6 +137,7 @@ class FairQueue(Generic[J]):
             spent += cost
             room = budget - spent
         self.cost -= spent
+        ring.cost -= spent
         if ring.clients:
             self._rings[key] = ring
         return key, jobs

@@ -88,18 +88,6 @@ class Ticket(Generic[T, R]):
 
 
 @dataclass(frozen=True)
-class BatchReport:
-    """What one batch was: told to whoever counts, after its results were delivered."""
-
-    key: str
-    jobs: int
-    cost: int
-    seconds: float
-    waits: tuple[float, ...]
-    """For each request that began to run in this batch: the seconds that it waited."""
-
-
-@dataclass(frozen=True)
 class Status:
     """A look at the batcher, consistent at one moment."""
 

@@ -21,6 +21,7 @@ from app.memory import give_back, is_out_of_memory
 from app.schemas import VariantDescription
 from app.weights import Load, Loaded, Piece, TileUpscaler, warm_up
 from model.fetch import FetchError, OfficialWeights, Step
+from model.gpu.forward import Flight
 from model.hooks import Beat
 from model.upscaler import Upscaler, find_device
 
@@ -168,15 +169,16 @@ class ModelRegistry:
         """Let a variant's weights go: new requests are refused, those that were admitted are finished first."""
         await self._in_loader(self._let_go, entry)
 
-    def forward(self, _key: str, pieces: list[Piece]) -> list[NDArray[np.float32]]:
-        """Run a batch of one variant: what the batcher's worker calls.
+    def forward(self, _key: str, pieces: list[Piece]) -> list[NDArray[np.float32]] | Flight:
+        """Run a batch of one variant, or give it to the device: what the batcher's worker calls.
 
         Raises:
             OutOfMemory: if there was not enough; what could be given back was.
         """
         self._set_threads()
+        upscaler, tiles = pieces[0].upscaler, [piece.tile for piece in pieces]
         try:
-            return pieces[0].upscaler.forward([piece.tile for piece in pieces])
+            return upscaler.launch(tiles) if upscaler.runs_ahead else upscaler.forward(tiles)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
+from app.batch import BatchReport
 from app.batcher import Batcher
 from app.errors import NotReady
-from app.jobs import BatchReport
 from app.memory import free, measure
 from app.metrics import Metrics, counter, gauge, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
@@ -24,6 +24,7 @@ from app.settings import Settings
 from app.supervision import Pulse
 from app.uploads import BodyRoom
 from app.weights import Load, Piece
+from model.gpu.forward import PACK_PIXELS
 
 TILES_PER_BATCH = {"cpu": 1, "cuda": 16}
 """How many of the largest tiles a batch holds, where the setting is auto."""
@@ -186,6 +187,7 @@ def build_service(
         max_queue_cost=settings.max_queue_pixels,
         max_queue_requests=settings.max_queue_requests,
         max_queue_delay=settings.max_queue_delay_ms / 1000,
+        enough=PACK_PIXELS,
         clock=clock,
         on_batch=count,
         on_fatal=on_fatal,

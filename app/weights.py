@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from model.gpu.forward import Flight
+
 WARM_UP_SIDES = (64, 48)
 """Sides in windows' multiples of the images that are computed before a variant is ready, pixels."""
 
@@ -27,8 +29,15 @@ class TileUpscaler(Protocol):
     def bytes_per_pixel(self) -> int:
         """Memory that a forward pass takes for each pixel of its tiles, at most."""
 
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether there is a device that computes by itself what ``launch`` gives it."""
+
     def forward(self, tiles: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Reconstruct tiles (H,W,C) on the window grid in one forward pass: (s H, s W, C) in about [0,1]."""
+
+    def launch(self, tiles: Sequence[NDArray[Any]]) -> Flight:
+        """Begin the same, where it ``runs_ahead``."""
 
 
 Load = Callable[[str, Path], TileUpscaler]

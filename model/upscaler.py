@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from model.checkpoints import load_network
-from model.gpu.forward import Forward
+from model.gpu.forward import Flight, Forward
 from model.network import Swin2SR
 from model.processor import pad_direct, quantise, to_tensor
 
@@ -81,17 +81,31 @@ class Upscaler:
         Raises:
             ValueError: if a side is off the window grid or the channels are not the network's.
         """
+        if self.runs_ahead:
+            return self.launch(tiles).results()
+        self._check(tiles)
         if not tiles:
             return []
-        for tile in tiles:
-            if tile.ndim != 3 or tile.shape[2] != self.channels:
-                raise ValueError(f"Expected (H, W, {self.channels}), not {tile.shape}.")
-        if self._on_gpu is not None:
-            return self._on_gpu(tiles)
         images = [to_tensor(tile) for tile in tiles]
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
             reconstructions = self.network.reconstruct(images)
         return [reconstruction.image.permute(1, 2, 0).float().cpu().numpy() for reconstruction in reconstructions]
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the device computes by itself what ``launch`` gives it."""
+        return self._on_gpu is not None
+
+    @torch.inference_mode()
+    def launch(self, tiles: Sequence[np.ndarray]) -> Flight:
+        """Begin what ``forward`` does; only where it ``runs_ahead``. What is launched next is computed after it.
+
+        Raises:
+            ValueError: as ``forward``.
+        """
+        assert self._on_gpu is not None, "there is no device to launch anything on"
+        self._check(tiles)
+        return self._on_gpu.launch(tiles)
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Upscale images of any sizes in one forward pass, padded by the direct rule and cropped.
@@ -110,6 +124,11 @@ class Upscaler:
             quantise(output[: self.scale * image.shape[0], : self.scale * image.shape[1]], image.dtype)
             for image, output in zip(images, outputs, strict=True)
         ]
+
+    def _check(self, tiles: Sequence[np.ndarray]) -> None:
+        for tile in tiles:
+            if tile.ndim != 3 or tile.shape[2] != self.channels:
+                raise ValueError(f"Expected (H, W, {self.channels}), not {tile.shape}.")
 
 
 def find_device(name: str) -> torch.device:

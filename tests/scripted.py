@@ -56,6 +56,7 @@ class ScriptedUpscaler:
     device = "scripted"
     dtype = "float32"
     bytes_per_pixel = 1000
+    runs_ahead = False
 
     def __init__(
         self,

@@ -8,9 +8,10 @@ from concurrent.futures import CancelledError
 
 import pytest
 
+from app.batch import BatchReport
 from app.batcher import Batcher
 from app.errors import DeadlineExceeded, Draining, ImageTooLarge, InternalError, NotReady, QueueFull
-from app.jobs import BatchReport, Progress
+from app.jobs import Progress
 from tests.scripted import PATIENCE, Gate, join_workers
 
 

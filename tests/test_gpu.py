@@ -145,19 +145,41 @@ def test_tiles_come_back_as_from_the_upscaler(head, counts, monkeypatch):
         monkeypatch.setattr(forward, "PACK_PIXELS", pixels)
         compute = Forward(network, torch.float32, counts=counts)
         for _ in range(2):  # what was left in the buffers does not matter
-            for found, right in zip(compute(tiles), expected, strict=True):
+            for found, right in zip(compute.launch(tiles).results(), expected, strict=True):
                 assert (found.dtype, found.shape) == (right.dtype, right.shape)
                 np.testing.assert_allclose(found, right, atol=1e-5)
-            compute([random_tile(window, window, channels)])
+            compute.launch([random_tile(window, window, channels)])
+
+
+def check_flights(upscaler):
+    """Batches that are launched before the first is received are what each is alone, whichever is received first."""
+    batches = [[random_tile(16, 8)], [random_tile(8, 8), random_tile(24, 32)], [], [random_tile(40, 16)]]
+    alone = [upscaler.forward(batch) for batch in batches]
+    flights = [upscaler.launch(batch) for batch in batches]
+    for flight, expected in reversed(list(zip(flights, alone, strict=True))):
+        for found, right in zip(flight.results(), expected, strict=True):
+            np.testing.assert_array_equal(found, right)
+        assert flight.done()
+
+
+def test_batches_under_way_do_not_touch_each_other():
+    """As a GPU goes about it, on the CPU."""
+    upscaler = Upscaler(tiny_network(), device="cpu")
+    assert not upscaler.runs_ahead
+    upscaler._on_gpu = Forward(upscaler.network, torch.float32, counts=(4,))
+    assert upscaler.runs_ahead
+    check_flights(upscaler)
+    with pytest.raises(ValueError, match=r"Expected \(H, W, 3\)"):
+        upscaler.launch([random_tile(8, 8, channels=1)])
 
 
 def test_other_pixels_are_refused():
     """Floats have no range of their own, and a tile off the grid no windows."""
     compute = Forward(tiny_network(), torch.float32, counts=())
     with pytest.raises(ValueError, match="uint8 or uint16"):
-        compute([np.zeros((8, 8, 3), np.float32)])
+        compute.launch([np.zeros((8, 8, 3), np.float32)])
     with pytest.raises(ValueError, match="pad the image first"):
-        compute([np.zeros((8, 12, 3), np.uint8)])
+        compute.launch([np.zeros((8, 12, 3), np.uint8)])
 
 
 def test_precision_is_given_back():
@@ -167,7 +189,7 @@ def test_precision_is_given_back():
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == before
     with pytest.raises(ValueError, match="uint8 or uint16"):
-        Forward(tiny_network(), torch.float32, counts=())([np.zeros((8, 8, 3), np.float32)])
+        Forward(tiny_network(), torch.float32, counts=()).launch([np.zeros((8, 8, 3), np.float32)])
     assert torch.backends.cudnn.conv.fp32_precision == before
 
 
@@ -470,6 +492,12 @@ def test_the_device_computes_the_network(head, dtype, bound):
         for found, right in zip(values, exact, strict=True):
             expected = right.image.permute(1, 2, 0).numpy()
             assert np.linalg.norm(found - expected) < bound * np.linalg.norm(expected - expected.mean())
+
+
+@needs_cuda
+def test_batches_under_way_on_the_device_do_not_touch_each_other():
+    """In recorded passes, whose buffers are shared, and others."""
+    check_flights(Upscaler(tiny_network(), device="cuda"))
 
 
 @needs_cuda

@@ -28,7 +28,7 @@ FLOORS = {
         | {"address", "budget", "folders", "spool"},
         {"catalogue", "deliveries", "memory", "replicas", "weights"},
         {"conditions", "jobs", "sizes", "uploads", "middleware"},
-        {"admission"},
+        {"admission", "batch"},
         {"codec", "batcher", "registry", "handlers", "client"},
         {"pipeline", "errand", "fetching"},
         {"service"},

@@ -260,7 +260,7 @@ class Gated:
         self.gate, self.calls = Gate(), []
         self.scale, self.window_size = self._upscaler.scale, self._upscaler.window_size
         self.channels, self.device, self.dtype = 3, "cpu", "float32"
-        self.bytes_per_pixel = self._upscaler.bytes_per_pixel
+        self.bytes_per_pixel, self.runs_ahead = self._upscaler.bytes_per_pixel, False
 
     def forward(self, tiles):
         self.calls.append(len(tiles))

@@ -25,6 +25,7 @@ from model.bench.sections import Bench, Section
 from model.bench.timing import Run, Timing
 from model.bench.works import Pixels, draw_pixels, mixed_sizes
 from model.evaluate import evaluate_folder
+from model.gpu.forward import Flight
 from model.network import Swin2SR
 from model.processor import pad_direct, to_tensor
 from model.upscaler import Upscaler
@@ -195,7 +196,7 @@ def compare_batcher(bench: Bench) -> Iterator[Row]:
     try:
         # By its name: `model` is built on nothing of `app`, and is measured where that is not installed.
         batcher = importlib.import_module("app.batcher").Batcher(
-            lambda _key, batch: _forward(upscaler, batch, bench.threads),
+            lambda _key, batch: _begin(upscaler, batch, bench.threads),
             _pixels,
             max_batch_cost=max(_area(group) for group in groups),
             max_queue_cost=2**62,
@@ -213,7 +214,7 @@ def compare_batcher(bench: Bench) -> Iterator[Row]:
 
     def loop() -> None:
         for group in groups:
-            _forward(upscaler, group, bench.threads)
+            upscaler.forward(group)
 
     timings = bench.time({"batcher": saturate, "direct": loop})
     batcher.close()
@@ -222,10 +223,11 @@ def compare_batcher(bench: Bench) -> Iterator[Row]:
     yield Row(work, against, direct.median / through.median, "of the throughput", here, there)
 
 
-def _forward(upscaler: Upscaler, tiles: Sequence[Pixels], threads: int) -> list[Values]:
+def _begin(upscaler: Upscaler, tiles: Sequence[Pixels], threads: int) -> list[Values] | Flight:
+    """As the service's registry does."""
     if torch.get_num_threads() != threads:  # every thread has its own number
         torch.set_num_threads(threads)
-    return upscaler.forward(tiles)
+    return upscaler.launch(tiles) if upscaler.runs_ahead else upscaler.forward(tiles)
 
 
 def compare_quality(bench: Bench) -> Iterator[Row]:

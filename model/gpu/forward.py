@@ -8,6 +8,7 @@ on its way down, each on a stream of its own.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -38,16 +39,54 @@ class Pack:
     """A pack on its way.
 
     Attributes:
-        sizes: (height, width) of its tiles.
+        shapes: of its tiles' values, (height, width, channels).
         values: in the machine's memory, once ``arrived`` has happened.
         arrived: None on a CPU.
         held: what the device still reads.
     """
 
-    sizes: list[tuple[int, int]]
+    shapes: list[tuple[int, int, int]]
     values: Tensor
     arrived: torch.cuda.Event | None
     held: Sequence[Tensor]
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether ``receive`` need not wait."""
+        return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
+
+    def receive(self) -> list[Values]:
+        """Wait for its tiles' values."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        values, at, images = self.values.numpy().reshape(-1), 0, []
+        for shape in self.shapes:
+            size = math.prod(shape)
+            images.append(values[at : at + size].reshape(shape))
+            at += size
+        return images
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A batch on its way: whoever launched it is free to do something else, and to launch another behind it.
+
+    Attributes:
+        packs: with the places of their tiles among those of the batch.
+    """
+
+    packs: list[tuple[list[int], Pack]]
+
+    def done(self) -> bool:
+        """Whether ``results`` has nothing to wait for."""
+        return all(pack.has_arrived for _, pack in self.packs)
+
+    def results(self) -> list[Values]:
+        """Wait for the values of every tile, in the order in which they were launched."""
+        found: dict[int, Values] = {}
+        for places, pack in self.packs:
+            found.update(zip(places, pack.receive(), strict=True))
+        return [found[place] for place in range(len(found))]
 
 
 class Forward:
@@ -93,8 +132,8 @@ class Forward:
                 counts=counts,
             )
 
-    def __call__(self, tiles: Sequence[Pixels]) -> list[Values]:
-        """As ``Upscaler.forward``.
+    def launch(self, tiles: Sequence[Pixels]) -> Flight:
+        """Give tiles to the device; as ``Upscaler.launch``.
 
         Raises:
             ValueError: if a side is off the window grid, or the type is neither uint8 nor uint16.
@@ -102,13 +141,11 @@ class Forward:
         groups = split_by_area([tile.shape[0] * tile.shape[1] for tile in tiles], PACK_PIXELS)
         with self._lock, convolution_precision(self._precision):
             packs = [self._launch([tiles[index] for index in group]) for group in groups]
-        found: dict[int, Values] = {}
-        for group, pack in zip(groups, packs, strict=True):
-            found.update(zip(group, self._receive(pack), strict=True))
-        return [found[index] for index in range(len(tiles))]
+        return Flight(list(zip(groups, packs, strict=True)))
 
     def _launch(self, tiles: Sequence[Pixels]) -> Pack:
         sizes = [tile.shape[:2] for tile in tiles]
+        shapes = [(height * self.scale, width * self.scale, self.out_channels) for height, width in sizes]
         own = sum(height * width for height, width in sizes) // self.window**2
         table = lay_out(sizes, self.window, self._graphs.fitting(own))
         with self._uploading():
@@ -120,7 +157,7 @@ class Forward:
             arrived = torch.empty(values.shape, pin_memory=self._streams is not None)
             arrived.copy_(values, non_blocking=True)
             event = self._streams.down.record_event() if self._streams else None
-        return Pack(sizes, arrived, event, (pixels, grid, values))
+        return Pack(shapes, arrived, event, (pixels, grid, values))
 
     def _stage(self, tiles: Sequence[Pixels], rows: int) -> Tensor:
         """All pixels (rows, channels) one after the other, then zeros, as integers in pinned memory."""
@@ -147,17 +184,6 @@ class Forward:
         target = pixel_rows(grid[:own], self.window, self.scale)
         ordered = values.new_empty(len(target), self.scale * self.out_channels)
         return ordered.index_copy_(0, target, values.view(-1, ordered.shape[1])[: len(target)])
-
-    def _receive(self, pack: Pack) -> list[Values]:
-        if pack.arrived is not None:
-            pack.arrived.synchronize()
-        values, at, images = pack.values.numpy().reshape(-1), 0, []
-        for height, width in pack.sizes:
-            shape = (height * self.scale, width * self.scale, self.out_channels)
-            size = height * width * self.scale**2 * self.out_channels
-            images.append(values[at : at + size].reshape(shape))
-            at += size
-        return images
 
     # The three streams; on a CPU there is none.
 
