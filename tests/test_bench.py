@@ -13,12 +13,13 @@ import torch
 from app.bench import load, service
 from app.cli import build
 from model import fused
-from model.bench import card, floor, memory, sections, timing, works
+from model.bench import blocks, card, floor, memory, sections, timing, works
 from model.bench.__main__ import main
 from model.bench.profile import count_arithmetic, profile_forward
 from model.bench.report import Row, tabulate
 from model.bench.sections import Bench
 from model.config import Swin2SRConfig
+from model.gpu.windowed import compute_block
 from model.network import Swin2SR
 from model.tiling import plan
 from model.upscaler import Upscaler
@@ -330,6 +331,25 @@ def test_families_account_for_arithmetic_and_traffic(card_bench):
         shares = [row.figure for row in rows if row.work == f"{variant}, time in"]
         assert sum(shares) == pytest.approx(1)
     assert any("% of what was measured" in row.there for row in rows)
+
+
+def test_a_compiled_block_is_compared_with_the_one_that_is_used(card_bench, monkeypatch):
+    """For both networks; where it cannot be compiled the row says why."""
+    monkeypatch.setitem(blocks.WINDOWS, "cpu", 4)
+    monkeypatch.setattr(blocks, "compile_block", lambda: compute_block)
+    rows = list(card.CARD_SECTIONS["block"](card_bench))
+    assert [(row.work, row.against) for row in rows] == [
+        ("classical-x2, a block", "torch.compile"),
+        ("lightweight-x2, a block", "torch.compile"),
+    ]
+    assert all(row.figure > 0 for row in rows)
+
+    def fail(*_arguments):
+        raise RuntimeError("no C++ compiler\nand a long story")
+
+    monkeypatch.setattr(blocks, "compile_block", lambda: fail)
+    rows = list(card.CARD_SECTIONS["block"](card_bench))
+    assert [(row.figure, row.there) for row in rows] == [(None, "cannot be compiled: no C++ compiler")] * 2
 
 
 @pytest.mark.usefixtures("card_bench")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.bench.baselines import load_port
+from model.bench.blocks import compare_block
 from model.bench.floor import Ceilings, least_bytes, measure_ceilings, multiply_adds_per_pixel
 from model.bench.profile import count_arithmetic, count_traffic, time_families
 from model.bench.report import Row, seconds
@@ -301,5 +302,6 @@ CARD_SECTIONS: Mapping[str, Section] = {
     "batcher": compare_batcher,
     "quality": compare_quality,
     "kernels": profile_card,
+    "block": compare_block,
 }
 """What is measured on a GPU, by the names of the command line."""

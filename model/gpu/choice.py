@@ -7,7 +7,7 @@ import logging
 import statistics
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -31,6 +31,56 @@ Timer = Callable[[Callable[[], object]], float]
 """Seconds that a call takes on the device."""
 
 
+@dataclass(frozen=True)
+class Work:
+    """What a network's block has to do.
+
+    Attributes:
+        block: whose windows have every kind of mask.
+        qkv, stream, branch: (T, 3 * width), (T, width), (T, width), zero beyond the channels.
+        kinds: (nW,) int32.
+        rows: (T,) int32, another order.
+        dtype: of matrix products.
+    """
+
+    block: Block
+    qkv: Tensor
+    stream: Tensor
+    branch: Tensor
+    kinds: Tensor
+    rows: Tensor
+    dtype: torch.dtype
+
+
+def draw_work(windowed: WindowedNetwork, windows: int = WINDOWS) -> Work:
+    """Random work of so many windows for a network, on its device."""
+    block, width, channels = windowed.stages[0].blocks[-1], windowed.width, windowed.config.embed_dim
+    device, tokens = block.qkv.weight.device, windows * windowed.config.window_size**2
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(parts: int) -> Tensor:
+        values = torch.randn(tokens, parts, width, device=device, generator=generator)
+        values[..., channels:] = 0
+        return values.flatten(1)
+
+    return Work(
+        block,
+        draw(3).to(windowed.dtype),
+        draw(1).to(windowed.exact),
+        draw(1).to(windowed.dtype),
+        torch.arange(windows, dtype=torch.int32, device=device) % len(block.tables.bias),
+        torch.randperm(tokens, device=device, generator=generator).int(),
+        windowed.dtype,
+    )
+
+
+def run_block(chosen: Operators, work: Work) -> Tensor:
+    """The stream behind a block that has its attention by these operators, or all of it."""
+    if chosen.run_block is not None:
+        return chosen.run_block(work.stream, work.kinds, work.block, None)
+    return compute_block(chosen, work.stream, work.stream.to(work.dtype), work.kinds, work.block)[0]
+
+
 def choose_operators(windowed: WindowedNetwork, time: Timer, fused: Operators | None) -> Operators:
     """The faster form of each operator for a network on its device.
 
@@ -41,20 +91,10 @@ def choose_operators(windowed: WindowedNetwork, time: Timer, fused: Operators | 
     """
     if fused is None:
         return PLAIN
-    block, width, channels = windowed.stages[0].blocks[-1], windowed.width, windowed.config.embed_dim
-    device, tokens = block.qkv.weight.device, WINDOWS * windowed.config.window_size**2
-    generator = torch.Generator(device).manual_seed(0)
-
-    def draw(parts: int) -> Tensor:
-        values = torch.randn(tokens, parts, width, device=device, generator=generator)
-        values[..., channels:] = 0
-        return values.flatten(1)
-
-    qkv, stream, branch = draw(3).to(windowed.dtype), draw(1).to(windowed.exact), draw(1).to(windowed.dtype)
-    kinds = torch.arange(WINDOWS, dtype=torch.int32, device=device) % len(block.tables.bias)
-    rows = torch.randperm(tokens, device=device, generator=generator).int()
-    attends = [partial(each.attend, qkv, kinds, block.tables) for each in (PLAIN, fused)]
-    norms = [partial(_add_norm, each, stream, branch, block.norm1, rows) for each in (PLAIN, fused)]
+    work = draw_work(windowed)
+    block, kinds = work.block, work.kinds
+    attends = [partial(each.attend, work.qkv, kinds, block.tables) for each in (PLAIN, fused)]
+    norms = [partial(_add_norm, each, work.stream, work.branch, block.norm1, work.rows) for each in (PLAIN, fused)]
     chosen = Operators(
         fused.attend if _pays("attention", time, *attends) else PLAIN.attend,
         fused.add_norm if _pays("norm", time, *norms) else PLAIN.add_norm,
@@ -63,15 +103,9 @@ def choose_operators(windowed: WindowedNetwork, time: Timer, fused: Operators | 
         if None in more.values():
             continue
         richer = replace(chosen, **more)
-        forms = [partial(_run_block, each, stream, kinds, block, windowed.dtype) for each in (chosen, richer)]
+        forms = [partial(run_block, each, work) for each in (chosen, richer)]
         chosen = richer if _pays(name, time, *forms) else chosen
     return chosen
-
-
-def _run_block(chosen: Operators, stream: Tensor, kinds: Tensor, block: Block, dtype: torch.dtype) -> Tensor:
-    if chosen.run_block is not None:
-        return chosen.run_block(stream, kinds, block, None)
-    return compute_block(chosen, stream, stream.to(dtype), kinds, block)[0]
 
 
 def _add_norm(form: Operators, stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor) -> Tensor:
