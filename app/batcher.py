@@ -49,6 +49,7 @@ class Batcher(Generic[T, R]):
         clock: monotonic seconds; deadlines are times of this clock.
         on_batch: told about every batch that ran.
         on_fatal: called when the worker has died too often in a row to be started again.
+        is_lost: whether after this error of a batch others would fail too; then the worker dies of it.
         restart_delay: seconds before the first restart of a dead worker; doubled at each further death in a row.
         pulse: beaten by whoever works, also within ``run`` where that takes long.
     """
@@ -66,6 +67,7 @@ class Batcher(Generic[T, R]):
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
         on_fatal: Callable[[], None] = lambda: None,
+        is_lost: Callable[[Exception], bool] = lambda _error: False,
         restart_delay: float = 0.1,
         pulse: Pulse | None = None,
     ) -> None:
@@ -75,6 +77,7 @@ class Batcher(Generic[T, R]):
         self._enough = max_batch_cost if enough is None else enough
         self._clock = clock
         self._on_batch = on_batch
+        self._is_lost = is_lost
         self._pulse = pulse or Pulse(clock)
         self._budget = Budget(max_batch_cost)
         self._worker = SupervisedThread(self._work, self._bury, on_fatal=on_fatal, restart_delay=restart_delay)
@@ -281,6 +284,8 @@ class Batcher(Generic[T, R]):
 
     def _blame(self, batch: Batch[T, R], error: Exception) -> None:
         """Split a batch that failed, until the culprit is alone and the only one to fail."""
+        if self._is_lost(error):
+            raise error
         starved = isinstance(error, OutOfMemory | MemoryError)
         again = batch.split(starved=starved)
         with self._room.changed:

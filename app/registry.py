@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from app.catalogue import Catalogue, Entry, fetchable
 from app.conditions import Condition, describe
 from app.deliveries import Deliveries
+from app.device import give_back, is_out_of_memory
 from app.errors import NotReady, OutOfMemory
-from app.memory import give_back, is_out_of_memory
 from app.schemas import VariantDescription
 from app.weights import Load, Loaded, Piece, TileUpscaler, warm_up
 from model.fetch import FetchError, OfficialWeights, Step

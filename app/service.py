@@ -8,14 +8,15 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
 from app.batch import BatchReport
 from app.batcher import Batcher
+from app.device import free, is_lost, measure
 from app.errors import NotReady
-from app.memory import free, measure
 from app.metrics import Metrics, counter, gauge, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
 from app.quota import usable_cpus
@@ -191,6 +192,7 @@ def build_service(
         clock=clock,
         on_batch=count,
         on_fatal=on_fatal,
+        is_lost=partial(is_lost, device=registry.device),
         pulse=pulse,
     )
     pipeline = Pipeline(registry, batcher, settings, codec_threads=max(1, min(8, cpus // 2)))

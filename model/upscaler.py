@@ -158,7 +158,10 @@ def find_dtype(name: str, device: torch.device) -> torch.dtype:
     """
     choices = {"float32": torch.float32, "bfloat16": torch.bfloat16}
     if name == "auto":
-        known = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        if device.type != "cuda":
+            return torch.float32
+        with torch.cuda.device(device):
+            known = torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if known else torch.float32
     if name not in choices:
         raise ValueError(f"The dtype must be auto, float32 or bfloat16, not {name!r}.")

@@ -506,6 +506,20 @@ def test_a_fault_between_taking_and_running_answers_those_who_were_taken(make, s
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_where_a_device_is_lost_nobody_is_served_errors_for_ever(make):
+    """A 503 for each batch that found it out, not a 500 for all time; then the owner is told, who can start anew."""
+    given_up = threading.Event()
+
+    def fail(_key, _items):
+        raise ArithmeticError("the device is lost")
+
+    batcher = make(run=fail, on_fatal=given_up.set, is_lost=lambda error: isinstance(error, ArithmeticError))
+    errors = [batcher.admit("a", [1, 2]).futures[0].exception(PATIENCE) for _ in range(5)]
+    assert [type(error) for error in errors] == [NotReady] * 5
+    assert given_up.wait(PATIENCE)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_that_keeps_dying_is_given_up(make):
     """After five deaths in a row the owner is told, and requests are refused."""
     given_up = threading.Event()

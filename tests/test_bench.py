@@ -13,7 +13,7 @@ import torch
 from app.bench import load, service
 from app.cli import build
 from model import fused
-from model.bench import blocks, card, floor, memory, sections, timing, works
+from model.bench import baselines, blocks, card, floor, memory, sections, timing, works
 from model.bench.__main__ import main
 from model.bench.profile import count_arithmetic, profile_forward
 from model.bench.report import Row, tabulate
@@ -257,7 +257,7 @@ def test_a_failed_request_fails_the_window():
 def card_bench(bench, monkeypatch):
     """What a GPU is for, in a hurry on a CPU: little work, and nothing compiled."""
     monkeypatch.setitem(card.AMOUNTS, "cpu", card.Amount((2, 16), (4, 8, 24), ((8, 16), (8, 8)), (16, 8)))
-    monkeypatch.setattr(card, "compile_network", lambda network: network)
+    monkeypatch.setattr(baselines, "compile_network", lambda network: network)
     monkeypatch.setitem(floor.COPY_BYTES, "cpu", 2**12)
     return bench
 

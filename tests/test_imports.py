@@ -26,7 +26,7 @@ FLOORS = {
     "app": [
         {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"}
         | {"address", "budget", "folders", "spool"},
-        {"catalogue", "deliveries", "memory", "replicas", "weights"},
+        {"catalogue", "deliveries", "device", "replicas", "weights"},
         {"conditions", "jobs", "sizes", "uploads", "middleware"},
         {"admission", "batch"},
         {"codec", "batcher", "registry", "handlers", "client"},

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from model.bench.timing import Run
+from model.bench.works import Pixels
 from model.checkpoints import write_pretrained
 from model.network import Swin2SR
+from model.processor import to_tensor
 
 Baseline = Callable[[], np.ndarray]
 """Runs a network on the canvas that it was made for: the image (S, C, s * H, s * W) float32."""
@@ -101,3 +105,54 @@ BASELINES: Mapping[str, Callable[[nn.Module, Tensor], Baseline]] = {
     "ONNX Runtime": onnxruntime,
 }
 """Makers of baselines by the names in the table; each is given the port and a canvas (S, C, H, W) in [0, 1]."""
+
+
+# Transformers on a GPU, from images in the machine's memory to values there.
+
+Form = Callable[[nn.Module, Sequence[Pixels], torch.device], Run]
+"""How Transformers' network, float32 on a CPU, is made to run tiles on a device."""
+
+
+def eager_float32(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
+    """As it is loaded, in one batch; the tiles have one size."""
+    return _in_one_batch(copy.deepcopy(port).to(device), tiles, device, torch.float32)
+
+
+def compiled_bfloat16(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
+    """As fast as it gets, in one batch; the tiles have one size."""
+    compiled = compile_network(copy.deepcopy(port).to(device, torch.bfloat16))
+    return _in_one_batch(compiled, tiles, device, torch.bfloat16)
+
+
+def compile_network(network: nn.Module) -> nn.Module:
+    """As users of Transformers would."""
+    network.compile()
+    return network
+
+
+def _in_one_batch(port: nn.Module, tiles: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> Run:
+    batch = _near(torch.stack([to_tensor(tile) for tile in tiles]), device)
+
+    @torch.inference_mode()
+    def run() -> np.ndarray:
+        return port(batch.to(device, non_blocking=True).to(dtype)).float().cpu().numpy()
+
+    return run
+
+
+def eager_bfloat16(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
+    """Tiles of any sizes one after the other, which is what it can do with them."""
+    port = copy.deepcopy(port).to(device, torch.bfloat16)
+    canvases = [_near(to_tensor(tile)[None], device) for tile in tiles]
+
+    @torch.inference_mode()
+    def run() -> list[np.ndarray]:
+        images = (port(canvas.to(device, non_blocking=True).to(torch.bfloat16)) for canvas in canvases)
+        return [image.float().cpu().numpy() for image in images]
+
+    return run
+
+
+def _near(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor as its copy to the device is fastest."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -31,8 +32,8 @@ def compare_block(bench: Bench) -> Iterator[Row]:
     for variant in VARIANTS:
         windowed = WindowedNetwork(bench.network(variant).to(bench.device), find_dtype("auto", bench.device))
         kernels = load_kernels(bench.device, windowed.stages[0].blocks[0])
-        chosen = choose_operators(windowed, time_on_cuda, kernels)
-        work = draw_work(windowed, WINDOWS[bench.device.type])
+        windows = WINDOWS[bench.device.type]
+        chosen, work = choose_operators(windowed, time_on_cuda, kernels, windows), draw_work(windowed, windows)
         sides: dict[str, Run] = {"here": partial(run_block, chosen, work)}
         faults: dict[str, str] = {}
         for name, operators in _forms(chosen).items():
@@ -55,11 +56,11 @@ def compare_block(bench: Bench) -> Iterator[Row]:
 
 def _forms(chosen: Operators) -> dict[str, Operators]:
     """What is compiled; on a CPU, where there are no kernels, one form."""
-    around = Operators(chosen.attend, chosen.add_norm, chosen.finish)
+    around = replace(chosen, run_block=None)
     return {"torch.compile": PLAIN, **({"torch.compile around the kernels": around} if around != PLAIN else {})}
 
 
 def compile_block() -> Block:
-    """A block's computation, compiled for any number of windows when it is first called."""
-    compiled: Block = torch.compile(compute_block, dynamic=True)
+    """A block's computation, compiled for each shape that it is called with."""
+    compiled: Block = torch.compile(compute_block, dynamic=False)
     return compiled

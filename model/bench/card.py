@@ -6,18 +6,16 @@ on a CPU with less work, which proves that they run.
 
 from __future__ import annotations
 
-import copy
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
-from model.bench.baselines import load_port
+from model.bench.baselines import Form, compiled_bfloat16, eager_bfloat16, eager_float32, load_port
 from model.bench.blocks import compare_block
 from model.bench.floor import Ceilings, least_bytes, measure_ceilings, multiply_adds_per_pixel
 from model.bench.profile import count_arithmetic, count_traffic, time_families
@@ -109,19 +107,15 @@ def compare_batch(bench: Bench) -> Iterator[Row]:
     """Classical x2 on a batch of equal images: against Transformers in two forms, and against the card."""
     count, side = AMOUNTS[bench.device.type].batch
     tiles = [draw_pixels(side, side, seed=seed) for seed in range(count)]
-    forms = {"Transformers float32": _eager_float32, "Transformers bfloat16, torch.compile": _compiled_bfloat16}
+    forms = {"Transformers float32": eager_float32, "Transformers bfloat16, torch.compile": compiled_bfloat16}
     yield from _compare(bench, "classical-x2", tiles, f"{side}x{side}, batch {count}", forms)
 
 
 def compare_packed(bench: Bench) -> Iterator[Row]:
     """Lightweight x2 on many images of as many sizes in one pack: against Transformers one by one, and the card."""
     tiles = _draw_mixed(bench)
-    forms = {"Transformers bfloat16, one by one": _eager_bfloat16}
+    forms = {"Transformers bfloat16, one by one": eager_bfloat16}
     yield from _compare(bench, "lightweight-x2", tiles, f"{len(tiles)} images of {len(tiles)} sizes, packed", forms)
-
-
-Form = Callable[[nn.Module, Sequence[Pixels], torch.device], Run]
-"""How Transformers' network, float32 on a CPU, is made to run tiles on a device."""
 
 
 def _compare(
@@ -150,42 +144,6 @@ def _compare(
     floor = max(arithmetic / ceilings.flops, moved / ceilings.bandwidth)
     there = f"{seconds(floor)} at {_describe(ceilings)}"
     yield Row(work, "floor", mine.median / floor, "times as long", _show(mine), there)
-
-
-def _eager_float32(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
-    return _in_one_batch(copy.deepcopy(port).to(device), tiles, device, torch.float32)
-
-
-def _compiled_bfloat16(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
-    compiled = compile_network(copy.deepcopy(port).to(device, torch.bfloat16))
-    return _in_one_batch(compiled, tiles, device, torch.bfloat16)
-
-
-def compile_network(network: nn.Module) -> nn.Module:
-    """As users of Transformers would."""
-    network.compile()
-    return network
-
-
-def _in_one_batch(port: nn.Module, tiles: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> Run:
-    batch = torch.stack([to_tensor(tile) for tile in tiles])
-
-    @torch.inference_mode()
-    def run() -> Values:
-        return port(batch.to(device, dtype)).float().cpu().numpy()
-
-    return run
-
-
-def _eager_bfloat16(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
-    port = copy.deepcopy(port).to(device, torch.bfloat16)
-    canvases = [to_tensor(tile)[None] for tile in tiles]
-
-    @torch.inference_mode()
-    def run() -> list[Values]:
-        return [port(canvas.to(device, torch.bfloat16)).float().cpu().numpy() for canvas in canvases]
-
-    return run
 
 
 def compare_batcher(bench: Bench) -> Iterator[Row]:

@@ -19,13 +19,14 @@ from model.gpu.windowed import WindowedNetwork, compute_block
 
 logger = logging.getLogger(__name__)
 
-WINDOWS = 512
-"""Windows that the forms are compared on."""
-
 MOST_ERROR = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
-"""What two forms may differ by, relative to the values' norm: the order of sums, and what is rounded in between."""
+"""What two forms may differ by, relative to the values' norm, by the dtype of matrix products: sums have another order,
+and other values are rounded in between."""
 
 ROUNDS = 9
+
+BALLAST_BYTES = 2**28
+"""What is cleared before each round: no cache of a card holds it, and meanwhile the host gets ahead of the device."""
 
 Timer = Callable[[Callable[[], object]], float]
 """Seconds that a call takes on the device."""
@@ -52,7 +53,7 @@ class Work:
     dtype: torch.dtype
 
 
-def draw_work(windowed: WindowedNetwork, windows: int = WINDOWS) -> Work:
+def draw_work(windowed: WindowedNetwork, windows: int) -> Work:
     """Random work of so many windows for a network, on its device."""
     block, width, channels = windowed.stages[0].blocks[-1], windowed.width, windowed.config.embed_dim
     device, tokens = block.qkv.weight.device, windows * windowed.config.window_size**2
@@ -81,30 +82,34 @@ def run_block(chosen: Operators, work: Work) -> Tensor:
     return compute_block(chosen, work.stream, work.stream.to(work.dtype), work.kinds, work.block)[0]
 
 
-def choose_operators(windowed: WindowedNetwork, time: Timer, fused: Operators | None) -> Operators:
+def choose_operators(windowed: WindowedNetwork, time: Timer, fused: Operators | None, windows: int) -> Operators:
     """The faster form of each operator for a network on its device.
 
     Args:
         windowed: the network.
         time: measures a call there.
         fused: the kernels, as ``load_kernels`` finds them; None where there are none.
+        windows: how many the forms are compared on; with a thousand or two a kernel takes longer than launching it.
     """
     if fused is None:
         return PLAIN
-    work = draw_work(windowed)
+    work = draw_work(windowed, windows)
     block, kinds = work.block, work.kinds
+    most_error = MOST_ERROR[windowed.dtype]
     attends = [partial(each.attend, work.qkv, kinds, block.tables) for each in (PLAIN, fused)]
     norms = [partial(_add_norm, each, work.stream, work.branch, block.norm1, work.rows) for each in (PLAIN, fused)]
+    gathers = [partial(each.gather, work.branch, work.rows) for each in (PLAIN, fused)]
     chosen = Operators(
-        fused.attend if _pays("attention", time, *attends) else PLAIN.attend,
-        fused.add_norm if _pays("norm", time, *norms) else PLAIN.add_norm,
+        fused.attend if _pays("attention", time, most_error, *attends) else PLAIN.attend,
+        fused.add_norm if _pays("norm", time, most_error, *norms) else PLAIN.add_norm,
+        gather=fused.gather if _pays("gather", time, most_error, *gathers) else PLAIN.gather,
     )
     for name, more in (("MLP", {"finish": fused.finish}), ("block", {"run_block": fused.run_block})):
         if None in more.values():
             continue
         richer = replace(chosen, **more)
         forms = [partial(run_block, each, work) for each in (chosen, richer)]
-        chosen = richer if _pays(name, time, *forms) else chosen
+        chosen = richer if _pays(name, time, most_error, *forms) else chosen
     return chosen
 
 
@@ -112,7 +117,7 @@ def _add_norm(form: Operators, stream: Tensor, branch: Tensor, norm: NormWeights
     return form.add_norm(stream, branch, norm, rows)[0]
 
 
-def _pays(name: str, time: Timer, plain: Callable[[], Tensor], fused: Callable[[], Tensor]) -> bool:
+def _pays(name: str, time: Timer, most_error: float, plain: Callable[[], Tensor], fused: Callable[[], Tensor]) -> bool:
     try:
         answer = fused()
     except torch.OutOfMemoryError:
@@ -122,7 +127,7 @@ def _pays(name: str, time: Timer, plain: Callable[[], Tensor], fused: Callable[[
         return False
     expected = plain().double()
     error = float((answer.double() - expected).norm() / expected.norm())
-    if not error <= MOST_ERROR[answer.dtype]:  # a NaN is no answer either
+    if not error <= most_error:  # a NaN is no answer either
         logger.warning("the %s kernel is not used: its answer is off by %.2g here", name, error)
         return False
     here, there = time(fused), time(plain)
@@ -143,8 +148,13 @@ def load_kernels(device: torch.device, block: Block) -> Operators | None:
 
 
 def _faults() -> tuple[type[Exception], ...]:
-    """What goes wrong where a kernel cannot be compiled: Triton's own, no C compiler, no memory that is shared."""
-    faults: tuple[type[Exception], ...] = (RuntimeError, OSError, subprocess.CalledProcessError)
+    """What goes wrong where a kernel cannot be compiled: Triton's own, no C compiler, no memory that is shared.
+
+    Triton asserts that it finds CUDA's library, and imports what it has compiled.
+    """
+    faults: tuple[type[Exception], ...] = (
+        RuntimeError, OSError, AssertionError, ImportError, subprocess.CalledProcessError,
+    )  # fmt: skip
     try:
         errors = importlib.import_module("triton.errors")
     except ImportError:
@@ -153,10 +163,12 @@ def _faults() -> tuple[type[Exception], ...]:
 
 
 def time_on_cuda(call: Callable[[], object]) -> float:
-    """Seconds between two events of the current stream around a call, the median of ``ROUNDS`` after a first one."""
+    """Seconds that the device takes for a call on the current stream, the median of ``ROUNDS`` after a first one."""
     call()
+    ballast = torch.empty(BALLAST_BYTES, dtype=torch.uint8, device="cuda")
     seconds = []
     for _ in range(ROUNDS):
+        ballast.zero_()
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         start.record()
         call()

@@ -8,9 +8,10 @@ on its way down, each on a stream of its own.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.gpu.choice import choose_operators, load_kernels, time_on_cuda
-from model.gpu.graphs import COUNTS, Capture, CudaCapture, Graphs, affordable, as_it_is
+from model.gpu.graphs import COUNTS, Capture, CudaCapture, Graphs, Replay, affordable, as_it_is
 from model.gpu.grid import lay_out, pixel_rows
 from model.gpu.windowed import WindowedNetwork
 from model.network import Swin2SR
@@ -42,13 +43,11 @@ class Pack:
         shapes: of its tiles' values, (height, width, channels).
         values: in the machine's memory, once ``arrived`` has happened.
         arrived: None on a CPU.
-        held: what the device still reads.
     """
 
     shapes: list[tuple[int, int, int]]
     values: Tensor
     arrived: torch.cuda.Event | None
-    held: Sequence[Tensor]
 
     @property
     def has_arrived(self) -> bool:
@@ -106,7 +105,6 @@ class Forward:
         self.window, self.scale, self.channels = config.window_size, config.upscale, config.num_channels
         self.out_channels = config.out_channels
         self._device = next(network.parameters()).device
-        self._lock = threading.Lock()
         # The head, whose inputs are the image itself, is good to 10 bits where the body is to 8.
         self._precision: Literal["ieee", "tf32"] = "ieee" if dtype is torch.float32 else "tf32"
         self._streams: Streams | None = None
@@ -116,13 +114,13 @@ class Forward:
             torch.cuda.synchronize(self._device)  # the network came on another stream
             free_bytes, _ = torch.cuda.mem_get_info(self._device)
             counts = affordable(counts, self.window**2 * bytes_per_pixel, free_bytes)
-            capture = CudaCapture(self._streams.compute)
-        with self._computing(), torch.inference_mode(), convolution_precision(self._precision):
+            capture = self._in_private(CudaCapture(self._streams.compute))
+        with self._computing(), torch.inference_mode():
             windowed = WindowedNetwork(network, dtype)
             if self._streams is not None:
-                windowed.operators = choose_operators(
-                    windowed, time_on_cuda, load_kernels(self._device, windowed.stages[0].blocks[0])
-                )
+                kernels = load_kernels(self._device, windowed.stages[0].blocks[0])
+                windows = max(counts, default=COUNTS[0])
+                windowed.operators = choose_operators(windowed, time_on_cuda, kernels, windows)
             self._graphs = Graphs(
                 windowed,
                 channels=self.channels,
@@ -139,7 +137,7 @@ class Forward:
             ValueError: if a side is off the window grid, or the type is neither uint8 nor uint16.
         """
         groups = split_by_area([tile.shape[0] * tile.shape[1] for tile in tiles], PACK_PIXELS)
-        with self._lock, convolution_precision(self._precision):
+        with convolution_precision(self._precision):
             packs = [self._launch([tiles[index] for index in group]) for group in groups]
         return Flight(list(zip(groups, packs, strict=True)))
 
@@ -149,15 +147,15 @@ class Forward:
         own = sum(height * width for height, width in sizes) // self.window**2
         table = lay_out(sizes, self.window, self._graphs.fitting(own))
         with self._uploading():
-            staged = self._stage(tiles, len(table) * self.window**2), torch.from_numpy(table)
+            staged = self._stage(tiles, len(table) * self.window**2), self._pin(torch.from_numpy(table))
             pixels, grid = (each.to(self._device, non_blocking=True) for each in staged)
-        with self._computing():
+        with self._computing(pixels, grid):
             values = self._compute(pixels, grid, own)
-        with self._downloading():
+        with self._downloading(values):
             arrived = torch.empty(values.shape, pin_memory=self._streams is not None)
             arrived.copy_(values, non_blocking=True)
             event = self._streams.down.record_event() if self._streams else None
-        return Pack(shapes, arrived, event, (pixels, grid, values))
+        return Pack(shapes, arrived, event)
 
     def _stage(self, tiles: Sequence[Pixels], rows: int) -> Tensor:
         """All pixels (rows, channels) one after the other, then zeros, as integers in pinned memory."""
@@ -176,6 +174,9 @@ class Forward:
         target[at:] = 0
         return staged
 
+    def _pin(self, tensor: Tensor) -> Tensor:
+        return tensor if self._streams is None else tensor.pin_memory()
+
     @torch.inference_mode()
     def _compute(self, pixels: Tensor, grid: Tensor, own: int) -> Tensor:
         """Values (rows, scale * out_channels) of the tiles in reading order, without what was filled up."""
@@ -190,44 +191,71 @@ class Forward:
     def _uploading(self) -> AbstractContextManager[object]:
         return contextlib.nullcontext() if self._streams is None else torch.cuda.stream(self._streams.up)
 
-    def _computing(self) -> AbstractContextManager[object]:
-        return contextlib.nullcontext() if self._streams is None else self._streams.after_upload()
+    def _computing(self, *read: Tensor) -> AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._streams is None else self._streams.after_upload(*read)
 
-    def _downloading(self) -> AbstractContextManager[object]:
-        return contextlib.nullcontext() if self._streams is None else self._streams.after_compute()
+    def _downloading(self, *read: Tensor) -> AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._streams is None else self._streams.after_compute(*read)
+
+    def _in_private(self, capture: Capture) -> Capture:
+        """Record while nobody else launches anything: on the same streams, it would be recorded too."""
+
+        def record(compute: Callable[[], Tensor]) -> Replay:
+            with convolution_precision(self._precision):
+                return capture(compute)
+
+        return record
 
 
 @dataclass(frozen=True)
 class Streams:
-    """Copies up, computing, copies down: each waits for what the one before has been given so far."""
+    """Copies up, computing, copies down: each waits for what the one before has been given so far.
+
+    What one of them reads that another has made is not given to others before it was read, whoever lets go of it.
+    """
 
     up: torch.cuda.Stream
     compute: torch.cuda.Stream
     down: torch.cuda.Stream
 
     @classmethod
+    @functools.cache
     def on(cls, device: torch.device) -> Streams:
-        """Three new streams."""
+        """Those of a device, the same for all: PyTorch has a few, and would let others share one of them by chance."""
         return cls(*(torch.cuda.Stream(device) for _ in range(3)))  # type: ignore[no-untyped-call]
 
-    def after_upload(self) -> AbstractContextManager[object]:
+    def after_upload(self, *read: Tensor) -> AbstractContextManager[object]:
         """The stream that computes, once what is on its way up has come."""
-        self.compute.wait_stream(self.up)
-        return torch.cuda.stream(self.compute)
+        return self._after(self.up, self.compute, read)
 
-    def after_compute(self) -> AbstractContextManager[object]:
+    def after_compute(self, *read: Tensor) -> AbstractContextManager[object]:
         """The stream that copies down, once everything is computed."""
-        self.down.wait_stream(self.compute)
-        return torch.cuda.stream(self.down)
+        return self._after(self.compute, self.down, read)
+
+    @staticmethod
+    def _after(
+        before: torch.cuda.Stream, stream: torch.cuda.Stream, read: Sequence[Tensor]
+    ) -> AbstractContextManager[object]:
+        stream.wait_stream(before)
+        for tensor in read:
+            tensor.record_stream(stream)
+        return torch.cuda.stream(stream)
+
+
+_one_at_a_time = threading.RLock()
 
 
 @contextlib.contextmanager
 def convolution_precision(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
-    """What cuDNN may make of float32: all of it, or the ten bits of TF32. Everybody's, as PyTorch has it."""
+    """What cuDNN may make of float32: all of it, or the ten bits of TF32. One thread at a time.
+
+    PyTorch has one setting for the whole process: who restores it while another still needs it takes it away.
+    """
     settings = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # a property of the module
-    before = settings.fp32_precision
-    settings.fp32_precision = precision
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+    with _one_at_a_time:
+        before = settings.fp32_precision
+        settings.fp32_precision = precision
+        try:
+            yield
+        finally:
+            settings.fp32_precision = before

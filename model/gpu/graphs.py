@@ -6,8 +6,8 @@ not, and runs as it is, without filling.
 
 from __future__ import annotations
 
-import contextlib
 import gc
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from model.gpu.grid import lay_out
+
+logger = logging.getLogger(__name__)
 
 Replay = Callable[[], Tensor]
 """Computes with what is in the buffers now; its answer is overwritten by the next call."""
@@ -34,6 +36,8 @@ Capture = Callable[[Callable[[], Tensor]], Replay]
 COUNTS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Numbers of windows that are recorded: no pack of more than 64 is filled by more than half of it."""
 
+STEP = 256
+"""What larger numbers of windows are multiples of: libraries plan anew for each that they have not seen."""
 
 MEMORY_SHARE = 1 / 16
 """Of the free memory, what a network's recordings may keep for themselves."""
@@ -84,8 +88,10 @@ class Graphs:
         self._network, self._channels, self._window, self._device = network, channels, window, device
         self._recorded: dict[int, Recorded] = {}
         for count in reversed(counts):  # the largest first: the others find its memory
-            with contextlib.suppress(torch.OutOfMemoryError):
+            try:
                 self._recorded[count] = self._record(count, capture)
+            except torch.OutOfMemoryError:
+                logger.warning("there is no memory to record a forward pass of %d windows", count)
 
     def _record(self, count: int, capture: Capture) -> Recorded:
         pixels = torch.zeros(count * self._window**2, self._channels, device=self._device)
@@ -93,8 +99,9 @@ class Graphs:
         return Recorded(pixels, grid, capture(lambda: self._network(pixels, grid)))
 
     def fitting(self, count: int) -> int:
-        """How many windows a pack of ``count`` should be filled up to: a recorded number, or itself."""
-        return min((known for known in self._recorded if known >= count), default=count)
+        """How many windows a pack of ``count`` should be filled up to: a recorded number, or one of few others."""
+        unrecorded = -(-count // STEP) * STEP if count > COUNTS[-1] else count
+        return min((known for known in self._recorded if known >= count), default=unrecorded)
 
     def __call__(self, pixels: Tensor, grid: Tensor) -> Tensor:
         """As the network; with a recorded number of windows the answer is overwritten by the next call."""

@@ -26,6 +26,9 @@ FINISHED = 64
 CHUNK = 32
 """Hidden channels that a program has at a time."""
 
+GATHERED = 4096
+"""Numbers that a program of ``gather`` moves."""
+
 WIDEST = 64
 """Channels up to which a whole block is one kernel: of more, a program's registers would not hold a window."""
 
@@ -189,6 +192,18 @@ def finish_rows(
     tl.store(branch_out + target, total, mask=full)
 
 
+@triton.jit(do_not_specialize=["count", "total"])
+def gather_rows(
+    tokens, rows, out, count, total, WIDTH: tl.constexpr, LANES: tl.constexpr, MANY: tl.constexpr,
+):  # fmt: skip
+    """``MANY`` rows: a program."""
+    row, lane = tl.program_id(0) * MANY + tl.arange(0, MANY), tl.arange(0, LANES)
+    source = tl.load(rows + row, mask=row < count, other=0)
+    inside, full = (source < total)[:, None], (row < count)[:, None] & (lane < WIDTH)[None, :]
+    values = tl.load(tokens + source.to(tl.int64)[:, None] * WIDTH + lane[None, :], mask=full & inside, other=0.0)
+    tl.store(out + row.to(tl.int64)[:, None] * WIDTH + lane[None, :], values, mask=full)
+
+
 def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:
     """As ``model.gpu.operators.Attend``, for float32 and bfloat16."""
     heads, length = tables.bias.shape[1:3]
@@ -214,6 +229,17 @@ def add_norm(stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor | N
         num_warps=4,
     )  # fmt: skip
     return stream_out, branch_out
+
+
+def gather(tokens: Tensor, rows: Tensor) -> Tensor:
+    """As ``model.gpu.operators.Gather``."""
+    (total, width), count = tokens.shape, len(rows)
+    lanes = triton.next_power_of_2(width)
+    many, out = max(1, GATHERED // lanes), tokens.new_empty(count, width)
+    gather_rows[(triton.cdiv(count, many),)](
+        tokens, rows, out, count, total, WIDTH=width, LANES=lanes, MANY=many, num_warps=4
+    )
+    return out
 
 
 def run_block(stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None) -> Tensor:
@@ -269,5 +295,5 @@ def kernels_for(block: Block) -> Operators:
     exact = isinstance(block.act, nn.GELU) and block.act.approximate == "none"
     narrow = block.tables.channels <= WIDEST
     if not (exact and narrow):
-        return Operators(attend, add_norm)
-    return Operators(attend, add_norm, finish, run_block)
+        return Operators(attend, add_norm, gather=gather)
+    return Operators(attend, add_norm, finish, run_block, gather)

@@ -104,14 +104,35 @@ class RunBlock(Protocol):
         """
 
 
+class Gather(Protocol):
+    """What a convolution sees."""
+
+    def __call__(self, tokens: Tensor, rows: Tensor) -> Tensor:
+        """Take rows of ``tokens``.
+
+        Args:
+            tokens: (T, C).
+            rows: (n,) int32, each below T, or T where there is no token.
+
+        Returns:
+            (n, C), zero where there is no token.
+        """
+
+
+def gather(tokens: Tensor, rows: Tensor) -> Tensor:
+    """As ``Gather``."""
+    return torch.cat((tokens, tokens.new_zeros(1, tokens.shape[1]))).index_select(0, rows)
+
+
 @dataclass(frozen=True)
 class Operators:
-    """One form of each; with ``finish``, ``add_norm`` is not asked in a block, and with ``run_block`` no other is."""
+    """One form of each; with ``finish``, a block does not ask for ``add_norm``, and with ``run_block`` for no other."""
 
     attend: Attend
     add_norm: AddNorm
     finish: Finish | None = None
     run_block: RunBlock | None = None
+    gather: Gather = gather
 
 
 def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:

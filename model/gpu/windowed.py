@@ -87,6 +87,7 @@ class WindowedNetwork:
         self.stages = tuple(take_stage(stage, dtype, exact) for stage in network.layers)
         self.norm = take_norm(network.norm, exact)
         self.after_body = take_residual(network.conv_after_body, dtype)
+        self.bicubic = bicubic_rows(config.window_size, config.upscale, device, exact)
         names = [name for name, _ in network.named_modules() if name.startswith(("conv_", "upsample"))]
         self.head = {
             name: take_convolution(layer, exact, fill_output=False)
@@ -106,7 +107,7 @@ class WindowedNetwork:
         """
         near = Neighbours(grid, self.config.window_size, self.config.shift_size)
         pixels = (pixels.to(self.exact) - self.mean_in) * self.config.img_range
-        shallow = _convolve(pixels, near, near.window, self.first)
+        shallow = self._convolve(pixels, near, near.window, self.first)
         image = self._reconstruct(self._deepen(shallow, near), pixels, near)
         return image / self.config.img_range + self.mean_out
 
@@ -142,12 +143,20 @@ class WindowedNetwork:
     def _residual_convolutions(
         self, tokens: Tensor, near: Neighbours, layers: tuple[Weights, ...], *, shifted: bool
     ) -> Tensor:
-        tokens = _convolve(tokens, near, near.window, layers[0], shifted=shifted)
+        tokens = self._convolve(tokens, near, near.window, layers[0], shifted=shifted)
         if len(layers) > 1:
             _, middle, last = layers
             tokens = F.leaky_relu(_apply(F.leaky_relu(tokens, 0.2), middle), 0.2)
-            tokens = _convolve(tokens, near, near.window, last)
+            tokens = self._convolve(tokens, near, near.window, last)
         return tokens
+
+    def _convolve(
+        self, tokens: Tensor, near: Neighbours, side: int, layer: Weights, *, shifted: bool = False
+    ) -> Tensor:
+        """A 3x3 convolution of tokens (nW * side * side, C), zeros around every image, to window order."""
+        seen = self.operators.gather(tokens, near.halo(side, shifted=shifted).view(-1))
+        squares = seen.view(near.count, side + 2, side + 2, -1).permute(0, 3, 1, 2)
+        return F.conv2d(squares, layer.weight, layer.bias).permute(0, 2, 3, 1).reshape(near.count * side * side, -1)
 
     # The heads, as in model.reconstruction.
 
@@ -155,35 +164,42 @@ class WindowedNetwork:
         side, head, scale = near.window, self.head, self.config.upscale
         match self.config.upsampler:
             case None:
-                return pixels + _convolve(features, near, side, head["conv_last"])
+                return pixels + self._convolve(features, near, side, head["conv_last"])
             case "pixelshuffledirect":
-                return _shuffle(_convolve(features, near, side, head["upsample.0"]), side, scale)
+                return _shuffle(self._convolve(features, near, side, head["upsample.0"]), side, scale)
             case "nearest+conv":
                 return self._enlarge_by_nearest(features, near)
-        features = F.leaky_relu(_convolve(features, near, side, head["conv_before_upsample.0"]), 0.01)
+        features = F.leaky_relu(self._convolve(features, near, side, head["conv_before_upsample.0"]), 0.01)
         if self.config.upsampler == "pixelshuffle":
-            return _convolve(self._climb(features, near), near, side * scale, head["conv_last"])
-        aux = _convolve(features, near, side, head["conv_aux"])
-        features = self._climb(F.leaky_relu(_convolve(aux, near, side, head["conv_after_aux.0"]), 0.01), near)
-        enlarged = _convolve(_bicubic(pixels, near, scale), near, side * scale, head["conv_bicubic"])
-        return _convolve(features + enlarged, near, side * scale, head["conv_last"])
+            return self._convolve(self._climb(features, near), near, side * scale, head["conv_last"])
+        aux = self._convolve(features, near, side, head["conv_aux"])
+        features = self._climb(F.leaky_relu(self._convolve(aux, near, side, head["conv_after_aux.0"]), 0.01), near)
+        enlarged = self._convolve(self._enlarge_by_bicubic(pixels, near), near, side * scale, head["conv_bicubic"])
+        return self._convolve(features + enlarged, near, side * scale, head["conv_last"])
 
     def _climb(self, features: Tensor, near: Neighbours) -> Tensor:
         side = near.window
         for index, step in enumerate(pixel_shuffle_steps(self.config.upscale)):
-            features = _shuffle(_convolve(features, near, side, self.head[f"upsample.{2 * index}"]), side, step)
+            features = _shuffle(self._convolve(features, near, side, self.head[f"upsample.{2 * index}"]), side, step)
             side *= step
         return features
 
+    def _enlarge_by_bicubic(self, pixels: Tensor, near: Neighbours) -> Tensor:
+        """Pixels (T, C) enlarged, beyond an image's border by its border."""
+        side, border, rows = near.window, BICUBIC_BORDER, self.bicubic
+        seen = pixels.index_select(0, halo(near.grid, side, border, clamp=True).view(-1))
+        squares = seen.view(near.count, side + 2 * border, side + 2 * border, -1).permute(0, 3, 1, 2)
+        return (rows @ squares @ rows.T).permute(0, 2, 3, 1).reshape(-1, pixels.shape[1])
+
     def _enlarge_by_nearest(self, features: Tensor, near: Neighbours) -> Tensor:
         side, head = near.window, self.head
-        features = F.leaky_relu(_convolve(features, near, side, head["conv_before_upsample.0"]), 0.01)
+        features = F.leaky_relu(self._convolve(features, near, side, head["conv_before_upsample.0"]), 0.01)
         for name in ("conv_up1", "conv_up2"):
             square = features.view(near.count, side, 1, side, 1, -1).expand(-1, -1, 2, -1, 2, -1)
             side *= 2
-            features = F.leaky_relu(_convolve(square.reshape(-1, features.shape[1]), near, side, head[name]), 0.2)
-        features = F.leaky_relu(_convolve(features, near, side, head["conv_hr"]), 0.2)
-        return _convolve(features, near, side, head["conv_last"])
+            features = F.leaky_relu(self._convolve(square.reshape(-1, features.shape[1]), near, side, head[name]), 0.2)
+        features = F.leaky_relu(self._convolve(features, near, side, head["conv_hr"]), 0.2)
+        return self._convolve(features, near, side, head["conv_last"])
 
 
 def compute_block(
@@ -215,25 +231,15 @@ def _apply(tokens: Tensor, layer: Weights) -> Tensor:
     return F.linear(tokens, layer.weight, layer.bias)
 
 
-def _convolve(tokens: Tensor, near: Neighbours, side: int, layer: Weights, *, shifted: bool = False) -> Tensor:
-    """A 3x3 convolution of tokens (nW * side * side, C), zeros around every image; the answer is in window order."""
-    padded = torch.cat((tokens, tokens.new_zeros(1, tokens.shape[1])))
-    seen = padded.index_select(0, near.halo(side, shifted=shifted).view(-1))
-    squares = seen.view(near.count, side + 2, side + 2, -1).permute(0, 3, 1, 2)
-    return F.conv2d(squares, layer.weight, layer.bias).permute(0, 2, 3, 1).reshape(near.count * side * side, -1)
-
-
 def _shuffle(tokens: Tensor, side: int, step: int) -> Tensor:
     """PixelShuffle within windows of ``side``: (T, F * step ** 2) to (T * step ** 2, F)."""
     square = tokens.view(-1, side, side, tokens.shape[1] // step**2, step, step)
     return square.permute(0, 1, 4, 2, 5, 3).reshape(-1, square.shape[3])
 
 
-def _bicubic(pixels: Tensor, near: Neighbours, scale: int) -> Tensor:
-    """Pixels (T, C) enlarged, beyond an image's border by its border."""
-    side, border = near.window, BICUBIC_BORDER
-    seen = pixels.index_select(0, halo(near.grid, side, border, clamp=True).view(-1))
-    squares = seen.view(near.count, side + 2 * border, side + 2 * border, -1).permute(0, 3, 1, 2)
-    large = F.interpolate(squares, scale_factor=scale, mode="bicubic", align_corners=False)
-    inside = slice(border * scale, (border + side) * scale)
-    return large[:, :, inside, inside].permute(0, 2, 3, 1).reshape(-1, pixels.shape[1])
+def bicubic_rows(side: int, scale: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What a window and its border of ``BICUBIC_BORDER`` give each row of the enlarged window: (side * scale, S)."""
+    border = BICUBIC_BORDER
+    whole = torch.eye(side + 2 * border, dtype=torch.float64)[None, None]
+    large = F.interpolate(whole, scale_factor=(scale, 1), mode="bicubic", align_corners=False)
+    return large[0, 0, border * scale : (border + side) * scale].to(device, dtype)

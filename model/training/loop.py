@@ -171,7 +171,7 @@ class Trainer:
         Raises:
             FileNotFoundError: if there is none.
         """
-        state = torch.load(folder / CHECKPOINT_NAME, map_location=self._device, weights_only=True)
+        state = torch.load(folder / CHECKPOINT_NAME, map_location="cpu", weights_only=True)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])

@@ -1,4 +1,4 @@
-"""When memory runs out: telling it from other faults, and giving back what is not needed."""
+"""What a device says: that memory ran out, that it is lost, what there is; and giving back what is not needed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,12 @@ import torch
 
 from app.quota import free_memory, total_memory
 
-_PHRASES = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "not enough memory")
-"""How torch's CPU allocator, CUDA and its libraries say it in a RuntimeError that has no class of its own."""
+_PHRASES = (
+    "can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "not enough memory",
+    "unable to find an engine",
+)  # fmt: skip
+"""How torch's CPU allocator, CUDA and its libraries say it in a RuntimeError that has no class of its own; the last is
+what remains of it when no way to compute a convolution found the memory that it wanted."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -23,6 +27,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _PHRASES)
+
+
+def is_lost(error: BaseException, device: torch.device) -> bool:
+    """Whether an exception says that a GPU computes nothing more in this process, and not only that one call failed."""
+    if not isinstance(error, torch.AcceleratorError):
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except torch.AcceleratorError:
+        return True
+    return False
 
 
 def give_back(device: torch.device) -> None:
