@@ -6,7 +6,7 @@ import importlib
 import logging
 import statistics
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -82,17 +82,18 @@ def run_block(chosen: Operators, work: Work) -> Tensor:
     return compute_block(chosen, work.stream, work.stream.to(work.dtype), work.kinds, work.block)[0]
 
 
-def choose_operators(windowed: WindowedNetwork, time: Timer, fused: Operators | None, windows: int) -> Operators:
+def choose_operators(windowed: WindowedNetwork, time: Timer, forms: Sequence[Operators], windows: int) -> Operators:
     """The faster form of each operator for a network on its device.
 
     Args:
         windowed: the network.
         time: measures a call there.
-        fused: the kernels, as ``load_kernels`` finds them; None where there are none.
+        forms: the kernels, as ``load_kernels`` finds them.
         windows: how many the forms are compared on; with a thousand or two a kernel takes longer than launching it.
     """
-    if fused is None:
+    if not forms:
         return PLAIN
+    fused = forms[0]
     work = draw_work(windowed, windows)
     block, kinds = work.block, work.kinds
     most_error = MOST_ERROR[windowed.dtype]
@@ -104,12 +105,12 @@ def choose_operators(windowed: WindowedNetwork, time: Timer, fused: Operators | 
         fused.add_norm if _pays("norm", time, most_error, *norms) else PLAIN.add_norm,
         gather=fused.gather if _pays("gather", time, most_error, *gathers) else PLAIN.gather,
     )
-    for name, more in (("MLP", {"finish": fused.finish}), ("block", {"run_block": fused.run_block})):
-        if None in more.values():
-            continue
-        richer = replace(chosen, **more)
-        forms = [partial(run_block, each, work) for each in (chosen, richer)]
-        chosen = richer if _pays(name, time, most_error, *forms) else chosen
+    for form in forms:
+        for name, more in (("MLP", {"finish": form.finish}), ("block", {"run_block": form.run_block})):
+            if None not in more.values():
+                richer = replace(chosen, **more)
+                runs = [partial(run_block, each, work) for each in (chosen, richer)]
+                chosen = richer if _pays(name, time, most_error, *runs) else chosen
     return chosen
 
 
@@ -135,15 +136,15 @@ def _pays(name: str, time: Timer, most_error: float, plain: Callable[[], Tensor]
     return here < there
 
 
-def load_kernels(device: torch.device, block: Block) -> Operators | None:
-    """The Triton kernels for blocks like this; None on another device than CUDA's, and without Triton."""
+def load_kernels(device: torch.device, block: Block) -> list[Operators]:
+    """The forms in Triton for blocks like this; none on another device than CUDA's, and without Triton."""
     if device.type != "cuda":
-        return None
+        return []
     try:
         kernels = importlib.import_module("model.gpu.kernels")
     except ImportError:
-        return None
-    found: Operators = kernels.kernels_for(block)
+        return []
+    found: list[Operators] = kernels.kernels_for(block)
     return found
 
 

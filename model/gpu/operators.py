@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -12,20 +13,36 @@ from torch import Tensor
 if TYPE_CHECKING:
     from model.gpu.weights import Block
 
+BOUNDED_SCALE = 40.0
+"""Factor on cosines up to which a logit, with its bias of 16 at most, is far from where float32 ends, 88."""
+
 
 @dataclass(frozen=True)
 class AttentionTables:
     """What attention needs beside queries, keys and values.
 
-    Attributes:
+    Args:
         bias: (kinds, nH, N, N) float32, position bias and mask.
         scale: (nH,) float32, the factor on cosines.
         channels: C; a row of query, key or value may be wider, and is zero there.
+
+    Attributes:
+        bias_2, scale_2: the same for logits to the base of 2, which is what a GPU takes powers of.
+        bounded: whether the power of every logit is a float32, so that softmax need not look for the largest.
     """
 
     bias: Tensor
     scale: Tensor
     channels: int
+    bias_2: Tensor = field(init=False)
+    scale_2: Tensor = field(init=False)
+    bounded: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        base_2 = math.log2(math.e)
+        object.__setattr__(self, "bias_2", self.bias * base_2)
+        object.__setattr__(self, "scale_2", self.scale * base_2)
+        object.__setattr__(self, "bounded", bool(self.scale.max() <= BOUNDED_SCALE))
 
 
 @dataclass(frozen=True)
