@@ -169,6 +169,31 @@ def test_a_table_and_a_file(monkeypatch, tmp_path, capsys):
     assert all(tabulate(Row(**row)) in printed for row in content["rows"])
 
 
+@pytest.mark.usefixtures("bench")
+def test_a_section_that_fails_costs_its_own_rows(monkeypatch, tmp_path, capsys):
+    """The others are measured, printed and written; the program says by its status that one is missing."""
+
+    def fail(_bench):
+        yield Row("before", "itself", 1.0, "times as fast")
+        raise RuntimeError("CUDA error: misaligned address\nand advice")
+
+    monkeypatch.setattr(sections, "GROWTH", (8, 16))
+    monkeypatch.setattr(sections, "UNIT", 8)
+    monkeypatch.setitem(sections.SECTIONS, "mixed", fail)
+    file = tmp_path / "results.json"
+    threads = torch.get_num_threads()
+    try:
+        assert main(["--only", "mixed", "growth", "--runs", "1", "--threads", "1", "--json", str(file)]) == 1
+    finally:
+        torch.set_num_threads(threads)
+    rows = json.loads(file.read_text())["rows"]
+    assert [(row["work"], row["meaning"]) for row in rows[:2]] == [("before", "times as fast"), ("mixed", "failed")]
+    assert len(rows) == 3
+    assert "CUDA error: misaligned address |" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="mixed failed"):
+        service.run(Bench(CPU, threads=threads, runs=1), ["mixed"])
+
+
 def test_a_profile_adds_up(bench):
     """Shares of families add up to one, and on a CPU the kernel is seen."""
     shares = profile_forward(bench.upscaler(), works.draw_pixels(16, 16), 1)

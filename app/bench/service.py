@@ -47,7 +47,7 @@ def run(bench: Bench, only: Sequence[str] | None = None, json: Path | None = Non
         json: file for the results.
 
     Raises:
-        ValueError: if a section is unknown, or the checkpoint is no use.
+        ValueError: if a section is unknown, or the checkpoint is no use; and at the end if a section failed.
     """
     known = (*SECTIONS, SERVICE)
     if unknown := [name for name in only or () if name not in known]:
@@ -58,6 +58,8 @@ def run(bench: Bench, only: Sequence[str] | None = None, json: Path | None = Non
     rows = show(itertools.chain(measure(bench, only or known), service))
     if json:
         write_json(json, machine, rows)
+    if failed := [row.work for row in rows if row.meaning == "failed"]:
+        raise ValueError(f"not everything was measured: {', '.join(failed)} failed")
 
 
 def measure_service(bench: Bench) -> Iterator[Row]:

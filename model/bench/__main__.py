@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.json:
         file = options.json / f"{bench.device.type}.json" if options.json.is_dir() else options.json
         write_json(file, machine, rows)
-    return 0
+    return int(any(row.meaning == "failed" for row in rows))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ NOISY = 1.25
 
 Meaning = Literal[
     "times as fast", "times as long", "of the memory", "of the time", "of the throughput", "largest difference",
-    "relative error", "dB less",
+    "relative error", "dB less", "failed",
 ]  # fmt: skip
 
 

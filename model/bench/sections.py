@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,8 @@ from model.bench.works import draw_pixels, make_network, mixed_sizes, pad_to_lar
 from model.network import Swin2SR
 from model.processor import to_tensor
 from model.upscaler import Upscaler
+
+logger = logging.getLogger(__name__)
 
 FORWARD = (("lightweight-x2", 128), ("lightweight-x2", 256), ("classical-x2", 128))
 """Variants and sides of the images that are compared with other runtimes."""
@@ -187,9 +190,14 @@ SECTIONS: Mapping[str, Section] = {
 
 
 def measure(bench: Bench, chosen: Iterable[str], sections: Mapping[str, Section] = SECTIONS) -> Iterator[Row]:
-    """Run sections by their names, in the table's order."""
+    """Run sections by their names, in the table's order; one that a device or a compiler fails leaves a row of that."""
     torch.set_num_threads(bench.threads)
     names = set(chosen)
     for name, section in sections.items():
-        if name in names:
+        if name not in names:
+            continue
+        try:
             yield from section(bench)
+        except RuntimeError as error:
+            logger.exception("the section %s failed", name)
+            yield Row(name, "itself", None, "failed", there=str(error).partition("\n")[0])
