@@ -108,6 +108,7 @@ def upscale(
     factor: Annotated[float | None, typer.Option(help="reduce to this multiple of the input")] = None,
     ensemble: Annotated[bool, typer.Option(help="average over eight flips and rotations")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="overwrite files")] = False,
+    skip: Annotated[bool, typer.Option("--skip-existing", help="leave out images whose result is there")] = False,
     jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="images at once")] = 4,
     as_json: Annotated[bool, typer.Option("--json", help="a line of JSON for each image, on standard output")] = False,
     url: Url = None,
@@ -124,7 +125,7 @@ def upscale(
     from app.orders import Order, carry_out  # noqa: PLC0415
 
     wishes = {"quality": quality, "metadata": metadata, "width": width, "height": height, "factor": factor}
-    order = Order(tuple(places), output, url, api_key, timeout, force=force, jobs=jobs, as_json=as_json)
+    order = Order(tuple(places), output, url, api_key, timeout, force=force, skip=skip, jobs=jobs, as_json=as_json)
     try:
         options = order.options(variant=variant, format=format, ensemble=ensemble, **wishes)
         settings = (

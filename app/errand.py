@@ -19,6 +19,8 @@ from app import client
 from app.errors import ServiceError
 from app.folders import Job
 
+_CHOICES = "--force overwrites it, --skip-existing leaves such images out"
+
 
 class Upscaling(Protocol):
     """What upscales one image: this process, or a server."""
@@ -38,6 +40,7 @@ class Errand:
         upscaling: does the work.
         console: for people; standard output is not touched.
         force: overwrite files.
+        skip: leave out images whose result is there.
         lines: where a line of JSON is written for each image, or None.
         streams: standard input and output.
     """
@@ -48,12 +51,15 @@ class Errand:
         console: Console,
         *,
         force: bool = False,
+        skip: bool = False,
         lines: Any = None,  # noqa: ANN401 - a text stream
         streams: tuple[BinaryIO, BinaryIO] | None = None,
     ) -> None:
         self._upscaling = upscaling
         self._console = console
         self._force = force
+        self._skip = skip
+        self._skipped = 0
         self._lines = lines
         self._streams = streams
         self._failures: list[tuple[Job, str]] = []
@@ -70,8 +76,11 @@ class Errand:
             async with asyncio.TaskGroup() as group:
                 for _ in range(min(at_once, len(jobs))):
                     group.create_task(self._work(queue, bars, whole))
+        if self._skipped:
+            self._say(f"{_plural(self._skipped)} left out: the results are there")
         if self._failures and len(jobs) > 1:
-            self._say(f"{_plural(len(jobs) - len(self._failures))} upscaled, {len(self._failures)} failed:")
+            done = len(jobs) - len(self._failures) - self._skipped
+            self._say(f"{_plural(done)} upscaled, {len(self._failures)} failed:")
             for job, reason in self._failures:
                 self._say(f"  {job.name}: {reason}", "red")
         return len(self._failures)
@@ -93,7 +102,11 @@ class Errand:
     async def _do(self, job: Job, show: client.answer.OnProgress) -> None:
         started = time.monotonic()
         if job.target is not None and job.target.exists() and not self._force:
-            raise FileExistsError(f"{job.target} exists already; --force overwrites it")
+            if self._skip:
+                self._skipped += 1
+                self._tell(job, target=str(job.target), skipped=True)
+                return
+            raise FileExistsError(f"{job.target} exists already; {_CHOICES}")
         body = await asyncio.to_thread(self._read, job)
         upscaled = await self._upscaling.upscale(body, job.source.name if job.source else "", show)
         target = await asyncio.to_thread(self._write, job, upscaled)
@@ -164,7 +177,7 @@ def _write_whole(target: Path, content: bytes, *, force: bool) -> None:
             try:
                 target.open("xb").close()
             except FileExistsError:
-                raise FileExistsError(f"{target} exists already; --force overwrites it") from None
+                raise FileExistsError(f"{target} exists already; {_CHOICES}") from None
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)

@@ -26,6 +26,7 @@ class Order:
     api_key: str | None
     timeout: float
     force: bool
+    skip: bool
     jobs: int
     as_json: bool
 
@@ -90,6 +91,8 @@ async def carry_out(order: Order, options: UpscaleOptions, settings: Settings | 
     Raises:
         ValueError, ServiceError, OSError: if nothing can be begun; the text says what to do.
     """
+    if order.force and order.skip:
+        raise ValueError("--force overwrites what --skip-existing leaves out: give one of them")
     if order.as_json and order.into_stream:
         raise ValueError("--json and the image both want standard output; give one of them a file")
     order.plan("", options.format)  # before anything is loaded
@@ -104,5 +107,6 @@ async def carry_out(order: Order, options: UpscaleOptions, settings: Settings | 
             assert settings is not None, "without a server, this process computes"
             upscaling = stack.enter_context(Local(options, settings))
         work = order.plan(await upscaling.variant(), options.format)
-        errand = Errand(upscaling, console, force=order.force, lines=sys.stdout if order.as_json else None)
+        lines = sys.stdout if order.as_json else None
+        errand = Errand(upscaling, console, force=order.force, skip=order.skip, lines=lines)
         return await errand.run(work, order.jobs)

@@ -143,6 +143,28 @@ def test_nothing_is_overwritten_without_force(run, upscaler, photos, tmp_path):
     assert [file.name for file in tmp_path.iterdir() if "part" in file.name] == []
 
 
+def test_a_second_run_does_what_is_missing(run, upscaler, photos, tmp_path):
+    """With ``--skip-existing`` what is there is neither read nor computed nor counted as done; it is no failure."""
+    (photos / "bad.png").unlink()
+    (photos / "sub" / "b.JPG").rename(tmp_path / "b.JPG")
+    assert run("upscale", photos, "-o", "out").exit_code == 0
+    (tmp_path / "b.JPG").rename(photos / "sub" / "b.JPG")
+    (photos / "a.png").write_bytes(b"no image any more")
+    upscaler.calls.clear()
+    answer = run("upscale", photos, "-o", "out", "--skip-existing", "--json")
+    assert answer.exit_code == 0
+    assert "1 image left out" in answer.stderr
+    skipped, done = sorted(map(json.loads, answer.stdout.splitlines()), key=lambda line: "skipped" not in line)
+    assert skipped == {
+        "source": str(photos / "a.png"), "target": str(Path("out") / "a-lightweight-x2.png"), "skipped": True,
+    }  # fmt: skip
+    assert done["target"] == str(Path("out") / "sub" / "b-lightweight-x2.png")
+    assert upscaler.calls.count([(8, 8)]) == 1
+    answer = run("upscale", photos, "-o", "out", "--skip-existing", "--force")
+    assert answer.exit_code != 0
+    assert "give one of them" in answer.stderr
+
+
 @pytest.mark.usefixtures("upscaler")
 def test_without_an_output_the_result_lies_here(run, photos, tmp_path):
     """Under a name of its own, so that the image itself is safe."""
@@ -183,7 +205,9 @@ def test_bars_show_the_whole_and_the_file(photos):
     """On a terminal, while an image of several tiles is computed."""
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     (photos / "large.png").write_bytes(png(noise(300, 20)))
-    order = Order(("photos/large.png",), Path("out.png"), None, None, 60, force=False, jobs=1, as_json=False)
+    order = Order(
+        ("photos/large.png",), Path("out.png"), None, None, 60, force=False, skip=False, jobs=1, as_json=False
+    )
     options = order.options(variant="x2", format=None)
     assert asyncio.run(carry_out(order, options, Settings(), console)) == 0
     text = console.file.getvalue()
