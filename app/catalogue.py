@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from app.errors import NotReady, UnknownVariant
-from model.fetch import FetchError, OfficialWeights
+from model.fetch import FetchError, OfficialWeights, file_digest
 from model.variants import ALIASES, VARIANTS, Variant, embedded_path
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
@@ -30,7 +30,7 @@ class Entry:
         variant: its row in the table; None for a name of this server's own.
         path: where its weights lie; None where they do not.
         origin: whose weights they are, or would be: from MODEL_DIR, of the package, or the authors'.
-        digest: the SHA-256 that they should have, where it is known.
+        digest: the SHA-256 that they should have, where it is known; of embedded ones, that they have.
     """
 
     name: str
@@ -178,7 +178,7 @@ def _find_entries(model_dir: Path | None, official: OfficialWeights) -> Iterator
         if name in own:
             yield Entry(name, variant, own.pop(name), "own")
         elif variant.embedded:
-            yield Entry(name, variant, embedded_path(name), "embedded", variant.digest)
+            yield Entry(name, variant, embedded_path(name), "embedded", file_digest(embedded_path(name)))
         else:
             yield _official_entry(variant, official.find(variant), official)
     for name, path in own.items():

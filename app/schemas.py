@@ -65,7 +65,7 @@ class VariantDescription(BaseModel):
                     "parameters": None,
                     "licence": "Apache-2.0",
                     "source": "trained by this project on CC0 photographs",
-                    "digest": None,
+                    "digest": "6912009753c57901615862b10a3dd373a5aa383422a795beb3ca3d425a60d257",
                     "state": "ready",
                     "available": True,
                     "reason": None,
@@ -85,7 +85,7 @@ class VariantDescription(BaseModel):
     parameters: int | None
     licence: str | None
     source: str
-    digest: str | None
+    digest: str | None = Field(description="SHA-256 of the weights' file, where it is known.")
     state: State
     available: bool = Field(description="Whether it can be asked for: its weights are here, and loaded if need be.")
     reason: str | None = Field(None, description="Why it is absent or failed, or how far its weights have come.")

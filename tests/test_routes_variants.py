@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 
 import pytest
 
-from model.variants import ALIASES, VARIANTS
+from model.variants import ALIASES, VARIANTS, embedded_path
 from tests.scripted import ScriptedUpscaler
 from tests.service import running, scripted_app
 
@@ -48,6 +49,12 @@ def test_a_ready_variant_says_where_it_runs(ask):
     assert (description["device"], description["dtype"]) == ("scripted", "float32")
     assert (description["scale"], description["parameters"]) == (2, 12_091_571)
     assert (description["licence"], description["source"], description["digest"]) == (None, "MODEL_DIR", None)
+
+
+def test_embedded_weights_say_which_they_are(ask):
+    """By their file's SHA-256, because another release may bring others."""
+    digest = ask("/v1/variants/small-x2").json()["digest"]
+    assert digest == hashlib.sha256(embedded_path("small-x2").read_bytes()).hexdigest()
 
 
 def test_an_alias_describes_what_it_stands_for(ask):
