@@ -178,7 +178,8 @@ def _find_entries(model_dir: Path | None, official: OfficialWeights) -> Iterator
         if name in own:
             yield Entry(name, variant, own.pop(name), "own")
         elif variant.embedded:
-            yield Entry(name, variant, embedded_path(name), "embedded", file_digest(embedded_path(name)))
+            path = embedded_path(name)
+            yield Entry(name, variant, path, "embedded", file_digest(path) if path else None)
         else:
             yield _official_entry(variant, official.find(variant), official)
     for name, path in own.items():
