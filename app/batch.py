@@ -12,15 +12,12 @@ from app.jobs import Job, Ticket
 T = TypeVar("T")
 R = TypeVar("R")
 
-AHEAD = 2
-"""Batches that a device has at a time: the one that it computes, and the next."""
-
 
 class Running(Protocol[R]):
     """What a device computes by itself: until it is done, the host can prepare and begin another batch."""
 
-    def done(self) -> bool:
-        """Whether there is nothing left to wait for."""
+    def share(self) -> float:
+        """How much of it is done, 1 at the end or when waiting is in vain; never raises."""
 
     def results(self) -> list[R]:
         """Wait for the results, in the items' order; raises what went wrong."""
@@ -33,10 +30,8 @@ class Batch(Generic[T, R]):
     key: str
     jobs: list[Job[T, R]]
     started_at: float | None = None
-    waits: tuple[float, ...] = ()
-    """For each request that begins to run in this batch: the seconds that it waited."""
-    running: Running[R] | None = None
-    """Where a device has it."""
+    firsts: list[Ticket[T, R]] = field(default_factory=list)
+    """The requests that begin to run in this batch."""
 
     @property
     def cost(self) -> int:
@@ -58,9 +53,8 @@ class Batch(Generic[T, R]):
     def begin(self, now: float) -> None:
         """Note the time, and tell those whose first batch this is."""
         self.started_at = now
-        tickets = [ticket for ticket in self.tickets if ticket.started_at is None]
-        self.waits = tuple(now - ticket.admitted_at for ticket in tickets)
-        for ticket in tickets:
+        self.firsts = [ticket for ticket in self.tickets if ticket.started_at is None]
+        for ticket in self.firsts:
             ticket.started_at = now
             ticket.tell("running")
 
@@ -110,28 +104,32 @@ class UnderWay(Generic[T, R]):
     """Of batches that failed; the last is next."""
     taken: Batch[T, R] | None = None
     """What the worker has in hand."""
-    running: deque[Batch[T, R]] = field(default_factory=deque)
+    running: deque[tuple[Batch[T, R], Running[R]]] = field(default_factory=deque)
     """What a device has, in the order in which it was begun."""
+    share: float = 0.0
+    """How much of the oldest of these was done when somebody looked."""
+
+    def look(self) -> bool:
+        """Look again; whether something has happened."""
+        share = self.running[0][1].share() if self.running else 0.0
+        before, self.share = self.share, share
+        return share > before
 
     @property
-    def must_end(self) -> bool:
-        """Whether the oldest that a device has is to be ended before anything is begun."""
-        if not self.running:
-            return False
-        oldest = self.running[0].running
-        return len(self.running) == AHEAD or oldest is None or oldest.done()
+    def is_over(self) -> bool:
+        """Whether the oldest that a device has can be ended."""
+        return self.share >= 1
 
     @property
-    def begun(self) -> list[Batch[T, R]]:
-        """Those that run, the oldest first."""
-        batches = [*self.running, *([self.taken] if self.taken else [])]
-        return [batch for batch in batches if batch.started_at is not None]
+    def all(self) -> list[Batch[T, R]]:
+        """Every batch, those that a device has first."""
+        return [*(batch for batch, _ in self.running), *([self.taken] if self.taken else []), *self.halves]
 
     def clear(self) -> list[Job[T, R]]:
         """Give up everything: the jobs, for whoever answers them."""
-        batches = [*self.running, *self.halves, *([self.taken] if self.taken else [])]
-        self.halves, self.taken, self.running = [], None, deque()
-        return [job for batch in batches for job in batch.jobs]
+        jobs = [job for batch in self.all for job in batch.jobs]
+        self.halves, self.taken, self.running, self.share = [], None, deque(), 0.0
+        return jobs
 
 
 @dataclass(frozen=True)

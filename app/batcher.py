@@ -16,6 +16,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from app.admission import WaitingRoom
@@ -30,8 +31,12 @@ R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
+AHEAD = 2
+"""Batches that a device has at a time: the one that it computes, and the next."""
+
 GLANCE_SECONDS = 5e-4
-"""How often the worker looks whether a device is done: what that may add to a batch's time."""
+"""How often the worker looks at a device that has something: a device tells nobody that it is done. What a request may
+wait longer for that."""
 
 
 class Batcher(Generic[T, R]):
@@ -49,7 +54,7 @@ class Batcher(Generic[T, R]):
         clock: monotonic seconds; deadlines are times of this clock.
         on_batch: told about every batch that ran.
         on_fatal: called when the worker has died too often in a row to be started again.
-        is_lost: whether after this error of a batch others would fail too; then the worker dies of it.
+        is_lost: whether after this error of a batch all others would fail too; then ``on_fatal`` is called at once.
         restart_delay: seconds before the first restart of a dead worker; doubled at each further death in a row.
         pulse: beaten by whoever works, also within ``run`` where that takes long.
     """
@@ -132,7 +137,7 @@ class Batcher(Generic[T, R]):
         jobs = [Job(item, self._cost(item), ticket) for item in items]
         ticket.futures = [job.future for job in jobs]
         ticket.total = len(jobs)
-        if not self._room.has_jobs:
+        if not self._room.has_jobs and not self._under_way.all:
             self._pulse.beat()  # silence counts from when there is work
         self._room.admit(ticket, jobs, client, place)
         return ticket
@@ -145,9 +150,9 @@ class Batcher(Generic[T, R]):
     def status(self) -> Status:
         """How things stand now."""
         with self._room.changed:
-            begun = self._under_way.begun
+            begun = [batch for batch in self._under_way.all if batch.started_at is not None]
             since = begun[0].started_at if begun else None
-            busy = bool(begun) or self._room.has_jobs or bool(self._under_way.halves)
+            busy = bool(self._under_way.all) or self._room.has_jobs
             return Status(
                 waiting_requests=self._room.requests,
                 waiting_cost=self._room.cost,
@@ -182,7 +187,8 @@ class Batcher(Generic[T, R]):
         """
         self.drain()
         finished = not self._worker.started or self._worker.join(timeout)
-        self._fail_waiting(Draining("This server was shut down before the request's turn came. Send it again."))
+        for job in self._room.clear():
+            job.fail(Draining("This server was shut down before the request's turn came. Send it again."))
         return finished
 
     def _cancel(self, ticket: Ticket[T, R]) -> None:
@@ -198,27 +204,28 @@ class Batcher(Generic[T, R]):
 
     def _next_step(self) -> Callable[[], None] | None:
         """Wait until a batch can be begun or ended; None when draining is complete."""
-        room = self._room
-        with room.changed:
-            while True:
-                if self._under_way.must_end:
-                    return self._end_first
+        room, under_way = self._room, self._under_way
+        while True:
+            if under_way.look():  # without the lock: the device may be slow to answer
+                self._pulse.beat()
+            with room.changed:
                 if self._can_take():
                     self._take()
                     return self._begin_taken
-                if room.expects_none and not self._under_way.running:
+                if under_way.is_over:
+                    return self._end_oldest
+                if room.expects_none and not under_way.running:
                     return None
                 room.changed.wait(self._patience())
 
     def _can_take(self) -> bool:
-        room, budget = self._room, self._budget.now
-        if self._under_way.halves:
-            return not self._under_way.running
-        if not room.has_jobs:
+        room, under_way, budget = self._room, self._under_way, self._budget.now
+        if under_way.halves:
+            return not under_way.running
+        if not room.has_jobs or len(under_way.running) == AHEAD:
             return False
-        if self._under_way.running:
-            return room.holds(min(self._enough, budget))
-        return room.company(self._max_queue_delay, budget) <= 0
+        is_free = not under_way.running or under_way.is_over
+        return (is_free or room.holds(min(self._enough, budget))) and room.company(self._max_queue_delay, budget) <= 0
 
     def _take(self) -> None:
         self._pulse.beat()
@@ -238,53 +245,62 @@ class Batcher(Generic[T, R]):
         batch = self._under_way.taken
         assert batch is not None, "a step to begin it follows its taking"
         batch.claim(self._clock())
-        try:
-            if batch.jobs:
-                self._begin(batch)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it concerns these jobs alone
-            self._blame(batch, error)
+        if batch.jobs:
+            self._attempt(batch, self._begin)
         with self._room.changed:
             self._under_way.taken = None
-            if batch.running is not None:
-                self._under_way.running.append(batch)
+
+    def _end_oldest(self) -> None:
+        batch, running = self._under_way.running[0]
+        self._attempt(batch, partial(self._receive, running=running))
+        with self._room.changed:
+            self._under_way.running.popleft()
+            self._under_way.share = 0.0
+
+    def _attempt(self, batch: Batch[T, R], step: Callable[[Batch[T, R]], None]) -> None:
+        try:
+            step(batch)
+        except Exception as error:  # noqa: BLE001 - whatever it was, it concerns these jobs alone
+            self._blame(batch, error)
 
     def _begin(self, batch: Batch[T, R]) -> None:
         self._pulse.beat()
-        batch.begin(self._clock())
+        started = self._clock()
+        batch.begin(started)
         found = self._run(batch.key, [job.item for job in batch.jobs])
         if isinstance(found, list):
-            self._end(batch, found)
-        else:
-            batch.running = found
-
-    def _end_first(self) -> None:
-        batch = self._under_way.running[0]
-        assert batch.running is not None, "it would not be here"
-        try:
-            self._end(batch, batch.running.results())
-        except Exception as error:  # noqa: BLE001 - as above
-            self._blame(batch, error)
+            self._end(batch, found, started, self._clock())
+            return
         with self._room.changed:
-            self._under_way.running.popleft()
+            self._under_way.taken = None
+            self._under_way.running.append((batch, found))
 
-    def _end(self, batch: Batch[T, R], results: list[R]) -> None:
+    def _receive(self, batch: Batch[T, R], running: Running[R]) -> None:
         assert batch.started_at is not None, "it was begun"
-        finished = self._clock()
-        seconds = finished - max(batch.started_at, self._ended_at)  # without those behind another batch
-        self._ended_at = finished
+        since = max(batch.started_at, self._ended_at)  # until then it stood behind another
+        try:
+            results = running.results()
+        finally:
+            self._ended_at = self._clock()
+        self._end(batch, results, since, self._ended_at)
+
+    def _end(self, batch: Batch[T, R], results: list[R], since: float, now: float) -> None:
+        seconds = now - since
         self._pulse.beat()
-        batch.deliver(results, finished, seconds)
+        batch.deliver(results, now, seconds)
         self._worker.succeed()
         with self._room.changed:
             self._room.remember(batch.cost, seconds)
             self._budget.succeed()
         for ticket in batch.tickets:
             ticket.tell("running")
-        self._on_batch(BatchReport(batch.key, len(batch.jobs), batch.cost, seconds, batch.waits))
+        waits = tuple(since - ticket.admitted_at for ticket in batch.firsts)
+        self._on_batch(BatchReport(batch.key, len(batch.jobs), batch.cost, seconds, waits))
 
     def _blame(self, batch: Batch[T, R], error: Exception) -> None:
         """Split a batch that failed, until the culprit is alone and the only one to fail."""
         if self._is_lost(error):
+            self._worker.give_up_next()
             raise error
         starved = isinstance(error, OutOfMemory | MemoryError)
         again = batch.split(starved=starved)
@@ -301,14 +317,9 @@ class Batcher(Generic[T, R]):
             batch.fail(error if isinstance(error, ServiceError) else answer)
 
     def _bury(self) -> None:
-        """Leave nobody waiting after the worker died."""
+        """Leave nobody waiting after the worker died; who comes from now on is for the next one."""
         with self._room.changed:
-            orphans = self._under_way.clear()
+            orphans = self._under_way.clear() + self._room.clear()
         error = NotReady("The worker failed and is being started again. Send the request again.", retry_after=1)
         for job in orphans:
-            job.fail(error)
-        self._fail_waiting(error)
-
-    def _fail_waiting(self, error: ServiceError) -> None:
-        for job in self._room.clear():
             job.fail(error)

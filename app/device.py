@@ -18,8 +18,9 @@ _PHRASES = (
     "can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "not enough memory",
     "unable to find an engine",
 )  # fmt: skip
-"""How torch's CPU allocator, CUDA and its libraries say it in a RuntimeError that has no class of its own; the last is
-what remains of it when no way to compute a convolution found the memory that it wanted."""
+"""How torch's CPU allocator, CUDA and its libraries say it in a RuntimeError that has no class of its own. The last is
+what remains when no way to compute a convolution found the memory that it wanted; what a card cannot compute at all
+fails at the warm-up."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -45,6 +46,8 @@ def give_back(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        if hasattr(torch.accelerator, "empty_host_cache"):  # from 2.12 on
+            torch.accelerator.empty_host_cache()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # a C library without it
             ctypes.CDLL(None).malloc_trim(0)

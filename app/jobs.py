@@ -70,7 +70,7 @@ class Ticket(Generic[T, R]):
     started_at: float | None = None
     finished_at: float | None = None
     forward_seconds: float = 0.0
-    """Time in batches that held a job of this request."""
+    """Time in batches that held a job of this request, but for that in which they stood behind another on a device."""
 
     @property
     def queue_seconds(self) -> float:
@@ -95,7 +95,7 @@ class Status:
     waiting_cost: int
     running_jobs: int
     running_seconds: float
-    """How long the batch that is running has been running; 0 when none is."""
+    """How long ago the oldest batch that is running was begun; 0 when none is."""
     silent_seconds: float
     """How long nothing was heard of the worker though there is work; 0 when there is none."""
     batch_budget: int

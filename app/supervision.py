@@ -82,6 +82,10 @@ class SupervisedThread:
         """Forget earlier deaths: called by the work when it has got something done."""
         self._deaths = 0
 
+    def give_up_next(self) -> None:
+        """Start no other thread after the next death: called by the work when that would not help."""
+        self._deaths = self._deaths_borne
+
     def hurry(self) -> None:
         """Do not wait any more before a restart."""
         self._hurry.set()
@@ -108,7 +112,7 @@ class SupervisedThread:
     def _die(self) -> None:
         self._deaths += 1
         if self._deaths >= self._deaths_borne:
-            logger.critical("the worker died %d times in a row; giving up", self._deaths)
+            logger.critical("the worker died and is not started again")
             self._give_up()
             return
         try:

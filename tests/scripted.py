@@ -8,8 +8,24 @@ from pathlib import Path
 
 import numpy as np
 
+from app.jobs import Ticket
+
 PATIENCE = 20.0
 """Seconds after which a test that waits has failed."""
+
+
+class Clock:
+    """A clock that stands still until it is told."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def results(ticket: Ticket) -> list:
+    """What became of a request's jobs."""
+    return [future.result(PATIENCE) for future in ticket.futures]
 
 
 class Gate:

@@ -10,29 +10,22 @@ from app.batch import Batch
 from app.batcher import Batcher
 from app.errors import DeadlineExceeded, InternalError, NotReady, OutOfMemory
 from app.jobs import Job, Ticket
-from tests.scripted import PATIENCE, join_workers
-
-
-class Clock:
-    """A clock that stands still until it is told."""
-
-    now = 100.0
-
-    def __call__(self):
-        return self.now
+from tests.scripted import PATIENCE, Clock, join_workers, results
 
 
 class Launched:
     """A batch on the device: multiplied by ten when the test says so."""
 
-    def __init__(self, items, behind, fault):
-        self.items, self.behind, self.fault = items, behind, fault
-        self.over, self.ended = threading.Event(), False
+    def __init__(self, items, others, fault):
+        self.items, self.fault = items, fault
+        self.behind = sum(not other.over.is_set() for other in others)
+        self.before_ending = sum(not other.ended for other in others)
+        self.over, self.ended, self.done = threading.Event(), False, 0.0
         self.glances = threading.Semaphore(0)
 
-    def done(self):
+    def share(self):
         self.glances.release()
-        return self.over.is_set()
+        return 1.0 if self.over.is_set() else self.done
 
     def results(self):
         assert self.over.wait(PATIENCE), "the test did not let the device finish"
@@ -46,7 +39,7 @@ class Device:
     """Takes batches and computes them by itself.
 
     Attributes:
-        launched: all batches, in order; each knows how many others the device had when it came.
+        launched: all batches, in order; each knows how many it came behind, and before how many were ended.
         faults: by the items of a batch, what its results will raise, once each.
         at_once: whether batches are over as soon as they come.
     """
@@ -56,8 +49,7 @@ class Device:
         self._came, self._seen = threading.Semaphore(0), 0
 
     def __call__(self, _key, items):
-        behind = sum(not batch.ended for batch in self.launched)
-        batch = Launched(items, behind, self.faults.pop(tuple(items), None))
+        batch = Launched(items, self.launched, self.faults.pop(tuple(items), None))
         if self.at_once:
             batch.over.set()
         self.launched.append(batch)
@@ -100,10 +92,6 @@ def make(device):
     join_workers()
 
 
-def results(ticket):
-    return [future.result(PATIENCE) for future in ticket.futures]
-
-
 def test_a_full_batch_goes_behind_the_one_that_runs(make, device):
     """The device has two at a time and no more, and each request gets its own result."""
     batcher = make()
@@ -118,7 +106,7 @@ def test_a_full_batch_goes_behind_the_one_that_runs(make, device):
 
 
 def test_what_is_less_than_full_waits_for_company(make, device):
-    """However often the worker looks; what came meanwhile goes with it."""
+    """However often the worker looks; what came meanwhile goes with it, before anything else is done."""
     batcher = make()
     first = batcher.admit("a", [1])
     batch = device.wait_for_batch()
@@ -130,7 +118,7 @@ def test_what_is_less_than_full_waits_for_company(make, device):
     following = device.wait_for_batch()
     device.finish_all()
     assert [results(ticket) for ticket in (first, waiting, waiting_too)] == [[10], [30], [40]]
-    assert (following.items, following.behind) == ([3, 4], 0)
+    assert (following.items, following.behind, following.before_ending) == ([3, 4], 0, 1)
 
 
 def test_what_is_enough_is_said_by_the_owner(make, device):
@@ -224,21 +212,63 @@ def test_time_behind_another_batch_is_time_in_the_queue(make, device):
     assert results(second) == [100]
     assert batcher.close(PATIENCE)
     assert [report.seconds for report in reports] == [4, 3]
+    assert [report.waits for report in reports] == [(0,), (4,)]
     assert (first.queue_seconds, first.forward_seconds) == (0, 4)
     assert (second.queue_seconds, second.forward_seconds) == (4, 3)
 
 
 def test_a_device_that_hangs_is_seen(make, device):
-    """The worker's silence counts, though it looks again and again."""
+    """The worker's silence counts, though it looks again and again and others come and go, until a part is done."""
     clock = Clock()
     batcher = make(clock=clock)
     batcher.admit("a", [1])
     batch = device.wait_for_batch()
     clock.now += 60
+    batcher.admit("a", [1]).cancel()
     for _ in range(5):
         assert batch.glances.acquire(timeout=PATIENCE)
     status = batcher.status()
     assert (status.silent_seconds, status.running_seconds) == (60, 60)
+    batch.done, batch.glances = 0.5, threading.Semaphore(0)
+    for _ in range(5):
+        assert batch.glances.acquire(timeout=PATIENCE)
+    status = batcher.status()
+    assert (status.silent_seconds, status.running_seconds) == (0, 60)
+
+
+def test_a_batch_that_failed_on_the_device_takes_its_own_time(make, device):
+    """What stood behind it is not charged with that, nor is the rate at which the queue is worked off."""
+    clock, reports = Clock(), []
+    batcher = make(clock=clock, on_batch=reports.append)
+    device.faults = {(10,): ArithmeticError("as it was told")}
+    failing = batcher.admit("a", [10])
+    ahead = device.wait_for_batch()
+    behind = batcher.admit("a", [9, 1])
+    second = device.wait_for_batch()
+    clock.now += 100
+    ahead.over.set()
+    with pytest.raises(InternalError):
+        results(failing)
+    clock.now += 1
+    second.over.set()
+    assert results(behind) == [90, 10]
+    assert batcher.close(PATIENCE)
+    assert [report.seconds for report in reports] == [1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_device_that_is_lost_on_the_way_ends_the_worker(make, device):
+    """Everybody gets a 503, the owner is told at once, and nobody else is taken in."""
+    given_up = threading.Event()
+    batcher = make(on_fatal=given_up.set, is_lost=lambda error: isinstance(error, ArithmeticError))
+    tickets = [batcher.admit("a", [9]) for _ in range(3)]
+    device.wait_for_batch().fault = ArithmeticError("an illegal memory access was encountered")
+    device.wait_for_batch()
+    device.finish_all()
+    assert [type(ticket.futures[0].exception(PATIENCE)) for ticket in tickets] == [NotReady] * 3
+    assert given_up.wait(PATIENCE)
+    with pytest.raises(NotReady):
+        batcher.admit("a", [1])
 
 
 def test_who_leaves_a_batch_on_the_device_is_not_waited_for(make, device):

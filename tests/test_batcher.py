@@ -12,16 +12,7 @@ from app.batch import BatchReport
 from app.batcher import Batcher
 from app.errors import DeadlineExceeded, Draining, ImageTooLarge, InternalError, NotReady, QueueFull
 from app.jobs import Progress
-from tests.scripted import PATIENCE, Gate, join_workers
-
-
-class Clock:
-    """A clock that stands still until it is told."""
-
-    now = 100.0
-
-    def __call__(self):
-        return self.now
+from tests.scripted import PATIENCE, Clock, Gate, join_workers, results
 
 
 class Script:
@@ -76,10 +67,6 @@ def hold(script):
         return ticket
 
     return occupy
-
-
-def results(ticket):
-    return [future.result(PATIENCE) for future in ticket.futures]
 
 
 def test_a_lone_request_runs_at_once(make, script):
@@ -503,20 +490,6 @@ def test_a_fault_between_taking_and_running_answers_those_who_were_taken(make, s
     errors = [ticket.futures[0].exception(PATIENCE) for ticket in (taken, waiting)]
     assert [type(error) for error in errors] == [NotReady] * 2
     assert results(batcher.admit("a", [3])) == [30]
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_where_a_device_is_lost_nobody_is_served_errors_for_ever(make):
-    """A 503 for each batch that found it out, not a 500 for all time; then the owner is told, who can start anew."""
-    given_up = threading.Event()
-
-    def fail(_key, _items):
-        raise ArithmeticError("the device is lost")
-
-    batcher = make(run=fail, on_fatal=given_up.set, is_lost=lambda error: isinstance(error, ArithmeticError))
-    errors = [batcher.admit("a", [1, 2]).futures[0].exception(PATIENCE) for _ in range(5)]
-    assert [type(error) for error in errors] == [NotReady] * 5
-    assert given_up.wait(PATIENCE)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

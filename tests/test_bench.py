@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from model.bench.profile import count_arithmetic, profile_forward
 from model.bench.report import Row, tabulate
 from model.bench.sections import Bench
 from model.config import Swin2SRConfig
+from model.gpu.operators import PLAIN
 from model.gpu.windowed import compute_block
 from model.network import Swin2SR
 from model.tiling import plan
@@ -309,7 +311,7 @@ def test_the_cards_table_has_its_rows(card_bench, monkeypatch):
     assert [row.figure is None for row in missing] == [True, True, False, True]
 
 
-def test_answers_come_before_speed(card_bench, monkeypatch, capsys):
+def test_answers_come_before_speed(card_bench, monkeypatch, capsys, tmp_path):
     """Values are compared with float64, and wrong ones end the program before anything is timed."""
     errors = [row.figure for row in card.check_values(card_bench)]
     assert len(errors) == 8
@@ -318,11 +320,12 @@ def test_answers_come_before_speed(card_bench, monkeypatch, capsys):
     monkeypatch.setitem(card.MOST_ERROR, torch.float32, 0.0)
     threads = torch.get_num_threads()
     try:
-        assert main(["--only", "values", "batch", "--threads", "1"]) == 1
+        assert main(["--only", "values", "batch", "--threads", "1", "--json", str(tmp_path)]) == 1
     finally:
         torch.set_num_threads(threads)
     shown = capsys.readouterr()
     assert "off by" in shown.err
+    assert [row["against"] for row in json.loads((tmp_path / "cpu.json").read_text())["rows"]] == ["float64"]
     assert "Transformers" not in shown.out
 
 
@@ -336,8 +339,6 @@ def test_a_value_that_is_no_number_is_wrong(card_bench, monkeypatch):
 
 def test_quality_is_measured_where_there_are_weights_and_images(card_bench, tmp_path):
     """The difference between the dtypes, on a folder of photos; there is one, and it is small."""
-    from dataclasses import replace
-
     from PIL import Image
 
     Image.fromarray(works.draw_pixels(32, 32)).save(tmp_path / "photo.png")
@@ -374,7 +375,9 @@ def test_a_compiled_block_is_compared_with_the_one_that_is_used(card_bench, monk
 
     monkeypatch.setattr(blocks, "compile_block", lambda: fail)
     rows = list(card.CARD_SECTIONS["block"](card_bench))
-    assert [(row.figure, row.there) for row in rows] == [(None, "cannot be compiled: no C++ compiler")] * 2
+    assert [(row.figure, row.there) for row in rows] == [(None, "failed: no C++ compiler")] * 2
+    kernels = replace(PLAIN, attend=fail)
+    assert blocks._forms(kernels) == {"torch.compile": PLAIN, "torch.compile around the kernels": kernels}
 
 
 @pytest.mark.usefixtures("card_bench")

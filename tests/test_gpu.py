@@ -12,7 +12,7 @@ import torch
 from model import windows
 from model.gpu import choice, forward, operators
 from model.gpu.forward import Forward
-from model.gpu.graphs import Graphs, affordable, as_it_is
+from model.gpu.graphs import COUNTS, Graphs, affordable, as_it_is
 from model.gpu.grid import cyclic_source, halo, lay_out, mask_kinds, pixel_rows
 from model.gpu.operators import PLAIN, AttentionTables, NormWeights, Operators
 from model.gpu.windowed import WindowedNetwork, compute_block
@@ -159,7 +159,7 @@ def check_flights(upscaler):
     for flight, expected in reversed(list(zip(flights, alone, strict=True))):
         for found, right in zip(flight.results(), expected, strict=True):
             np.testing.assert_array_equal(found, right)
-        assert flight.done()
+        assert flight.share() == 1
 
 
 def test_batches_under_way_do_not_touch_each_other():
@@ -171,6 +171,37 @@ def test_batches_under_way_do_not_touch_each_other():
     check_flights(upscaler)
     with pytest.raises(ValueError, match=r"Expected \(H, W, 3\)"):
         upscaler.launch([random_tile(8, 8, channels=1)])
+
+
+class Event:
+    """Stands for a pack's arrival."""
+
+    def __init__(self):
+        self.answer = False
+
+    def query(self):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+    def synchronize(self):
+        self.query()
+
+
+def test_a_batch_says_how_much_of_it_has_arrived():
+    """Pack by pack; where the device is lost there is nothing to wait for, and who fetches the values is told."""
+    events = [Event(), Event()]
+    packs = [([place], forward.Pack([(1, 1, 1)], torch.full((1,), place), event)) for place, event in enumerate(events)]
+    flight = forward.Flight(packs)
+    assert flight.share() == 0
+    events[0].answer = True
+    assert flight.share() == 0.5
+    events[1].answer = torch.AcceleratorError("an illegal memory access was encountered")
+    assert flight.share() == 1
+    with pytest.raises(torch.AcceleratorError):
+        flight.results()
+    events[1].answer = True
+    assert [values.item() for values in flight.results()] == [0, 1]
 
 
 def test_other_pixels_are_refused():
@@ -221,7 +252,7 @@ def test_packs_are_filled_up_to_what_was_recorded():
 
     graphs = Graphs(network, channels=1, window=1, device=CPU, capture=recorder, counts=(2, 8, 16))
     assert recorder.recorded == [8, 2]
-    assert [graphs.fitting(count) for count in (1, 2, 3, 8, 9)] == [2, 2, 8, 8, 9]
+    assert [graphs.fitting(count) for count in (1, 2, 3, 8, 9)] == [2, 2, 8, 8, 16]
     assert [graphs.fitting(count) for count in (2049, 2304, 8000)] == [2304, 2304, 8192], "a few numbers, for any pack"
     for count, replays in ((8, 1), (9, 1), (2, 2)):
         pixels = torch.arange(float(count))[:, None]
@@ -238,7 +269,7 @@ def test_recordings_leave_memory_to_others():
 def test_nothing_recorded_computes():
     """A machine without memory to spare serves all the same."""
     graphs = Graphs(lambda pixels, _: pixels, channels=1, window=1, device=CPU, capture=as_it_is, counts=())
-    assert graphs.fitting(5) == 5
+    assert graphs.fitting(5) == COUNTS[0]
 
 
 def windowed(dtype=torch.float32):

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from app.errors import InternalError, NotReady, OutOfMemory, QueueFull
 from app.main import create_app
 from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
+from model.gpu.forward import Flight, Forward
 from model.upscaler import Upscaler
 from tests.connections import Connection
 from tests.networks import tiny_network
@@ -295,6 +297,64 @@ def test_promise_6_neighbours_do_not_matter(tmp_path):
         assert (difference > 0).mean() <= 0.001
 
 
+class SlowFlight(Flight):
+    """Has not arrived before another has left, or nobody asked for a while."""
+
+    def __init__(self, flight, device):
+        super().__init__(flight._packs)
+        self._device, self._left, self._patience = device, len(device.calls), 20
+
+    def share(self):
+        self._patience -= 1
+        return super().share() if self._patience < 0 or len(self._device.calls) > self._left else 0.0
+
+    def results(self):
+        self._device.under_way -= 1
+        return super().results()
+
+
+class Device(Forward):
+    """A GPU's forward pass on a CPU, behind a gate, with memory for so many pixels."""
+
+    memory = 6400  # of the warm-up
+    under_way = most_under_way = 0
+
+    def launch(self, tiles):
+        flight = super().launch(tiles)
+        self.calls.append(len(tiles))
+        self.gate.pass_through()
+        if sum(tile.shape[0] * tile.shape[1] for tile in tiles) > self.memory:
+            raise torch.OutOfMemoryError("as it was told")
+        self.under_way += 1
+        self.most_under_way = max(self.most_under_way, self.under_way)
+        return SlowFlight(flight, self)
+
+
+def test_promises_6_and_8_hold_where_a_device_computes_by_itself(tmp_path):
+    """Images that wait together, more than there is memory for, with two batches under way, are what each is alone."""
+    upscaler = Upscaler(tiny_network("lightweight_x4"), device="cpu")
+    images = [noise(*size, seed=index) for index, size in enumerate([(8, 8), (31, 17), (40, 40), (1, 1), (64, 64)])]
+    expected = [upscaler([image])[0] for image in images]
+    device = Device(upscaler.network, torch.float32, counts=(4, 16))
+    device.gate, device.calls, upscaler._on_gpu = Gate(), [], device
+    folder = model_dir(tmp_path, "lightweight-x2")
+    chosen = Settings(**SMALL, variants="lightweight-x2", model_dir=folder, device="cpu")
+    app = create_app(chosen, load=lambda _name, _path: upscaler)
+
+    async def scenario():
+        async with crowd(app, device.gate) as visitors:
+            await visitors.hold()
+            waiting = await visitors.queue(*(images * 8))
+            await visitors.release()
+            return waiting, app.state.service.batcher.status()
+
+    waiting, status = asyncio.run(scenario())
+    for connection, right in zip(waiting, expected * 8, strict=True):
+        assert np.abs(image_of(connection).astype(int) - right).max() <= 1
+    assert status.out_of_memory > 0
+    assert device.most_under_way == 2
+
+
 def test_promise_7_one_bad_item_hurts_itself_alone(app, upscaler, monkeypatch):
     """Of five in a batch one fails in the network, one in encoding, one never decoded: the others get their images."""
     bad_forward, bad_encode = np.full((16, 16, 3), 13, np.uint8), noise(24, 24)
@@ -423,6 +483,7 @@ from app.registry import ModelRegistry
 from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
 from app.weights import Piece
+from model.gpu.forward import Flight, Forward
 from model.upscaler import Upscaler
 from tests.networks import tiny_network
 from tests.service import SMALL, noise, png, running

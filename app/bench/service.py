@@ -55,7 +55,7 @@ def run(bench: Bench, only: Sequence[str] | None = None, json: Path | None = Non
     machine = describe_machine(bench.device, bench.threads)
     sys.stdout.write(f"{describe(machine)}\n\n")
     service = measure_service(bench) if SERVICE in (only or known) else ()
-    rows = show(itertools.chain(measure(bench, only or known), service))
+    rows = list(show(itertools.chain(measure(bench, only or known), service)))
     if json:
         write_json(json, machine, rows)
     if failed := [row.work for row in rows if row.meaning == "failed"]:

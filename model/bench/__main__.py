@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from model.bench.card import CARD_SECTIONS, WrongAnswerError
-from model.bench.report import describe, describe_machine, show, write_json
+from model.bench.report import Row, describe, describe_machine, show, write_json
 from model.bench.sections import SECTIONS, Bench, measure
 from model.upscaler import find_device
 
@@ -37,14 +37,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     machine = describe_machine(bench.device, bench.threads)
     sys.stdout.write(f"{describe(machine)}\n\n")
     chosen = options.only or (CARD_SECTIONS if bench.device.type == "cuda" else SECTIONS)
+    rows: list[Row] = []
     try:
-        rows = show(measure(bench, chosen, known))
+        rows.extend(show(measure(bench, chosen, known)))
     except WrongAnswerError as error:
         sys.stderr.write(f"{error}\n")
         return 1
-    if options.json:
-        file = options.json / f"{bench.device.type}.json" if options.json.is_dir() else options.json
-        write_json(file, machine, rows)
+    finally:
+        if options.json:
+            file = options.json / f"{bench.device.type}.json" if options.json.is_dir() else options.json
+            write_json(file, machine, rows)
     return int(any(row.meaning == "failed" for row in rows))
 
 

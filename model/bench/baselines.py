@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -115,12 +114,12 @@ Form = Callable[[nn.Module, Sequence[Pixels], torch.device], Run]
 
 def eager_float32(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
     """As it is loaded, in one batch; the tiles have one size."""
-    return _in_one_batch(copy.deepcopy(port).to(device), tiles, device, torch.float32)
+    return _in_one_batch(port.to(device), tiles, device, torch.float32)
 
 
 def compiled_bfloat16(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
     """As fast as it gets, in one batch; the tiles have one size."""
-    compiled = compile_network(copy.deepcopy(port).to(device, torch.bfloat16))
+    compiled = compile_network(port.to(device, torch.bfloat16))
     return _in_one_batch(compiled, tiles, device, torch.bfloat16)
 
 
@@ -142,7 +141,7 @@ def _in_one_batch(port: nn.Module, tiles: Sequence[Pixels], device: torch.device
 
 def eager_bfloat16(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
     """Tiles of any sizes one after the other, which is what it can do with them."""
-    port = copy.deepcopy(port).to(device, torch.bfloat16)
+    port = port.to(device, torch.bfloat16)
     canvases = [_near(to_tensor(tile)[None], device) for tile in tiles]
 
     @torch.inference_mode()

@@ -19,9 +19,9 @@ from model.bench.baselines import Form, compiled_bfloat16, eager_bfloat16, eager
 from model.bench.blocks import compare_block
 from model.bench.floor import Ceilings, least_bytes, measure_ceilings, multiply_adds_per_pixel
 from model.bench.profile import count_arithmetic, count_traffic, time_families
-from model.bench.report import Row, seconds
+from model.bench.report import Row, compare, seconds
 from model.bench.sections import Bench, Section
-from model.bench.timing import Run, Timing
+from model.bench.timing import Run, Timing, attempt
 from model.bench.works import Pixels, draw_pixels, mixed_sizes
 from model.evaluate import evaluate_folder
 from model.gpu.forward import Flight
@@ -79,7 +79,7 @@ def check_values(bench: Bench) -> Iterator[Row]:
         tiles = [draw_pixels(*size, seed=seed) for seed, size in enumerate(sizes)]
         expected = _in_float64(bench.network(variant), tiles)
         for dtype in ("float32", "bfloat16"):
-            upscaler = Upscaler(bench.network(variant), device=str(bench.device), dtype=dtype)
+            upscaler = bench.upscaler(variant, dtype)
             together = upscaler.forward(tiles)
             alone = [upscaler.forward([tile])[0] for tile in tiles]
             work = f"{variant}, {dtype}"
@@ -123,27 +123,20 @@ def _compare(
 ) -> Iterator[Row]:
     work, network = f"{variant} {title}", bench.network(variant)
     arithmetic = 2 * multiply_adds_per_pixel(network) * _area(tiles)
-    upscaler = Upscaler(network, device=str(bench.device))
-    sides: dict[str, Run] = {"here": partial(upscaler.forward, tiles)}
-    try:
-        port = load_port(bench.network(variant))
-    except ImportError:
-        missing = list(forms)
-    else:
-        missing = []
-        sides |= {name: make(port, tiles, bench.device) for name, make in forms.items()}
+    upscaler = bench.upscaler(variant)
+    runs, faults = attempt({name: partial(_run, form, bench, variant, tiles) for name, form in forms.items()})
     ceilings = measure_ceilings(upscaler.device, upscaler.dtype)
-    timings = bench.time(sides)
+    timings = bench.time({"here": partial(upscaler.forward, tiles), **runs})
+    yield from compare(work, timings, faults)
     mine = timings["here"]
-    for name in [name for name in forms if name in timings]:
-        figure = timings[name].median / mine.median
-        yield Row(work, name, figure, "times as fast", _show(mine), _show(timings[name]))
-    for name in missing:
-        yield Row(work, name, None, "times as fast", _show(mine), "not installed")
     moved = least_bytes(upscaler.config, _area(tiles), upscaler.dtype.itemsize)
     floor = max(arithmetic / ceilings.flops, moved / ceilings.bandwidth)
     there = f"{seconds(floor)} at {_describe(ceilings)}"
     yield Row(work, "floor", mine.median / floor, "times as long", _show(mine), there)
+
+
+def _run(form: Form, bench: Bench, variant: str, tiles: Sequence[Pixels]) -> Run:
+    return form(load_port(bench.network(variant)), tiles, bench.device)
 
 
 def compare_batcher(bench: Bench) -> Iterator[Row]:
@@ -197,7 +190,7 @@ def compare_quality(bench: Bench) -> Iterator[Row]:
         return
     found = {}
     for dtype in ("bfloat16", "float32"):
-        upscaler = Upscaler(bench.network("lightweight-x2"), device=str(bench.device), dtype=dtype)
+        upscaler = bench.upscaler("lightweight-x2", dtype)
         found[dtype] = evaluate_folder(upscaler, bench.testset).upscaled.psnr_y
     here, there = (f"{value:.4f} dB" for value in found.values())
     work = f"lightweight-x2 on {bench.testset.name}, bfloat16"

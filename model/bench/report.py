@@ -8,7 +8,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 from model import fused
+from model.bench.timing import Timing
 
 NOISY = 1.25
 """Slowest over fastest run from which on a reader should know."""
@@ -46,6 +47,18 @@ class Row:
     there: str = ""
 
 
+def compare(work: str, timings: Mapping[str, Timing], faults: Mapping[str, str]) -> Iterator[Row]:
+    """How many times as fast ``here`` is as each other side; of sides that did not run, why."""
+    here = timings["here"]
+    shown = seconds(here.median, here.spread)
+    for name, fault in faults.items():
+        yield Row(work, name, None, "times as fast", shown, fault)
+    for name, theirs in timings.items():
+        if name != "here":
+            there = seconds(theirs.median, theirs.spread)
+            yield Row(work, name, theirs.median / here.median, "times as fast", shown, there)
+
+
 def describe_machine(device: torch.device, threads: int) -> dict[str, str | int | None]:
     """What the figures depend on: processor or GPU, cores, threads, versions, and the kernel if it is built."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -72,14 +85,12 @@ def tabulate(row: Row) -> str:
     return f"| {row.work} | {row.against} | {figure} | {row.here} | {row.there} |"
 
 
-def show(rows: Iterable[Row]) -> list[Row]:
-    """Print a table, each row as soon as it is there, and return all rows."""
+def show(rows: Iterable[Row]) -> Iterator[Row]:
+    """Print a table, each row as soon as it is there, and pass it on."""
     _say(HEADER)
-    shown = []
     for row in rows:
         _say(tabulate(row))
-        shown.append(row)
-    return shown
+        yield row
 
 
 def _say(text: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from model.bench.timing import Run, Timing, interleave
 from model.bench.works import draw_pixels, make_network, mixed_sizes, pad_to_largest, upscale_tiled
 from model.network import Swin2SR
 from model.processor import to_tensor
-from model.upscaler import Upscaler
+from model.upscaler import Upscaler, find_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -56,14 +56,18 @@ class Bench:
     runs: int = 5
     checkpoint: Path | None = None
     testset: Path | None = None
+    _made: dict[tuple[str, torch.dtype], Upscaler] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def network(self, variant: str) -> Swin2SR:
         """The variant's network; the checkpoint is the lightweight one's."""
         return make_network(variant, self.checkpoint if variant == "lightweight-x2" else None)
 
-    def upscaler(self, variant: str = "lightweight-x2") -> Upscaler:
-        """The same, ready to call."""
-        return Upscaler(self.network(variant), device=str(self.device))
+    def upscaler(self, variant: str = "lightweight-x2", dtype: str = "auto") -> Upscaler:
+        """The same, ready to call; made once, because on a GPU that takes seconds."""
+        key = (variant, find_dtype(dtype, self.device))
+        if key not in self._made:
+            self._made[key] = Upscaler(self.network(variant), device=str(self.device), dtype=dtype)
+        return self._made[key]
 
     def time(self, sides: Mapping[str, Run]) -> dict[str, Timing]:
         """The sides in turns."""
@@ -198,6 +202,6 @@ def measure(bench: Bench, chosen: Iterable[str], sections: Mapping[str, Section]
             continue
         try:
             yield from section(bench)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, ImportError, AssertionError) as error:
             logger.exception("the section %s failed", name)
             yield Row(name, "itself", None, "failed", there=str(error).partition("\n")[0])

@@ -33,6 +33,30 @@ class Timing:
         return max(self.runs) / min(self.runs)
 
 
+def attempt(makers: Mapping[str, Callable[[], Run]]) -> tuple[dict[str, Run], dict[str, str]]:
+    """Make what is to be timed, and run it once.
+
+    Args:
+        makers: of each side, by name.
+
+    Returns:
+        The sides that run; and of the others why not, in a line.
+    """
+    runs: dict[str, Run] = {}
+    faults: dict[str, str] = {}
+    for name, make in makers.items():
+        try:
+            run = make()
+            run()
+        except ImportError:
+            faults[name] = "not installed"
+        except RuntimeError as error:  # no compiler, or not enough memory
+            faults[name] = f"failed: {str(error).partition(chr(10))[0]}"
+        else:
+            runs[name] = run
+    return runs, faults
+
+
 def interleave(sides: Mapping[str, Run], runs: int, device: torch.device) -> dict[str, Timing]:
     """Time the sides in turns, A B A B, so that what slows the machine down slows all of them.
 

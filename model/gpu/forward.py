@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -22,14 +23,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.gpu.choice import choose_operators, load_kernels, time_on_cuda
-from model.gpu.graphs import COUNTS, Capture, CudaCapture, Graphs, Replay, affordable, as_it_is
+from model.gpu.graphs import COUNTS, Capture, CudaCapture, Graphs, affordable, as_it_is
 from model.gpu.grid import lay_out, pixel_rows
+from model.gpu.operators import PLAIN, Operators
 from model.gpu.windowed import WindowedNetwork
 from model.network import Swin2SR
 from model.packing import split_by_area
 
+P = TypeVar("P")
+V = TypeVar("V")
 Pixels = NDArray[Any]
 Values = NDArray[np.float32]
+
+logger = logging.getLogger(__name__)
 
 PACK_PIXELS = 2**19
 """Pixels of a pack: enough to keep any card busy for milliseconds; batches of more overlap their copies."""
@@ -51,8 +57,13 @@ class Pack:
 
     @property
     def has_arrived(self) -> bool:
-        """Whether ``receive`` need not wait."""
-        return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]
+        """Whether ``receive`` need not wait, or would raise."""
+        if self.arrived is None:
+            return True
+        try:
+            return bool(self.arrived.query())  # type: ignore[no-untyped-call]
+        except RuntimeError:  # the device is lost
+            return True
 
     def receive(self) -> list[Values]:
         """Wait for its tiles' values."""
@@ -66,24 +77,27 @@ class Pack:
         return images
 
 
-@dataclass(frozen=True)
 class Flight:
     """A batch on its way: whoever launched it is free to do something else, and to launch another behind it.
 
-    Attributes:
-        packs: with the places of their tiles among those of the batch.
+    Args:
+        packs: in the order in which they were launched, with the places of their tiles among those of the batch.
     """
 
-    packs: list[tuple[list[int], Pack]]
+    def __init__(self, packs: Sequence[tuple[list[int], Pack]]) -> None:
+        self._packs = packs
+        self._arrived = 0
 
-    def done(self) -> bool:
-        """Whether ``results`` has nothing to wait for."""
-        return all(pack.has_arrived for _, pack in self.packs)
+    def share(self) -> float:
+        """How many of the packs have arrived, of all; 1 also if waiting for them is in vain."""
+        while self._arrived < len(self._packs) and self._packs[self._arrived][1].has_arrived:
+            self._arrived += 1
+        return self._arrived / len(self._packs) if self._packs else 1.0
 
     def results(self) -> list[Values]:
         """Wait for the values of every tile, in the order in which they were launched."""
         found: dict[int, Values] = {}
-        for places, pack in self.packs:
+        for places, pack in self._packs:
             found.update(zip(places, pack.receive(), strict=True))
         return [found[place] for place in range(len(found))]
 
@@ -115,12 +129,10 @@ class Forward:
             free_bytes, _ = torch.cuda.mem_get_info(self._device)
             counts = affordable(counts, self.window**2 * bytes_per_pixel, free_bytes)
             capture = self._in_private(CudaCapture(self._streams.compute))
-        with self._computing(), torch.inference_mode():
+        with _making, self._computing(), torch.inference_mode():
             windowed = WindowedNetwork(network, dtype)
             if self._streams is not None:
-                kernels = load_kernels(self._device, windowed.stages[0].blocks[0])
-                windows = max(counts, default=COUNTS[0])
-                windowed.operators = choose_operators(windowed, time_on_cuda, kernels, windows)
+                windowed.operators = self._choose(windowed, max(counts, default=COUNTS[0]))
             self._graphs = Graphs(
                 windowed,
                 channels=self.channels,
@@ -129,6 +141,14 @@ class Forward:
                 capture=capture,
                 counts=counts,
             )
+
+    def _choose(self, windowed: WindowedNetwork, windows: int) -> Operators:
+        kernels = load_kernels(self._device, windowed.stages[0].blocks[0])
+        try:
+            return choose_operators(windowed, self._in_private(time_on_cuda), kernels, windows)
+        except torch.OutOfMemoryError:
+            logger.warning("there is no memory to compare kernels; PyTorch's operators are used")
+            return PLAIN
 
     def launch(self, tiles: Sequence[Pixels]) -> Flight:
         """Give tiles to the device; as ``Upscaler.launch``.
@@ -197,14 +217,14 @@ class Forward:
     def _downloading(self, *read: Tensor) -> AbstractContextManager[object]:
         return contextlib.nullcontext() if self._streams is None else self._streams.after_compute(*read)
 
-    def _in_private(self, capture: Capture) -> Capture:
-        """Record while nobody else launches anything: on the same streams, it would be recorded too."""
+    def _in_private(self, work: Callable[[P], V]) -> Callable[[P], V]:
+        """Record, or measure, while nobody else launches anything: on the same streams, it would be part of it."""
 
-        def record(compute: Callable[[], Tensor]) -> Replay:
+        def alone(given: P) -> V:
             with convolution_precision(self._precision):
-                return capture(compute)
+                return work(given)
 
-        return record
+        return alone
 
 
 @dataclass(frozen=True)
@@ -243,6 +263,10 @@ class Streams:
 
 
 _one_at_a_time = threading.RLock()
+"""Held by whoever launches something that must not be recorded, records, or measures."""
+
+_making = threading.Lock()
+"""Held by whoever makes a network ready: what it launches between two recordings must not come into a third."""
 
 
 @contextlib.contextmanager

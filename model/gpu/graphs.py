@@ -1,7 +1,7 @@
 """Forward passes that were recorded before the first request, for a few numbers of windows.
 
 A small pack is over before the host has launched its kernels one by one; a graph launches them at once. A large one is
-not, and runs as it is, without filling.
+not, and runs as it is. All are filled up, so that there are few sizes: libraries plan anew for each that they meet.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ COUNTS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Numbers of windows that are recorded: no pack of more than 64 is filled by more than half of it."""
 
 STEP = 256
-"""What larger numbers of windows are multiples of: libraries plan anew for each that they have not seen."""
+"""What larger numbers of windows are multiples of."""
 
 MEMORY_SHARE = 1 / 16
 """Of the free memory, what a network's recordings may keep for themselves."""
@@ -99,9 +99,9 @@ class Graphs:
         return Recorded(pixels, grid, capture(lambda: self._network(pixels, grid)))
 
     def fitting(self, count: int) -> int:
-        """How many windows a pack of ``count`` should be filled up to: a recorded number, or one of few others."""
-        unrecorded = -(-count // STEP) * STEP if count > COUNTS[-1] else count
-        return min((known for known in self._recorded if known >= count), default=unrecorded)
+        """How many windows a pack of ``count`` is filled up to: one of ``COUNTS``, recorded or not, or a large one."""
+        known = [known for known in (*self._recorded, *COUNTS) if known >= count]
+        return min(known, default=-(-count // STEP) * STEP)
 
     def __call__(self, pixels: Tensor, grid: Tensor) -> Tensor:
         """As the network; with a recorded number of windows the answer is overwritten by the next call."""
