@@ -137,8 +137,9 @@ class Batcher(Generic[T, R]):
         jobs = [Job(item, self._cost(item), ticket) for item in items]
         ticket.futures = [job.future for job in jobs]
         ticket.total = len(jobs)
-        if not self._room.has_jobs and not self._under_way.all:
-            self._pulse.beat()  # silence counts from when there is work
+        with self._room.changed:
+            if not self._room.has_jobs and not self._under_way.all:
+                self._pulse.beat()  # silence counts from when there is work
         self._room.admit(ticket, jobs, client, place)
         return ticket
 
