@@ -122,6 +122,10 @@ class Forward:
         # The head, whose inputs are the image itself, is good to 10 bits where the body is to 8.
         self._precision: Literal["ieee", "tf32"] = "ieee" if dtype is torch.float32 else "tf32"
         self._streams: Streams | None = None
+        with _making:
+            self._graphs = self._make(network, dtype, bytes_per_pixel, counts)
+
+    def _make(self, network: Swin2SR, dtype: torch.dtype, bytes_per_pixel: int, counts: tuple[int, ...]) -> Graphs:
         capture: Capture = as_it_is
         if self._device.type == "cuda":
             self._streams = Streams.on(self._device)
@@ -129,11 +133,11 @@ class Forward:
             free_bytes, _ = torch.cuda.mem_get_info(self._device)
             counts = affordable(counts, self.window**2 * bytes_per_pixel, free_bytes)
             capture = self._in_private(CudaCapture(self._streams.compute))
-        with _making, self._computing(), torch.inference_mode():
+        with self._computing(), torch.inference_mode():
             windowed = WindowedNetwork(network, dtype)
             if self._streams is not None:
                 windowed.operators = self._choose(windowed, max(counts, default=COUNTS[0]))
-            self._graphs = Graphs(
+            return Graphs(
                 windowed,
                 channels=self.channels,
                 window=self.window,
