@@ -112,7 +112,7 @@ class SupervisedThread:
     def _die(self) -> None:
         self._deaths += 1
         if self._deaths >= self._deaths_borne:
-            logger.critical("the worker died and is not started again")
+            logger.critical("the worker died and is not started again; giving up")
             self._give_up()
             return
         try:
