@@ -72,7 +72,7 @@ def serve(sample: str, **options: str | bool | None) -> None:
     try:
         status = serving.serve(settings, typer.echo, sample)
     except (ValueError, OSError) as error:
-        raise _complaint(str(error)) from None
+        raise _complaint(_reason(error)) from None
     serving.leave(status)
 
 
@@ -84,7 +84,7 @@ def serve_on_ray(sample: str, **options: str | bool | None) -> None:
     try:
         status = serve_until_stopped(settings, typer.echo, sample)
     except (ValueError, ServiceError, OSError, RuntimeError) as error:
-        raise _complaint(str(error)) from None
+        raise _complaint(_reason(error)) from None
     raise typer.Exit(status)
 
 
@@ -137,7 +137,7 @@ def upscale(
     except ValidationError as error:
         raise _complaint("; ".join(_sentence(fault, "--") for fault in error.errors())) from None
     except (ValueError, ServiceError, OSError) as error:
-        raise _complaint(str(error)) from None
+        raise _complaint(_reason(error)) from None
     raise typer.Exit(1 if failures else 0)
 
 
@@ -152,7 +152,7 @@ def list_variants(
     try:
         described = _described(device, model_dir, cache_dir) if url is None else _described_by(url, api_key)
     except (ValueError, ServiceError, OSError) as error:
-        raise _complaint(str(error)) from None
+        raise _complaint(_reason(error)) from None
     table = Table("variant", "here" if url is None else "there", "aliases", "scale", "what it is for")
     for each in described:
         here = "yes" if each.available else "no" if each.state == "absent" else each.state
@@ -206,7 +206,7 @@ def evaluate(
         typer.echo(f"{entry.name} on {folder}\n")
         typer.echo(tabulate(evaluate_folder(upscaler, folder, quality=quality)))
     except (ValueError, ServiceError, OSError) as error:
-        raise _complaint(str(error)) from None
+        raise _complaint(_reason(error)) from None
 
 
 def fetch(
@@ -242,7 +242,7 @@ def bench(
     try:
         run(Bench(find_device(device), threads or usable_cpus(), runs, checkpoint), only, json)
     except (ValueError, RuntimeError) as error:
-        raise _complaint(str(error)) from None
+        raise _complaint(_reason(error)) from None
 
 
 def openapi() -> None:
@@ -297,6 +297,12 @@ def _settings(kind: type[S], **values: object) -> S:
 def _sentence(fault: Any, prefix: str) -> str:  # noqa: ANN401 - pydantic's own dictionary
     name = "".join(f"{prefix}{part.upper() if prefix[0] == 'S' else part}: " for part in map(str, fault["loc"][:1]))
     return f"{name}{fault['msg'].removeprefix('Value error, ')}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:  # whose text begins with a number
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
 
 
 def _complaint(text: str) -> typer.Exit:

@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from app.errors import InvalidOption, MethodNotAllowed, NotFound, OutOfMemory, RequestError, ServiceError
 from app.middleware import note, request_id
+from app.schemas import UpscaleOptions
 
 PROBLEM = "application/problem+json"
 CLIENT_CLOSED_REQUEST = 499
@@ -77,6 +78,8 @@ def problem_response(request: Request, error: ServiceError, headers: Mapping[str
 def _sentence(fault: Mapping[str, object]) -> str:
     location = fault.get("loc")
     place = [str(part) for part in location if part != "query"] if isinstance(location, tuple | list) else []
+    if fault.get("type") == "extra_forbidden":
+        return f"{'.'.join(place)}: there is no such option; there are {', '.join(UpscaleOptions.model_fields)}"
     return f"{'.'.join(place) or 'options'}: {str(fault.get('msg')).removeprefix('Value error, ')}"
 
 

@@ -15,6 +15,9 @@ from app.folders import EXTENSIONS, STREAM, SUFFIXES, Job, find_images, place_re
 from app.schemas import UpscaleOptions
 from app.settings import Settings
 
+_WRITTEN = {EXTENSIONS.get(name, f".{name}"): name for name in ("png", "jpeg", "webp", "tiff", "avif")}
+_WRITTEN |= {".jpeg": "jpeg", ".tif": "tiff"}
+
 
 @dataclass(frozen=True)
 class Order:
@@ -40,10 +43,15 @@ class Order:
 
         Raises:
             pydantic.ValidationError: if one cannot be.
+            ValueError: if the output's name is that of no format, or of another one.
         """
-        names = {extension: name for name, extension in EXTENSIONS.items()} | {".tif": "tiff"}
         suffix = self.output.suffix.lower() if self.output and self._is_file(self.output) else ""
-        chosen: Any = format or names.get(suffix, suffix[1:]) or "png"
+        named = _WRITTEN.get(suffix)
+        if suffix and named is None:
+            raise ValueError(f"{self.output} is named as no format that is written: {', '.join(_WRITTEN)}")
+        if format not in (None, "same") and named not in (None, format):
+            raise ValueError(f"{self.output} is named as {named}, and --format says {format}: let them agree")
+        chosen: Any = format or named or "png"
         return UpscaleOptions(format=chosen, **wishes)
 
     def plan(self, variant: str, format_: str) -> list[Job]:
@@ -60,7 +68,8 @@ class Order:
             return [Job(None, None if self.into_stream else target, exact=self._is_file(output))]
         found = find_images(self.places, without=output if self.output else None)
         if not found:
-            raise ValueError("there are no images in what was given")
+            places = ", ".join(self.places)
+            raise ValueError(f"there are no images in {places}: files that end in {', '.join(sorted(SUFFIXES))}")
         if self.into_stream:
             if len(found) > 1:
                 raise ValueError("standard output takes one image")

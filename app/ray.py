@@ -157,7 +157,7 @@ def serve(
             _start_proxies(settings, port)
             say(f"Swin2SR listens on {address}")
             handle = _deploy(application(settings, share, load))
-            say(f"Ready. Try: curl -F file=@{sample} '{address}/v1/upscale' -o upscaled.png")
+            say(f"Ready. Try: curl --fail-with-body -F file=@{sample} '{address}/v1/upscale' -o upscaled.png")
             reason = _wait_for_signal()
             status = 1  # if another signal stops what follows
             status = _drain(handle, settings, reason)

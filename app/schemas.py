@@ -46,7 +46,7 @@ class UpscaleOptions(BaseModel):
     @model_validator(mode="after")
     def _one_wish(self) -> Self:
         if self.factor is not None and (self.width is not None or self.height is not None):
-            raise ValueError("factor goes without width and height")
+            raise ValueError("give either factor, or width and height")
         return self
 
 

@@ -74,7 +74,11 @@ class Server(uvicorn.Server):
         if not self._told:
             self._told = True
             waiting = self._service.metrics.unanswered
-            logger.info("stopping: %d images to finish; another signal gives them up", waiting)
+            logger.info(
+                "stopping: %s to finish, others are taken in for %.1f s more; another signal gives them up",
+                f"{waiting} image" if waiting == 1 else f"{waiting} images",
+                max(0.0, (self._ends_at or 0.0) - time.monotonic()),
+            )
 
 
 def serve(
@@ -100,7 +104,7 @@ def serve(
     url = address.url(settings.host, listener.getsockname()[1])
 
     def on_ready() -> None:
-        say(f"Ready. Try: curl -F file=@{sample} '{url}/v1/upscale' -o upscaled.png")
+        say(f"Ready. Try: curl --fail-with-body -F file=@{sample} '{url}/v1/upscale' -o upscaled.png")
 
     def on_fatal() -> None:
         server.give_up()

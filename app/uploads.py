@@ -115,7 +115,9 @@ async def read_upload(request: Request, share: Share, *, max_bytes: int, patienc
             body = await _receive(request, form, max_bytes, share)
     except TimeoutError:
         if left < patience:
-            raise DeadlineExceeded("The deadline passed while the body arrived.") from None
+            raise DeadlineExceeded(
+                "The deadline passed while the body arrived. Ask for more time with timeout_ms."
+            ) from None
         raise UploadTooSlow(
             f"The body was not complete after {patience:g} s. Send it faster, or send less.", limit=patience
         ) from None

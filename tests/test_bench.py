@@ -171,6 +171,13 @@ def test_a_table_and_a_file(monkeypatch, tmp_path, capsys):
     assert all(tabulate(Row(**row)) in printed for row in content["rows"])
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said_in_a_line(capsys):
+    """With what it needs."""
+    assert main(["--device", "cuda"]) == 1
+    assert capsys.readouterr().err.startswith("python -m model.bench: The device cuda is not there")
+
+
 @pytest.mark.usefixtures("bench")
 def test_a_section_that_fails_costs_its_own_rows(monkeypatch, tmp_path, capsys):
     """The others are measured, printed and written; the program says by its status that one is missing."""
@@ -365,8 +372,8 @@ def test_a_compiled_block_is_compared_with_the_one_that_is_used(card_bench, monk
     monkeypatch.setattr(blocks, "compile_block", lambda: compute_block)
     rows = list(card.CARD_SECTIONS["block"](card_bench))
     assert [(row.work, row.against) for row in rows] == [
-        ("classical-x2, a block", "torch.compile"),
-        ("lightweight-x2, a block", "torch.compile"),
+        ("classical-x2, a block of 4 windows", "torch.compile"),
+        ("lightweight-x2, a block of 4 windows", "torch.compile"),
     ]
     assert all(row.figure > 0 for row in rows)
 

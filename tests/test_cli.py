@@ -291,8 +291,9 @@ def test_a_bad_file_makes_the_exit_status_1(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("empty", "-o", "out"), "no images"),
-        (("a.png", "-o", "out.gif"), "--format"),
+        (("empty", "-o", "out"), "no images in empty: files that end in .avif, "),
+        (("a.png", "-o", "out.gif"), "out.gif is named as no format that is written: .png, .jpg, "),
+        (("a.png", "-o", "out.jpg", "--format", "webp"), "out.jpg is named as jpeg, and --format says webp"),
         (("a.png", "-o", "out.png", "--factor", "1", "--width", "3"), "factor"),
         (("a.png", "-o", "out.png", "--factor", "-1"), "--factor"),
         (("*.png", "-o", "out.png"), "into a folder"),

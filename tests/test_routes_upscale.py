@@ -217,6 +217,12 @@ def test_an_impossible_option_is_refused_by_name(ask, params):
     assert any(name in " ".join(document["errors"]) for name in params)
 
 
+def test_an_option_that_there_is_not_is_told_from_those_that_there_are(ask):
+    """So that a slip of the pen is seen."""
+    document = problem(ask(files={"file": PHOTO}, params={"varient": "x2"}), 422, "invalid_option")
+    assert document["errors"][0].startswith("varient: there is no such option; there are variant, ")
+
+
 def test_too_large_a_body_is_refused_before_it_is_read(ask):
     """By its Content-Length."""
     settings = {"max_body_bytes": 1000}

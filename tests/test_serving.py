@@ -30,7 +30,7 @@ def test_it_says_where_it_listens_and_what_to_try(server):
     """An address, and a command that works when it is copied."""
     assert server.url.startswith("http://127.0.0.1:")
     line = next(line for line in server.output if line.startswith("Ready."))
-    assert f"curl -F file=@photo.jpg '{server.url}/v1/upscale' -o upscaled.png" in line
+    assert f"curl --fail-with-body -F file=@photo.jpg '{server.url}/v1/upscale' -o upscaled.png" in line
 
 
 def test_a_real_photo_is_upscaled(server, shared):
@@ -102,5 +102,8 @@ def test_an_address_in_use_is_one_sentence(server):
         check=False,
     )
     assert answer.returncode == 1
-    assert f"127.0.0.1:{port} is not to be had: Address already in use. Choose another one with --port" in answer.stderr
+    assert (
+        f"swin2sr: 127.0.0.1:{port} is not to be had: Address already in use. Choose another one with --port"
+        in answer.stderr
+    )
     assert "Traceback" not in answer.stderr

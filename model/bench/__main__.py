@@ -31,7 +31,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--testset", type=Path, help="folder of images, as for `swin2sr evaluate`, for the quality")
     parser.add_argument("--json", type=Path, help="file, or existing folder, to write the results to")
     options = parser.parse_args(arguments)
-    bench = Bench(find_device(options.device), options.threads, options.runs, options.checkpoint, options.testset)
+    try:
+        device = find_device(options.device)
+    except ValueError as error:
+        sys.stderr.write(f"{parser.prog}: {error} A GPU needs its driver and a CUDA build of torch.\n")
+        return 1
+    bench = Bench(device, options.threads, options.runs, options.checkpoint, options.testset)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("model.gpu").setLevel(logging.INFO)  # which kernels were chosen, and by what times
     machine = describe_machine(bench.device, bench.threads)

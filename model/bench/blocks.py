@@ -43,7 +43,7 @@ def compare_block(bench: Bench) -> Iterator[Row]:
             makers = {name: partial(_compile, form, work) for name, form in _forms(chosen).items()}
             runs, faults = attempt(makers)
             timings = bench.time({"here": partial(run_block, chosen, work), **runs})
-            yield from compare(f"{variant}, a block", timings, faults)
+            yield from compare(f"{variant}, a block of {WINDOWS[kind]} windows", timings, faults)
 
 
 def _compile(form: Operators, work: Work) -> Run:
