@@ -46,7 +46,7 @@ def give_back(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-        if hasattr(torch.accelerator, "empty_host_cache"):  # from 2.12 on
+        if hasattr(torch.accelerator, "empty_host_cache"):  # not in every version
             torch.accelerator.empty_host_cache()
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # a C library without it

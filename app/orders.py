@@ -6,7 +6,7 @@ import sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 
@@ -15,7 +15,8 @@ from app.folders import EXTENSIONS, STREAM, SUFFIXES, Job, find_images, place_re
 from app.schemas import UpscaleOptions
 from app.settings import Settings
 
-_WRITTEN = {EXTENSIONS.get(name, f".{name}"): name for name in ("png", "jpeg", "webp", "tiff", "avif")}
+_FORMATS = [name for name in get_args(UpscaleOptions.model_fields["format"].annotation) if name != "same"]
+_WRITTEN = {EXTENSIONS.get(name, f".{name}"): name for name in _FORMATS}
 _WRITTEN |= {".jpeg": "jpeg", ".tif": "tiff"}
 
 

@@ -72,9 +72,11 @@ class Compiler:
         return "fp32" if isinstance(value, float) else "i32"
 
 
-def launch_all(channels: int, heads: int, window: int, dtype: torch.dtype) -> None:
+def launch_all(channels: int, heads: int, window: int, dtype: torch.dtype, *, bounded: bool = True) -> None:
     """Every kernel that such a network could have, in every form."""
     network = tiny_network(embed_dim=channels, num_heads=(heads,), depths=(2,), window_size=window)
+    if not bounded:
+        network.layers[0].residual_group.blocks[1].attn.logit_scale.fill_(4.6)
     windowed = WindowedNetwork(network, dtype)
     block, tokens = windowed.stages[0].blocks[1], 5 * window**2
     stream, rows = torch.zeros(tokens, windowed.width), torch.arange(tokens, dtype=torch.int32)
@@ -100,6 +102,7 @@ def main() -> None:
             launch_all(channels, heads, window, torch.bfloat16)
             if (channels, capability) == (60, 90):
                 launch_all(channels, heads, window, torch.float32)
+                launch_all(channels, heads, window, torch.bfloat16, bounded=False)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 
+from app.batcher import Batcher
 from app.jobs import Ticket
 
 PATIENCE = 20.0
@@ -124,6 +126,25 @@ def model_dir(folder: Path, *names: str) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "config.json").write_text("{}")
     return folder
+
+
+@contextmanager
+def batchers(run: Callable, release: Callable[[], None]) -> Iterator[Callable[..., Batcher]]:
+    """Makes started batchers of whole numbers, which cost what they are; at the end all is released and finished."""
+    made = []
+
+    def build(*, start=True, **options):
+        limits = {"max_batch_cost": 10, "max_queue_cost": 1000, "max_queue_requests": 100, "restart_delay": 0.0}
+        made.append(Batcher(options.pop("run", run), options.pop("cost", int), **{**limits, **options}))
+        if start:
+            made[-1].start()
+        return made[-1]
+
+    yield build
+    release()
+    for batcher in made:
+        assert batcher.close(PATIENCE)
+    join_workers()
 
 
 def join_workers() -> None:

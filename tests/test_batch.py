@@ -7,10 +7,9 @@ import threading
 import pytest
 
 from app.batch import Batch
-from app.batcher import Batcher
 from app.errors import DeadlineExceeded, InternalError, NotReady, OutOfMemory
 from app.jobs import Job, Ticket
-from tests.scripted import PATIENCE, Clock, join_workers, results
+from tests.scripted import PATIENCE, Clock, batchers, results
 
 
 class Launched:
@@ -77,19 +76,8 @@ def device():
 @pytest.fixture
 def make(device):
     """Makes started batchers, and ends them."""
-    made = []
-
-    def build(**options):
-        limits = {"max_batch_cost": 10, "max_queue_cost": 1000, "max_queue_requests": 100, "restart_delay": 0.0}
-        made.append(Batcher(options.pop("run", device), int, **{**limits, **options}))
-        made[-1].start()
-        return made[-1]
-
-    yield build
-    device.finish_all()
-    for batcher in made:
-        assert batcher.close(PATIENCE)
-    join_workers()
+    with batchers(device, device.finish_all) as build:
+        yield build
 
 
 def test_a_full_batch_goes_behind_the_one_that_runs(make, device):

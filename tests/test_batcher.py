@@ -9,10 +9,9 @@ from concurrent.futures import CancelledError
 import pytest
 
 from app.batch import BatchReport
-from app.batcher import Batcher
 from app.errors import DeadlineExceeded, Draining, ImageTooLarge, InternalError, NotReady, QueueFull
 from app.jobs import Progress
-from tests.scripted import PATIENCE, Clock, Gate, join_workers, results
+from tests.scripted import PATIENCE, Clock, Gate, batchers, results
 
 
 class Script:
@@ -38,21 +37,8 @@ def script():
 @pytest.fixture
 def make(script):
     """Makes started batchers, and ends them."""
-    made = []
-
-    def build(*, start=True, **options):
-        limits = {"max_batch_cost": 10, "max_queue_cost": 1000, "max_queue_requests": 100, "restart_delay": 0.0}
-        batcher = Batcher(options.pop("run", script), options.pop("cost", int), **{**limits, **options})
-        made.append(batcher)
-        if start:
-            batcher.start()
-        return batcher
-
-    yield build
-    script.gate.open()
-    for batcher in made:
-        assert batcher.close(PATIENCE)
-    join_workers()
+    with batchers(script, script.gate.open) as build:
+        yield build
 
 
 @pytest.fixture

@@ -367,7 +367,7 @@ def test_a_block_may_round_as_its_products_do():
     assert choose(fused, iter(times)).run_block is None
 
 
-@pytest.mark.parametrize("factor", [1.05, float("nan")])
+@pytest.mark.parametrize("factor", [1.01, float("nan")])
 def test_a_wrong_kernel_is_not_used(factor):
     """However fast it is."""
 
@@ -413,7 +413,7 @@ def draw_attention(channels, heads, window, dtype, device, *, largest=100):
     return qkv.flatten(1).to(dtype), kinds, AttentionTables(bias, scale, channels)
 
 
-def check_kernels(kernels, dtype, form, device, tolerance=3e-5):
+def check_kernels(kernels, dtype, form, device, tolerance=1e-5):
     """Each kernel against PyTorch's operators; float32 within a tolerance."""
     channels, heads, window = form
     for largest in (40, 100):

@@ -89,7 +89,7 @@ def choose_operators(windowed: WindowedNetwork, time: Timer, forms: Sequence[Ope
         windowed: the network.
         time: measures a call there.
         forms: the kernels, as ``load_kernels`` finds them.
-        windows: how many the forms are compared on; with a thousand or two a kernel takes longer than launching it.
+        windows: how many the forms are compared on; many, so that launching a kernel is no part of its time.
     """
     if not forms:
         return PLAIN

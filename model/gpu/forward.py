@@ -61,7 +61,7 @@ class Pack:
         if self.arrived is None:
             return True
         try:
-            return bool(self.arrived.query())  # type: ignore[no-untyped-call]
+            return bool(self.arrived.query())  # type: ignore[no-untyped-call]  # not annotated
         except RuntimeError:  # the device is lost
             return True
 

@@ -2,7 +2,7 @@
 
 Source of the arithmetic: ``model.gpu.operators``. Nothing is rounded twice: queries and keys that come as bfloat16 meet
 as they came, and their lengths are divided out of the products; those that are still float32 are normalised first.
-Logits are to the base of 2.
+Bounded logits are to the base of 2; for others, which may be large, its rounding would cost digits.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
@@ -55,9 +55,7 @@ def mix(
     else:
         both = (slot < TOKENS)[:, None] & (slot < TOKENS)[None, :]
         logits = tl.where((slot < TOKENS)[None, :], logits + tl.load(place, mask=both, other=0.0), -1e30)
-    if not BOUNDED:
-        logits -= tl.max(logits, 1)[:, None]
-    weights = tl.exp2(logits)
+    weights = tl.exp2(logits) if BOUNDED else tl.exp(logits - tl.max(logits, 1)[:, None])
     mixed = tl.dot(weights.to(NUMBERS), value, input_precision="ieee")
     return mixed * (1.0 / tl.sum(weights, 1))[:, None]
 
@@ -245,7 +243,7 @@ def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:
     width, channels = qkv.shape[1] // 3, tables.channels
     out = qkv.new_empty(len(qkv), width)
     attend_windows[(len(qkv) // length * heads,)](
-        qkv, out, tables.bias_2, tables.scale_2, kinds,
+        qkv, out, *_cosine_tables(tables), kinds,
         TOKENS=length, SLOTS=_room(length), HEADS=heads, DIM=channels // heads, LANES=_room(channels // heads),
         CHANNELS=channels, WIDTH=width, SPARE=triton.next_power_of_2(max(width - channels, 1)), NUMBERS=_numbers(qkv),
         BOUNDED=tables.bounded,
@@ -288,7 +286,7 @@ def run_block(stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None, 
     channels, width, numbers = block.tables.channels, stream.shape[1], _numbers(block.qkv.weight)
     out = torch.empty_like(stream)
     block_windows[(len(stream) // length,)](
-        stream, out, stream if rows is None else rows, kinds, block.tables.bias_2, block.tables.scale_2,
+        stream, out, stream if rows is None else rows, kinds, *_cosine_tables(block.tables),
         *_multiplied(numbers, block.qkv, block.proj), block.norm1.weight, block.norm1.bias,
         *_multiplied(numbers, block.fc1, block.fc2), block.norm2.weight, block.norm2.bias, block.norm1.eps,
         TOKENS=length, SLOTS=_room(length), HEADS=heads, DIM=channels // heads, LANES=_room(channels // heads),
@@ -319,6 +317,11 @@ def _multiplied(numbers: tl.dtype, *layers: Weights) -> list[Tensor]:
     """Weights and biases as what is multiplied: themselves, but for bfloat16 in the interpreter."""
     kept = torch.bfloat16 if numbers == tl.bfloat16 else torch.float32
     return [tensor.to(kept) for layer in layers for tensor in (layer.weight, layer.bias)]
+
+
+def _cosine_tables(tables: AttentionTables) -> tuple[Tensor, Tensor]:
+    """Bias and factor of the logits."""
+    return (tables.bias_2, tables.scale_2) if tables.bounded else (tables.bias, tables.scale)
 
 
 def _room(size: int) -> int:
