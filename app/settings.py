@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from model.fetch import OfficialWeights
@@ -24,6 +24,23 @@ OTHERS = frozenset({"URL", "API_KEY"})
 MEBIBYTE = 1024 * 1024
 WINDOWS = (7, 8)
 """Sides of the attention windows of the known variants, pixels: tiles are whole windows."""
+
+SHORTEST_SECRET = 8
+"""Characters of the shortest key or token that is accepted."""
+
+
+def _check_secret(value: SecretStr) -> SecretStr:
+    """Refuse a secret that is easy to guess, or that a header cannot carry; the text never shows it."""
+    text = value.get_secret_value()
+    if len(text) < SHORTEST_SECRET or not all("!" <= character <= "~" for character in text):
+        raise ValueError(
+            f"a secret needs at least {SHORTEST_SECRET} characters of printable ASCII without spaces; "
+            "create one with: openssl rand -hex 24"
+        )
+    return value
+
+
+Secret = Annotated[SecretStr, AfterValidator(_check_secret)]
 
 
 class Settings(BaseSettings):
@@ -70,16 +87,30 @@ class Settings(BaseSettings):
     upload_timeout_ms: int = Field(30_000, ge=1, description="longest that a body may take to arrive before its 408")
     drain_delay_ms: int = Field(5_000, ge=0, description="on SIGTERM: not ready, but still accepting, for so long")
     drain_timeout_ms: int = Field(600_000, ge=0, description="on SIGTERM: longest wait for what was accepted")
-    api_keys: Annotated[tuple[SecretStr, ...], NoDecode] = Field(
+    api_keys: Annotated[tuple[Secret, ...], NoDecode] = Field(
         (), description="comma separated; with any set, /v1/* needs one of them as bearer token"
     )
-    admin_token: SecretStr | None = Field(None, description="bearer token that allows load, unload and reload")
+    admin_token: Secret | None = Field(None, description="bearer token that allows load, unload and reload")
     log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, values: dict[str, object]) -> dict[str, object]:
+        """An empty value means unset: this is what ``${ADMIN_TOKEN:-}`` gives in Compose."""
+        return {name: value for name, value in values.items() if value not in ("", SecretStr(""))}
 
     @field_validator("variants", "api_keys", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _refuse_blank_keys(cls, value: object) -> object:
+        """A value that holds no key would open the service to everybody. Runs before the value is split."""
+        if isinstance(value, str) and not value.replace(",", "").strip():
+            raise ValueError("holds only blanks or commas; set at least one key, or leave it empty for no keys")
+        return value
 
     @field_validator("variants")
     @classmethod

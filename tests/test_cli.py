@@ -261,9 +261,9 @@ def test_weights_that_are_not_on_this_machine_are_told_with_the_command_that_bri
 
 def test_a_key_is_sent_to_the_server(run, photos, tmp_path):
     """Where it wants one."""
-    with listening(scripted_app(tmp_path / "s", {"api_keys": "secret"}, lightweight_x2=ScriptedUpscaler())) as url:
+    with listening(scripted_app(tmp_path / "s", {"api_keys": "secret-key"}, lightweight_x2=ScriptedUpscaler())) as url:
         refused = run("upscale", photos / "a.png", "-o", "out", "--url", url)
-        served = run("upscale", photos / "a.png", "-o", "out", "--url", url, "--api-key", "secret")
+        served = run("upscale", photos / "a.png", "-o", "out", "--url", url, "--api-key", "secret-key")
     assert "A key is needed" in refused.stderr
     assert (refused.exit_code, served.exit_code) == (1, 0)
 

@@ -28,7 +28,7 @@ HUB_ID = "caidas/swin2SR-lightweight-x2-64"
 BIN = f"{HUB_ID}/pytorch_model.bin"
 NAME = "lightweight-x2"
 DIGEST = VARIANTS[NAME].digest
-ADMIN = {"authorization": "Bearer wizard"}
+ADMIN = {"authorization": "Bearer wizard-wizard"}
 IMAGE = noise(24, 16)
 
 needs_weights = pytest.mark.skipif(embedded_path("small-x2") is None, reason="the embedded weights are not here")
@@ -55,7 +55,8 @@ def settings(hub, cache, monkeypatch):
         return OfficialWeights(chosen.cache_dir, chosen.offline, chosen.release_url, hub.url, lambda _seconds: None)
 
     monkeypatch.setattr(Settings, "official_weights", official_weights)
-    fixed = {"cache_dir": cache, "release_url": hub.release_url, "device": "cpu", "threads": 1, "admin_token": "wizard"}
+    fixed = {"cache_dir": cache, "release_url": hub.release_url, "device": "cpu", "threads": 1}
+    fixed["admin_token"] = "wizard-wizard"
     return lambda **chosen: Settings(**{**SMALL, **fixed, "variants": "small-x2", **chosen})
 
 

@@ -78,7 +78,7 @@ def test_there_is_an_example_of_every_error():
 def test_the_examples_are_what_the_service_answers(tmp_path):
     """Title, type, status, and the names of the facts, for every error that a request alone can cause."""
     picture = {"files": {"file": png(noise(8, 8))}}
-    key = {"Authorization": "Bearer key"}
+    key = {"Authorization": "Bearer user-key"}
     requests = [
         ("POST", "/v1/upscale", {"files": {"file": png(noise(20, 20))[:-30]}}),
         ("POST", "/v1/upscale", {"files": {"image": b"x"}}),
@@ -96,7 +96,8 @@ def test_the_examples_are_what_the_service_answers(tmp_path):
     ]
 
     async def ask():
-        app = scripted_app(tmp_path, {"api_keys": "key", "max_body_bytes": 100_000}, lightweight_x2=ScriptedUpscaler())
+        settings = {"api_keys": "user-key", "max_body_bytes": 100_000}
+        app = scripted_app(tmp_path, settings, lightweight_x2=ScriptedUpscaler())
         async with running(app) as client:
             return [
                 (await client.request(method, path, **{**more, "headers": {**key, **more.get("headers", {})}})).json()

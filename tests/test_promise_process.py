@@ -445,7 +445,7 @@ def test_promise_16_a_bomb_costs_no_memory(server):
 def test_promise_16_keys_are_needed_before_a_body_is_read():
     """401 without reading what was announced."""
     head = "Content-Type: image/png\r\nContent-Length: 1000"
-    with ScriptedServer(api_keys="hush") as server, raw(server, head) as connection:
+    with ScriptedServer(api_keys="hush-hush") as server, raw(server, head) as connection:
         assert read_until(connection, b"unauthorized").startswith(b"HTTP/1.1 401")
 
 

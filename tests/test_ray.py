@@ -296,7 +296,7 @@ def refused(server):
         ({"ray_min_replicas": 0}, ("ray_min_replicas",)),
         ({"ray_target_requests": 0}, ("ray_target_requests",)),
         ({"device": "cuda:1"}, ("DEVICE cuda:1",)),
-        ({"admin_token": "secret"}, ("ADMIN_TOKEN",)),
+        ({"admin_token": "secret-token"}, ("ADMIN_TOKEN",)),
     ],
 )
 def test_what_ray_cannot_do_is_refused(settings, names):

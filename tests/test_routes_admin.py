@@ -16,7 +16,7 @@ from tests.service import SMALL, enlarged, noise, pixels_of, png, running
 PIXELS = noise(40, 30)
 PHOTO = {"file": png(PIXELS)}
 LARGE = noise(200, 300)
-ADMIN = {"authorization": "Bearer wizard"}
+ADMIN = {"authorization": "Bearer wizard-wizard"}
 VARIANT = "/v1/variants/classical-x2"
 
 
@@ -43,7 +43,7 @@ def weights():
 @pytest.fixture
 def app(tmp_path, weights):
     folder = model_dir(tmp_path, "classical-x2", "small-x4")
-    settings = {"variants": "classical-x2", "model_dir": folder, "device": "cpu", "admin_token": "wizard"}
+    settings = {"variants": "classical-x2", "model_dir": folder, "device": "cpu", "admin_token": "wizard-wizard"}
     return create_app(Settings(**SMALL, **settings), load=weights)
 
 
@@ -66,17 +66,17 @@ async def change(client, what, variant=VARIANT, **request):
 @pytest.mark.parametrize(
     ("admin_token", "sent", "refusal"),
     [
-        ("wizard", None, (401, "unauthorized")),
-        ("wizard", "wrong", (401, "unauthorized")),
-        ("wizard", "muggle", (403, "forbidden")),
-        (None, "wizard", (403, "forbidden")),
+        ("wizard-wizard", None, (401, "unauthorized")),
+        ("wizard-wizard", "wrong", (401, "unauthorized")),
+        ("wizard-wizard", "muggle-muggle", (403, "forbidden")),
+        (None, "wizard-wizard", (403, "forbidden")),
         (None, None, (403, "forbidden")),
     ],
 )
 def test_only_the_admin_token_changes_what_is_loaded(tmp_path, what, admin_token, sent, refusal):
     """No token, a wrong one, a user's key, and a server without an admin token are refused; nothing is loaded."""
     folder, weights = model_dir(tmp_path, "classical-x2"), Weights()
-    settings = {"variants": "classical-x2", "model_dir": folder, "device": "cpu", "api_keys": "muggle"}
+    settings = {"variants": "classical-x2", "model_dir": folder, "device": "cpu", "api_keys": "muggle-muggle"}
     app = create_app(Settings(**SMALL, **settings, admin_token=admin_token), load=weights)
     headers = {"authorization": f"Bearer {sent}"} if sent else {}
     response = during(app, lambda client: client.post(f"{VARIANT}/{what}", headers=headers))
@@ -87,7 +87,7 @@ def test_only_the_admin_token_changes_what_is_loaded(tmp_path, what, admin_token
 def test_the_administrator_may_also_do_what_users_may(tmp_path, weights):
     """One token is enough to look and to try."""
     settings = {"variants": "classical-x2", "model_dir": model_dir(tmp_path, "classical-x2"), "device": "cpu"}
-    app = create_app(Settings(**SMALL, **settings, api_keys="muggle", admin_token="wizard"), load=weights)
+    app = create_app(Settings(**SMALL, **settings, api_keys="muggle-muggle", admin_token="wizard-wizard"), load=weights)
     assert during(app, lambda client: client.get("/v1/variants", headers=ADMIN)).status_code == 200
 
 

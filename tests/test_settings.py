@@ -34,13 +34,13 @@ def test_the_defaults_are_the_contract():
 def test_the_environment_is_read(monkeypatch, tmp_path):
     """Lists are comma separated, and spaces around names do not matter."""
     monkeypatch.setenv("SWIN2SR_VARIANTS", "X2, small-x4 ,x2")
-    monkeypatch.setenv("SWIN2SR_API_KEYS", "one,two")
+    monkeypatch.setenv("SWIN2SR_API_KEYS", "first-key, second-key")
     monkeypatch.setenv("SWIN2SR_MODEL_DIR", str(tmp_path))
     monkeypatch.setenv("SWIN2SR_MAX_BATCH_PIXELS", "1000000")
     monkeypatch.setenv("SWIN2SR_OFFLINE", "true")
     settings = Settings()
     assert settings.variants == ("x2", "small-x4")
-    assert [key.get_secret_value() for key in settings.api_keys] == ["one", "two"]
+    assert [key.get_secret_value() for key in settings.api_keys] == ["first-key", "second-key"]
     assert (settings.model_dir, settings.max_batch_pixels, settings.offline) == (tmp_path, 1_000_000, True)
 
 
@@ -52,7 +52,7 @@ def test_the_environment_is_read(monkeypatch, tmp_path):
         ({"max_batch_pixels": 1000}, ["MAX_BATCH_PIXELS 1000", "TILE_SIZE 544"]),
         ({"max_queue_pixels": 60_000_000}, ["MAX_QUEUE_PIXELS 60000000", "MAX_INPUT_PIXELS 50000000"]),
         ({"drain_delay_ms": 2, "drain_timeout_ms": 1}, ["DRAIN_DELAY_MS 2", "DRAIN_TIMEOUT_MS 1"]),
-        ({"api_keys": "a,b", "admin_token": "b"}, ["ADMIN_TOKEN", "API_KEYS"]),
+        ({"api_keys": "first-key,second-key", "admin_token": "second-key"}, ["ADMIN_TOKEN", "API_KEYS"]),
     ],
 )
 def test_an_impossible_combination_names_both_values(values, names):
@@ -88,10 +88,43 @@ def test_an_impossible_value_is_refused(values):
 
 def test_secrets_are_not_shown():
     """Neither the settings nor an error about them print a key."""
-    assert "hush" not in repr(Settings(api_keys="hush", admin_token="hush2"))
+    assert "hush" not in repr(Settings(api_keys="hush-hush", admin_token="hush-hush-2"))
     with pytest.raises(ValidationError) as error:
-        Settings(api_keys="hush", admin_token="hush")
+        Settings(api_keys="hush-hush", admin_token="hush-hush")
     assert "hush" not in str(error.value)
+    with pytest.raises(ValidationError) as error:
+        Settings(api_keys="hush", admin_token="hush hush")
+    assert "hush" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "ADMIN_TOKEN", "VARIANTS", "MODEL_DIR", "PORT", "OFFLINE"])
+def test_an_empty_value_means_unset(monkeypatch, name):
+    """Compose gives an empty value for ``${NAME:-}``; as an option it means the same."""
+    default = Settings()
+    monkeypatch.setenv(f"SWIN2SR_{name}", "")
+    assert Settings() == default
+    assert Settings(**{name.lower(): ""}) == default
+
+
+@pytest.mark.parametrize("name", ["api_keys", "admin_token"])
+@pytest.mark.parametrize(
+    "value",
+    ["short", "7-chars", " ", "\t", ",", " , ,", "\u200b", "two words", "Schlüssel-Schlüssel", "tab\tin-it"],
+)
+@pytest.mark.parametrize("given", ["variable", "option"])
+def test_a_poor_secret_is_refused(monkeypatch, name, value, given):
+    """Short, blank and non-ASCII secrets stop startup; the message names the setting and does not show the value."""
+    if given == "variable":
+        monkeypatch.setenv(f"SWIN2SR_{name.upper()}", value)
+    with pytest.raises(ValidationError, match=name) as error:
+        Settings(**({name: value} if given == "option" else {}))
+    assert not value.strip(" ,\t") or value not in str(error.value)
+
+
+def test_a_poor_key_beside_a_good_one_is_refused():
+    """Every key is checked, not only the first."""
+    with pytest.raises(ValidationError, match="api_keys"):
+        Settings(api_keys="long-enough,short")
 
 
 def test_settings_do_not_change():
@@ -105,6 +138,6 @@ def test_where_weights_come_from_and_go_to():
     official = Settings(cache_dir="~/weights", offline=True, release_url="https://mirror.example/v1").official_weights()
     assert official.cache_dir == Path.home() / "weights"
     assert (official.offline, official.release_url, official.hub_url) == (True, "https://mirror.example/v1", None)
-    for address in ("file:///tmp", "mirror.example", ""):
+    for address in ("file:///tmp", "mirror.example"):
         with pytest.raises(ValidationError, match="release_url"):
             Settings(release_url=address)

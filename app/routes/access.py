@@ -69,8 +69,9 @@ def identify(token: str | None, keys: Sequence[SecretStr]) -> str:
 
 
 def _matches(token: str | None, keys: Sequence[SecretStr]) -> list[bool]:
+    """Compare a token with each key in constant time. A missing or empty token matches no key."""
     sent = (token or "").encode()
-    return [secrets.compare_digest(sent, key.get_secret_value().encode()) for key in keys]
+    return [secrets.compare_digest(sent, key.get_secret_value().encode()) and sent != b"" for key in keys]
 
 
 def _is_one_of(token: str | None, keys: Sequence[SecretStr]) -> bool:

@@ -25,7 +25,7 @@ INTERESTING = (b"\x00", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x8
 @pytest.fixture(scope="module")
 def server():
     """A server that takes no time over its work, and refuses what would take its tester's."""
-    limits = {"max_input_pixels": 250_000, "upload_timeout_ms": 2000, "admin_token": "wizard"}
+    limits = {"max_input_pixels": 250_000, "upload_timeout_ms": 2000, "admin_token": "wizard-wizard"}
     with ScriptedServer(**limits) as process:
         yield process
 

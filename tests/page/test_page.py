@@ -164,9 +164,9 @@ def test_a_busy_server_is_asked_again(visit):
 
 def test_a_key_is_asked_for_where_one_is_needed(visit):
     """And used from then on."""
-    with visit({"api_keys": "secret"}) as page:
+    with visit({"api_keys": "secret-key"}) as page:
         assert "A key is needed" in page.locator("#variant-list").inner_text()
-        page.get_by_label("This server asks for a key").fill("secret")
+        page.get_by_label("This server asks for a key").fill("secret-key")
         page.keyboard.press("Enter")
         page.locator(".variant").first.wait_for()
         choose(page, given())
