@@ -63,9 +63,9 @@ clean: ## forget everything that was made here
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "%-10s%s\n", $$1, $$2 }' Makefile
 
-$(SAMPLE): app/sample.py | $(VENV)/.installed
+$(SAMPLE): app/imaging/sample.py | $(VENV)/.installed
 	@mkdir -p $(@D)
-	@$(BIN)/python -m app.sample $@
+	@$(BIN)/python -m app.imaging.sample $@
 
 # PyTorch goes first and alone, so that the extra index is asked for nothing else; out of reach, pip does without it.
 $(VENV)/.torch: constraints.txt

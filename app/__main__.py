@@ -12,9 +12,9 @@ def main() -> None:
     """Listen to SIGTERM before what takes seconds to import, torch above all."""
     if sys.argv[1:2] == ["serve"]:
         signal.signal(signal.SIGTERM, _leave)
-    from app import cli  # noqa: PLC0415
+    from app.cli import commands  # noqa: PLC0415
 
-    cli.main()
+    commands.main()
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

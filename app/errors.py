@@ -23,8 +23,8 @@ ServiceError
     ├── OutOfMemory           503 out_of_memory
     └── DeadlineExceeded      504 deadline_exceeded
 
-A server raises these and ``app.handlers`` turns them into problem documents (RFC 9457); a client turns the documents
-back into the same classes with :func:`error_from_problem`. This module imports no framework.
+A server raises these and ``app.http.handlers`` turns them into problem documents (RFC 9457). A client turns the
+documents back into the same classes with :func:`error_from_problem`. This module imports no framework.
 """
 # ruff: noqa: N818 - the names are the stable codes of the contract, spelled as classes
 

@@ -12,12 +12,12 @@ from fastapi import FastAPI
 from starlette.middleware import Middleware
 
 from app import __version__
-from app.handlers import EXCEPTION_HANDLERS
-from app.middleware import RequestContext
+from app.http.handlers import EXCEPTION_HANDLERS
+from app.http.middleware import RequestContext
 from app.routes import health, pages, upscale, variants
 from app.service import build_service
 from app.settings import Settings
-from app.weights import Load
+from app.variants.loaded_model import Load
 
 ROUTERS = (upscale.router, variants.router, variants.admin_router, health.router, pages.router)
 

@@ -17,18 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app import codec
-from app.batcher import Batcher
+from app.batching.batcher import Batcher
+from app.batching.jobs import Progress, Ticket
 from app.errors import DeadlineExceeded, RequestError
-from app.jobs import Progress, Ticket
-from app.passes import Pass, Pixels, Values, fit, fit_transparency, is_constant, turn, turn_back
-from app.registry import ModelRegistry
+from app.http.uploads import Upload
+from app.imaging.backpressure import Spool
+from app.imaging.channels import Pass, Pixels, Values, fit, fit_transparency, is_constant, turn, turn_back
+from app.imaging.work_plan import Outline, final_size, outline, reduce_to
 from app.schemas import UpscaleOptions
 from app.settings import Settings
-from app.sizes import Outline, final_size, outline, reduce_to
-from app.spool import Spool
-from app.uploads import Upload
-from app.weights import Piece, TileUpscaler
-from model.processor import pad_direct
+from app.variants.loaded_model import Piece, TileUpscaler
+from app.variants.registry import ModelRegistry
+from model.padding import pad_direct
 from model.tiling import Stitcher, Tile
 
 P = ParamSpec("P")

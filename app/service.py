@@ -13,19 +13,19 @@ from functools import partial
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
-from app.batch import BatchReport
-from app.batcher import Batcher
-from app.device import free, is_lost, measure
+from app.batching.batch import BatchReport
+from app.batching.batcher import Batcher
+from app.batching.supervision import Pulse
+from app.cgroup import usable_cpus
 from app.errors import NotReady
+from app.http.uploads import BodyRoom
 from app.metrics import Metrics, counter, gauge, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
-from app.quota import usable_cpus
-from app.registry import ModelRegistry
 from app.settings import Settings
-from app.supervision import Pulse
-from app.uploads import BodyRoom
-from app.weights import Load, Piece
-from model.gpu.forward import PACK_PIXELS
+from app.variants.device import free, is_lost, measure
+from app.variants.loaded_model import Load, Piece
+from app.variants.registry import ModelRegistry
+from model.gpu.runner import PACK_PIXELS
 
 TILES_PER_BATCH = {"cpu": 1, "cuda": 16}
 """How many of the largest tiles a batch holds, where the setting is auto."""

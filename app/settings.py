@@ -14,7 +14,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from model.fetch import OfficialWeights
+from model.official.fetch import OfficialWeights
 from model.variants import RELEASE
 
 PREFIX = "SWIN2SR_"

@@ -84,7 +84,7 @@ echo "The image has $megabytes MB, of $most_megabytes at most."
 inside sh -c '! command -v cc gcc c++ g++ clang pip' || fail "there is a compiler or an installer in it"
 inside python3 -c '
 import importlib.metadata, pathlib, torch
-from model.fused import load_kernel
+from model.cpu_kernel import load_kernel
 assert torch.version.cuda is None
 assert not [each.name for each in importlib.metadata.distributions() if "nvidia" in each.name or "cuda" in each.name]
 assert load_kernel() is not None, "the C kernel is missing"

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import fused, windows
+from model import cpu_kernel, windows
 
 # The official code clamps to the float32 logarithm, and so does a network in float64.
 MAX_LOGIT_SCALE = float(torch.log(torch.tensor(100.0)))
@@ -55,7 +55,7 @@ class WindowAttention(nn.Module):
         self.register_buffer("masks", masks, persistent=False)
         self.logit_bias: Tensor | None = None
         self.scale: Tensor | None = None
-        self.kernel_tables: fused.KernelTables | None = None
+        self.kernel_tables: cpu_kernel.KernelTables | None = None
         self.register_load_state_dict_post_hook(_refresh)  # type: ignore[no-untyped-call]  # likewise
 
     def position_bias(self) -> Tensor:
@@ -78,7 +78,7 @@ class WindowAttention(nn.Module):
         with torch.inference_mode(mode=False), torch.no_grad():  # an inference tensor could not meet gradients later
             bias, self.scale = self.tables()
             self.logit_bias = bias.contiguous()
-            self.kernel_tables = fused.build_tables(self.qkv_bias(), self.scale, bias)
+            self.kernel_tables = cpu_kernel.build_tables(self.qkv_bias(), self.scale, bias)
 
     def train(self, mode: bool = True) -> WindowAttention:
         """Switch between training and evaluation, which alone holds the tables."""

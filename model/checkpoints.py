@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import Swin2SRConfig
-from model.keys import (
+from model.network import Swin2SR
+from model.state_dict_keys import (
     BODY_PREFIX,
     CheckpointError,
     infer_config,
@@ -30,7 +31,6 @@ from model.keys import (
     to_huggingface,
     to_official,
 )
-from model.network import Swin2SR
 
 __all__ = [
     "Checkpoint",

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.hub import local_folder
-from model.processor import padded_size, source_indices
+from model.official.hub import local_folder
+from model.padding import padded_size, source_indices
 
 CONFIG_NAME = "preprocessor_config.json"
 _FIRST, _LAST, _NONE = "channels_first", "channels_last", "none"

@@ -5,7 +5,7 @@ Restoration*, ECCV 2022 Workshops, arXiv 2209.11345. Reference: ``models/network
 github.com/mv-lab/swin2sr (Apache-2.0); the state dict has its keys.
 
 The network works on a canvas with one or many images of any sizes (``model.packing``). Padding to the window and
-cropping stand outside (``model.processor``). Shapes: S sheets, H W pixels of the canvas, C channels, T tokens,
+cropping stand outside (``model.padding``). Shapes: S sheets, H W pixels of the canvas, C channels, T tokens,
 N tokens per window, nW windows.
 """
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import fused
+from model import cpu_kernel
 from model.attention import WindowAttention
 from model.config import Swin2SRConfig
 from model.hooks import is_watched
@@ -98,8 +98,8 @@ class SwinTransformerBlock(nn.Module):
         Returns:
             (T, C) in the block's order.
         """
-        if fused.can_run(self, tokens):
-            return fused.run(self, tokens, gather, counts, out)
+        if cpu_kernel.can_run(self, tokens):
+            return cpu_kernel.run(self, tokens, gather, counts, out)
         if gather is not None:
             tokens = tokens.index_select(0, gather)
         windows = tokens.view(-1, self.attn.window**2, tokens.shape[1])
@@ -214,9 +214,9 @@ class ResidualSwinTransformerBlock(nn.Module):
         free = [memory for memory in spare if memory.data_ptr() != tokens.data_ptr()]
         deep, shifted = self.residual_group(tokens, layout, free)
         halo, layers = layout.halo(shifted=shifted), (self.conv, self.patch_embed.proj)
-        if fused.can_convolve(layers, deep, halo) and not is_watched(self.patch_embed):
+        if cpu_kernel.can_convolve(layers, deep, halo) and not is_watched(self.patch_embed):
             out = next((memory for memory in free if memory.data_ptr() != deep.data_ptr()), None)
-            return fused.convolve(layers, deep, halo, tokens, out)
+            return cpu_kernel.convolve(layers, deep, halo, tokens, out)
         canvas = convolve(self.conv, layout.to_canvas(deep, shifted=shifted), layout)
         return tokens + self.patch_embed(layout.to_windows(canvas))
 
@@ -290,7 +290,7 @@ class Swin2SR(nn.Module):
         """The body and its residual connection: features (S, C, H, W) to the same shape, gaps clear."""
         shallow = layout.to_windows(features)
         halo, last = layout.halo(shifted=False), (self.conv_after_body, None)
-        in_windows = fused.can_convolve(last, shallow, halo)
+        in_windows = cpu_kernel.can_convolve(last, shallow, halo)
         if in_windows:
             del features  # a large image has room for few of these
         tokens = self.patch_embed(shallow)
@@ -303,7 +303,7 @@ class Swin2SR(nn.Module):
             tokens = self._normalise_in_place(tokens) if reuse else self.norm(tokens)
             if in_windows:
                 out = next((memory for memory in spare if memory.data_ptr() != tokens.data_ptr()), None)
-                deep = fused.convolve(last, tokens, halo, shallow, out)
+                deep = cpu_kernel.convolve(last, tokens, halo, shallow, out)
                 del shallow
                 return layout.to_canvas(deep, shifted=False)
             canvas = layout.to_canvas(tokens, shifted=False)
@@ -313,7 +313,7 @@ class Swin2SR(nn.Module):
         """Whether what comes between the first tokens and the last may share memory with them."""
         parts = (self.patch_embed, self.layers, self.norm)
         ours = type(self.patch_embed) is PatchEmbedding and type(self.norm) is nn.LayerNorm
-        return ours and fused.can_serve(tokens) and not any(map(is_watched, parts))
+        return ours and cpu_kernel.can_serve(tokens) and not any(map(is_watched, parts))
 
     def _normalise_in_place(self, tokens: Tensor) -> Tensor:
         for part in torch.split(tokens, NORM_TOKENS):

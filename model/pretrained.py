@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from model.checkpoints import load_weights, read_checkpoint, write_pretrained
 from model.config import Swin2SRConfig
-from model.hub import local_folder
-from model.keys import is_head
+from model.introspection import Observation, observe
 from model.network import Swin2SR, convolve
-from model.observed import Observation, observe
+from model.official.hub import local_folder
 from model.packing import PackedLayout
-from model.processor import pad_tensor
+from model.padding import pad_tensor
+from model.state_dict_keys import is_head
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

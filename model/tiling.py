@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.processor import quantise
+from model.padding import quantise
 
 BLEND = 8
 """Width of the blend around a seam, in low-resolution pixels."""

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from model.checkpoints import load_network
-from model.gpu.forward import Flight, Forward
+from model.gpu.runner import Flight, Forward
 from model.network import Swin2SR
-from model.processor import pad_direct, quantise, to_tensor
+from model.padding import pad_direct, quantise, to_tensor
 
 
 class Upscaler:

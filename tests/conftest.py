@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.quota import usable_cpus
+from app.cgroup import usable_cpus
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()

@@ -13,11 +13,11 @@ import tempfile
 import time
 from pathlib import Path
 
+from app.http.uploads import Upload
 from app.pipeline import Caller
 from app.schemas import UpscaleOptions
 from app.service import build_service
 from app.settings import Settings
-from app.uploads import Upload
 from tests.scripted import ScriptedUpscaler, loading, model_dir
 
 

@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from tests.scripted import PATIENCE
 
 PLAIN = {"loop": "asyncio", "http": "h11", "ws": "none"}
-"""As in ``app.serving``: whatever else is installed."""
+"""As in ``app.server``: whatever else is installed."""
 
 
 class _Server(uvicorn.Server):

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import fused
+from model import cpu_kernel
 from model.config import Swin2SRConfig
 from model.network import Swin2SR
 
-needs_kernel = pytest.mark.skipif(fused.load_kernel() is None, reason="the kernel was not built: no C compiler")
+needs_kernel = pytest.mark.skipif(cpu_kernel.load_kernel() is None, reason="the kernel was not built: no C compiler")
 
 HEADS = {
     "classical_x2": {"upsampler": "pixelshuffle", "upscale": 2},

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from app.batcher import Batcher
-from app.jobs import Ticket
+from app.batching.batcher import Batcher
+from app.batching.jobs import Ticket
 
 PATIENCE = 20.0
 """Seconds after which a test that waits has failed."""

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from app.ray import serve as serve_on_ray
-from app.replicas import RaySettings
-from app.serving import leave, serve
+from app.ray.deployment import serve as serve_on_ray
+from app.ray.settings import RaySettings
+from app.server import leave, serve
 from app.settings import Settings
 from tests.scripted import ScriptedUpscaler, model_dir
 from tests.server import ServerProcess

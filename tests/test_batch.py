@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from app.batch import Batch
+from app.batching.batch import Batch
+from app.batching.jobs import Job, Ticket
 from app.errors import DeadlineExceeded, InternalError, NotReady, OutOfMemory
-from app.jobs import Job, Ticket
 from tests.scripted import PATIENCE, Clock, batchers, results
 
 

@@ -8,9 +8,9 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from app.batch import BatchReport
+from app.batching.batch import BatchReport
+from app.batching.jobs import Progress
 from app.errors import DeadlineExceeded, Draining, ImageTooLarge, InternalError, NotReady, QueueFull
-from app.jobs import Progress
 from tests.scripted import PATIENCE, Clock, Gate, batchers, results
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from app.bench import load, service
-from app.cli import build
-from model import fused
-from model.bench import baselines, blocks, card, floor, memory, sections, timing, works
+from app.cli.commands import build
+from model import cpu_kernel
+from model.bench import baselines, blocks, gpu, memory, roofline, sections, timing, workloads
 from model.bench.__main__ import main
 from model.bench.profile import count_arithmetic, profile_forward
 from model.bench.report import Row, tabulate
@@ -43,7 +43,7 @@ def bench(monkeypatch):
     """A bench in a hurry, with a tiny network in every variant's place."""
     monkeypatch.setattr(sections, "make_network", lambda *_: tiny_network(head="lightweight_x4", upscale=2))
     monkeypatch.setattr(timing, "SHORTEST", 1e-6)
-    monkeypatch.setitem(floor.GEMM_SIDE, "cpu", 64)
+    monkeypatch.setitem(roofline.GEMM_SIDE, "cpu", 64)
     return Bench(CPU, threads=1, runs=1)
 
 
@@ -51,8 +51,8 @@ def test_every_multiplication_is_counted_once():
     """The count of a lightweight and a classical network is what their layers' sizes say."""
     body = 36 * (8 * 180**2 + 2 * 64 * 180) + 6 * (9 + 1) * 180**2 + 180**2 + 9 * 180**2 + 27 * 180
     head = 9 * 180 * 64 + 9 * 64 * 256 + 4 * 9 * 64 * 3
-    assert floor.multiply_adds_per_pixel(Swin2SR(Swin2SRConfig()).eval()) == body + head
-    assert floor.multiply_adds_per_pixel(works.make_network("lightweight-x2")) == 1_063_620
+    assert roofline.multiply_adds_per_pixel(Swin2SR(Swin2SRConfig()).eval()) == body + head
+    assert roofline.multiply_adds_per_pixel(workloads.make_network("lightweight-x2")) == 1_063_620
 
 
 def test_sides_take_turns(monkeypatch):
@@ -77,7 +77,7 @@ def test_short_work_is_repeated():
 @pytest.mark.parametrize("count", [2, 3, 16])
 def test_mixed_sizes_differ(count):
     """No two images are of one size and none is square, from the smallest to the largest side."""
-    sizes = works.mixed_sizes(count, 32, 200)
+    sizes = workloads.mixed_sizes(count, 32, 200)
     assert len(set(sizes)) == count
     assert all(height != width for height, width in sizes)
     assert {min(map(min, sizes)), max(map(max, sizes))} == {32, 200}
@@ -85,8 +85,8 @@ def test_mixed_sizes_differ(count):
 
 def test_padding_to_the_largest_makes_sizes_equal_and_keeps_pixels():
     """Both the greatest height and the greatest width are reached, whichever image has them."""
-    images = [works.draw_pixels(8, 24), works.draw_pixels(16, 8)]
-    padded = works.pad_to_largest(images)
+    images = [workloads.draw_pixels(8, 24), workloads.draw_pixels(16, 8)]
+    padded = workloads.pad_to_largest(images)
     assert [image.shape for image in padded] == [(16, 24, 3)] * 2
     for image, larger in zip(images, padded, strict=True):
         np.testing.assert_array_equal(larger[: image.shape[0], : image.shape[1]], image)
@@ -95,14 +95,14 @@ def test_padding_to_the_largest_makes_sizes_equal_and_keeps_pixels():
 def test_a_large_image_is_tiled_as_the_service_does(monkeypatch):
     """It takes one forward pass a tile, and a small image is what the upscaler makes of it."""
     upscaler = Upscaler(tiny_network(upscale=2), device="cpu")
-    image = works.draw_pixels(30, 60)
-    np.testing.assert_array_equal(works.upscale_tiled(upscaler, image), upscaler([image])[0])
-    monkeypatch.setattr(works, "TILE_SIZE", 32)
-    monkeypatch.setattr(works, "TILE_OVERLAP", 16)
+    image = workloads.draw_pixels(30, 60)
+    np.testing.assert_array_equal(workloads.upscale_tiled(upscaler, image), upscaler([image])[0])
+    monkeypatch.setattr(workloads, "TILE_SIZE", 32)
+    monkeypatch.setattr(workloads, "TILE_OVERLAP", 16)
     shapes = []
     forward = upscaler.forward
     monkeypatch.setattr(upscaler, "forward", lambda tiles: shapes.extend(t.shape[:2] for t in tiles) or forward(tiles))
-    assert works.upscale_tiled(upscaler, image).shape == (60, 120, 3)
+    assert workloads.upscale_tiled(upscaler, image).shape == (60, 120, 3)
     assert shapes == [(tile.height, tile.width) for tile in plan(32, 64, 32, 16, 8)]
 
 
@@ -111,8 +111,8 @@ def test_the_services_tiles_are_the_defaults():
     from app.settings import Settings
 
     fields = Settings.model_fields
-    assert fields["tile_size"].default == works.TILE_SIZE
-    assert fields["tile_overlap"].default == works.TILE_OVERLAP
+    assert fields["tile_size"].default == workloads.TILE_SIZE
+    assert fields["tile_overlap"].default == workloads.TILE_OVERLAP
 
 
 def test_peak_memory_is_the_childs_own():
@@ -129,7 +129,7 @@ def test_what_does_not_fit_is_refused_before_the_machine_suffers():
 
 
 def test_other_runtimes_compute_the_same(bench, monkeypatch):
-    """The forward section says how far apart the values are, and has a ratio for each runtime and for the floor."""
+    """The forward section says how far apart the values are, and has a ratio for each runtime and for the roofline."""
     pytest.importorskip("transformers")
     monkeypatch.setattr(sections, "BASELINES", {"Transformers": sections.BASELINES["Transformers"]})
     values, ratio, least = sections.compare_forward(bench, "lightweight-x2", 16)
@@ -204,10 +204,10 @@ def test_a_section_that_fails_costs_its_own_rows(monkeypatch, tmp_path, capsys):
 
 def test_a_profile_adds_up(bench):
     """Shares of families add up to one, and on a CPU the kernel is seen."""
-    shares = profile_forward(bench.upscaler(), works.draw_pixels(16, 16), 1)
+    shares = profile_forward(bench.upscaler(), workloads.draw_pixels(16, 16), 1)
     assert sum(shares.values()) == pytest.approx(1)
     assert shares["convolution"] > 0
-    if fused.load_kernel():
+    if cpu_kernel.load_kernel():
         assert shares["the kernel's blocks"] > 0
         assert shares["the kernel's convolutions"] > 0
 
@@ -289,9 +289,9 @@ def test_a_failed_request_fails_the_window():
 @pytest.fixture
 def card_bench(bench, monkeypatch):
     """What a GPU is for, in a hurry on a CPU: little work, and nothing compiled."""
-    monkeypatch.setitem(card.AMOUNTS, "cpu", card.Amount((2, 16), (4, 8, 24), ((8, 16), (8, 8)), (16, 8)))
+    monkeypatch.setitem(gpu.AMOUNTS, "cpu", gpu.Amount((2, 16), (4, 8, 24), ((8, 16), (8, 8)), (16, 8)))
     monkeypatch.setattr(baselines, "compile_network", lambda network: network)
-    monkeypatch.setitem(floor.COPY_BYTES, "cpu", 2**12)
+    monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 2**12)
     return bench
 
 
@@ -299,7 +299,7 @@ def test_the_cards_table_has_its_rows(card_bench, monkeypatch):
     """Every row of the table that a GPU is judged by is there, with a figure, but for the quality without weights."""
     pytest.importorskip("transformers")
     rows = {
-        name: [(row.against, row.figure) for row in card.CARD_SECTIONS[name](card_bench)]
+        name: [(row.against, row.figure) for row in gpu.CARD_SECTIONS[name](card_bench)]
         for name in ("batch", "packed", "batcher", "quality")
     }
     assert [against for against, _ in rows["batch"]] == [
@@ -312,18 +312,18 @@ def test_the_cards_table_has_its_rows(card_bench, monkeypatch):
     assert all(figure > 0 for name in ("batch", "packed", "batcher") for _, figure in rows[name])
     assert rows["quality"] == [("float32", None)]
     monkeypatch.setitem(sys.modules, "transformers", None)
-    monkeypatch.setitem(sys.modules, "app.batcher", None)
-    missing = [*card.compare_batch(card_bench), *card.compare_batcher(card_bench)]
+    monkeypatch.setitem(sys.modules, "app.batching.batcher", None)
+    missing = [*gpu.compare_batch(card_bench), *gpu.compare_batcher(card_bench)]
     assert [row.figure is None for row in missing] == [True, True, False, True]
 
 
 def test_answers_come_before_speed(card_bench, monkeypatch, capsys, tmp_path):
     """Values are compared with float64, and wrong ones end the program before anything is timed."""
-    errors = [row.figure for row in card.check_values(card_bench)]
+    errors = [row.figure for row in gpu.check_values(card_bench)]
     assert len(errors) == 8
     assert all(0 < error < 1e-5 for error in errors[:2] + errors[4:6])
     assert all(1e-5 < error < 2e-2 for error in errors[2:4] + errors[6:])
-    monkeypatch.setitem(card.MOST_ERROR, torch.float32, 0.0)
+    monkeypatch.setitem(gpu.MOST_ERROR, torch.float32, 0.0)
     assert main(["--only", "values", "batch", "--threads", "1", "--json", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert "off by" in shown.err
@@ -334,27 +334,27 @@ def test_answers_come_before_speed(card_bench, monkeypatch, capsys, tmp_path):
 def test_a_value_that_is_no_number_is_wrong(card_bench, monkeypatch):
     """NaN is larger than no bound, and is refused all the same."""
     monkeypatch.setattr(Upscaler, "forward", lambda _self, tiles: [np.full((32, 32, 3), np.nan) for _ in tiles])
-    monkeypatch.setattr(card, "_in_float64", lambda _network, tiles: [works.draw_pixels(32, 32) for _ in tiles])
-    with pytest.raises(card.WrongAnswerError, match="nan"):
-        list(card.check_values(card_bench))
+    monkeypatch.setattr(gpu, "_in_float64", lambda _network, tiles: [workloads.draw_pixels(32, 32) for _ in tiles])
+    with pytest.raises(gpu.WrongAnswerError, match="nan"):
+        list(gpu.check_values(card_bench))
 
 
 def test_quality_is_measured_where_there_are_weights_and_images(card_bench, tmp_path):
     """The difference between the dtypes, on a folder of photos; there is one, and it is small."""
     from PIL import Image
 
-    Image.fromarray(works.draw_pixels(32, 32)).save(tmp_path / "photo.png")
-    [row] = card.compare_quality(replace(card_bench, checkpoint=tmp_path, testset=tmp_path))
+    Image.fromarray(workloads.draw_pixels(32, 32)).save(tmp_path / "photo.png")
+    [row] = gpu.compare_quality(replace(card_bench, checkpoint=tmp_path, testset=tmp_path))
     assert 0 < abs(row.figure) < 0.05
 
 
 def test_families_account_for_arithmetic_and_traffic(card_bench):
     """What is counted by family adds up to the whole, and shares of the time to one for each network."""
     network = card_bench.network("lightweight-x2")
-    counted = floor.multiply_adds_per_pixel(network)
+    counted = roofline.multiply_adds_per_pixel(network)
     assert sum(count_arithmetic(network, 64).values()) == 2 * 64 * counted
     assert {"linear", "convolution", "attention"} == set(count_arithmetic(network, 64))
-    rows = list(card.profile_card(card_bench))
+    rows = list(gpu.profile_card(card_bench))
     for variant in ("classical-x2", "lightweight-x2"):
         shares = [row.figure for row in rows if row.work == f"{variant}, time in"]
         assert sum(shares) == pytest.approx(1)
@@ -365,7 +365,7 @@ def test_a_compiled_block_is_compared_with_the_one_that_is_used(card_bench, monk
     """For both networks; where it cannot be compiled the row says why."""
     monkeypatch.setitem(blocks.WINDOWS, "cpu", 4)
     monkeypatch.setattr(blocks, "compile_block", lambda: compute_block)
-    rows = list(card.CARD_SECTIONS["block"](card_bench))
+    rows = list(gpu.CARD_SECTIONS["block"](card_bench))
     assert [(row.work, row.against) for row in rows] == [
         ("classical-x2, a block of 4 windows", "torch.compile"),
         ("lightweight-x2, a block of 4 windows", "torch.compile"),
@@ -376,7 +376,7 @@ def test_a_compiled_block_is_compared_with_the_one_that_is_used(card_bench, monk
         raise RuntimeError("no C++ compiler\nand a long story")
 
     monkeypatch.setattr(blocks, "compile_block", lambda: fail)
-    rows = list(card.CARD_SECTIONS["block"](card_bench))
+    rows = list(gpu.CARD_SECTIONS["block"](card_bench))
     assert [(row.figure, row.there) for row in rows] == [(None, "failed: no C++ compiler")] * 2
     kernels = replace(PLAIN, attend=fail)
     assert blocks._forms(kernels) == {"torch.compile": PLAIN, "torch.compile around the kernels": kernels}
@@ -390,9 +390,9 @@ def test_a_folder_takes_the_results(tmp_path):
 
 
 def test_the_batcher_stands_alone():
-    """``app.batcher`` is driven where little is installed: it imports rooms of this project alone."""
+    """``app.batching.batcher`` is driven where little is installed: it imports rooms of this project alone."""
     banned = "fastapi starlette pydantic pydantic_settings uvicorn httpx prometheus_client imagecodecs PIL torch"
-    code = f"import sys; sys.modules.update(dict.fromkeys({banned.split()})); import app.batcher"
+    code = f"import sys; sys.modules.update(dict.fromkeys({banned.split()})); import app.batching.batcher"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

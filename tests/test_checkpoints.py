@@ -18,9 +18,9 @@ from model.checkpoints import (
     write_pretrained,
 )
 from model.config import Swin2SRConfig
-from model.keys import is_derived
 from model.network import Swin2SR
-from tests.test_keys import golden_state
+from model.state_dict_keys import is_derived
+from tests.test_state_dict_keys import golden_state
 
 HEADS = [
     ("pixelshuffle", 2),

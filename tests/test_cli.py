@@ -17,12 +17,12 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from app import local
-from app.cli import build
-from app.conditions import Condition
-from app.orders import Order, carry_out
+from app.cli import local_backend
+from app.cli.commands import build
+from app.cli.upscale import Order, carry_out
 from app.service import build_service
 from app.settings import Settings
+from app.variants.states import Condition
 from model.variants import VARIANTS, embedded_path
 from tests.listening import listening
 from tests.scripted import ScriptedUpscaler, loading, model_dir
@@ -53,7 +53,7 @@ def upscaler(tmp_path, monkeypatch):
         chosen = {**settings.model_dump(), **SMALL, "variants": "x2", "model_dir": folder, "device": "cpu"}
         return build_service(Settings(**chosen), loading(lightweight_x2=upscaler))
 
-    monkeypatch.setattr(local, "build_service", build)
+    monkeypatch.setattr(local_backend, "build_service", build)
     return upscaler
 
 
@@ -273,7 +273,7 @@ def test_a_shell_can_complete(run):
     assert "--install-completion" in run("--help").output
     environment = {**os.environ, "COMP_WORDS": "swin2sr upscale --variant small", "COMP_CWORD": "3"}
     environment["_SWIN2SR_COMPLETE"] = "complete_bash"
-    program = "from app.cli import build; build()(prog_name='swin2sr')"
+    program = "from app.cli.commands import build; build()(prog_name='swin2sr')"
     result = subprocess.run(
         [sys.executable, "-c", program], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from app.device import is_lost, is_out_of_memory
+from app.variants.device import is_lost, is_out_of_memory
 
 CUDA = torch.device("cuda", 0)
 

@@ -105,7 +105,7 @@ def test_evaluate_prints_the_same_table(alone, set5, shared):
     """``swin2sr evaluate`` prints what was measured through the server, image by image."""
     from typer.testing import CliRunner
 
-    from app.cli import build
+    from app.cli.commands import build
 
     options = ["--variant", VARIANT, "--model-dir", str(shared / "checkpoints"), "--device", "cpu"]
     result = CliRunner().invoke(build(), ["evaluate", str(set5), *options])

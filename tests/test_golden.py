@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from model.checkpoints import load_network
-from model.processor import ImageProcessor, pad_tensor
+from model.padding import ImageProcessor, pad_tensor
 from model.upscaler import Upscaler
 
 FILES = sorted(Path(__file__).with_name("golden").glob("*.safetensors"))

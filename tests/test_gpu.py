@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from model import windows
-from model.gpu import choice, forward, operators
-from model.gpu.forward import Forward
+from model.gpu import autotune, operators, runner
 from model.gpu.graphs import COUNTS, Graphs, affordable, as_it_is
-from model.gpu.grid import cyclic_source, halo, lay_out, mask_kinds, pixel_rows
+from model.gpu.indexing import cyclic_source, halo, lay_out, mask_kinds, pixel_rows
 from model.gpu.operators import PLAIN, AttentionTables, NormWeights, Operators
+from model.gpu.runner import Forward
 from model.gpu.windowed import WindowedNetwork, compute_block
 from model.packing import PackedLayout
-from model.processor import to_tensor
+from model.padding import to_tensor
 from model.upscaler import Upscaler
 from tests.networks import HEADS, random_image, tiny_network
 
@@ -141,8 +141,8 @@ def test_tiles_come_back_as_from_the_upscaler(head, counts, monkeypatch):
         for rows, columns, dtype in ((3, 2, np.uint8), (1, 1, np.uint16), (1, 3, np.uint8))
     ]
     expected = Upscaler(network, device="cpu").forward(tiles)
-    for pixels in (forward.PACK_PIXELS, window**2):
-        monkeypatch.setattr(forward, "PACK_PIXELS", pixels)
+    for pixels in (runner.PACK_PIXELS, window**2):
+        monkeypatch.setattr(runner, "PACK_PIXELS", pixels)
         compute = Forward(network, torch.float32, counts=counts)
         for _ in range(2):  # what was left in the buffers does not matter
             for found, right in zip(compute.launch(tiles).results(), expected, strict=True):
@@ -191,8 +191,8 @@ class Event:
 def test_a_batch_says_how_much_of_it_has_arrived():
     """Pack by pack; where the device is lost there is nothing to wait for, and who fetches the values is told."""
     events = [Event(), Event()]
-    packs = [([place], forward.Pack([(1, 1, 1)], torch.full((1,), place), event)) for place, event in enumerate(events)]
-    flight = forward.Flight(packs)
+    packs = [([place], runner.Pack([(1, 1, 1)], torch.full((1,), place), event)) for place, event in enumerate(events)]
+    flight = runner.Flight(packs)
     assert flight.share() == 0
     events[0].answer = True
     assert flight.share() == 0.5
@@ -216,7 +216,7 @@ def test_other_pixels_are_refused():
 def test_precision_is_given_back():
     """What everybody's convolutions do is as before, also after an error."""
     before = torch.backends.cudnn.conv.fp32_precision
-    with forward.convolution_precision("ieee"):
+    with runner.convolution_precision("ieee"):
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == before
     with pytest.raises(ValueError, match="uint8 or uint16"):
@@ -279,7 +279,7 @@ def windowed(dtype=torch.float32):
 def choose(fused, seconds=None, dtype=torch.float32):
     """The choice among a few windows' forms, by times that are given."""
     forms = fused if isinstance(fused, list) else [fused]
-    return choice.choose_operators(windowed(dtype), lambda _call: 1.0 if seconds is None else next(seconds), forms, 4)
+    return autotune.choose_operators(windowed(dtype), lambda _call: 1.0 if seconds is None else next(seconds), forms, 4)
 
 
 def take(operator, seconds):
@@ -383,7 +383,7 @@ def test_a_wrong_kernel_is_not_used(factor):
 
 def test_there_are_no_kernels_on_a_cpu():
     """Triton is not even looked for, and PyTorch's operators serve."""
-    assert choice.load_kernels(CPU, windowed().stages[0].blocks[0]) == []
+    assert autotune.load_kernels(CPU, windowed().stages[0].blocks[0]) == []
     assert choose([]) is PLAIN
 
 
@@ -391,7 +391,7 @@ def test_a_gpu_without_triton_serves(monkeypatch):
     """By PyTorch's operators."""
     monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.delitem(sys.modules, "model.gpu.kernels", raising=False)
-    assert choice.load_kernels(torch.device("cuda"), windowed().stages[0].blocks[0]) == []
+    assert autotune.load_kernels(torch.device("cuda"), windowed().stages[0].blocks[0]) == []
 
 
 def test_importing_does_not_import_triton():
@@ -474,7 +474,7 @@ def check_network(kernels, device):
     assert fused.run_block is not None
     grid = torch.from_numpy(lay_out([(16, 16), (8, 24)], 8)).to(device)
     pixels = torch.rand(len(grid) * 64, 3, device=device)
-    with torch.inference_mode(), forward.convolution_precision("ieee"):
+    with torch.inference_mode(), runner.convolution_precision("ieee"):
         expected = plain(pixels, grid)
         for form in (fused, replace(fused, run_block=None), replace(fused, run_block=None, finish=None), unrolled):
             found = WindowedNetwork(network, torch.float32, operators=form)(pixels, grid)

@@ -1,4 +1,4 @@
-"""The direction of imports, as CONTRIBUTING's picture of the house draws it, and that importing does nothing."""
+"""The direction of imports, as the table of modules in CONTRIBUTING states it, and that importing does nothing."""
 
 import ast
 import subprocess
@@ -9,58 +9,35 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-FLOORS = {
-    "model": [
-        {"download", "windows", "processor", "variants", "degradations", "hooks"},
-        {"hub"},
-        {"config", "fetch"},
-        {"packing", "scratch", "fused", "tiling", "image_processor", "keys"},
-        {"attention"},
-        {"reconstruction"},
-        {"network"},
-        {"checkpoints", "observed", "gpu"},
-        {"upscaler", "pretrained"},
-        {"evaluate"},
-        {"training", "bench", "seams"},
-    ],
-    "app": [
-        {"errors", "settings", "schemas", "metrics", "logs", "quota", "fairness", "supervision", "passes", "sample"}
-        | {"address", "budget", "folders", "spool"},
-        {"catalogue", "deliveries", "device", "replicas", "weights"},
-        {"conditions", "jobs", "sizes", "uploads", "middleware"},
-        {"admission", "batch"},
-        {"codec", "batcher", "registry", "handlers", "client"},
-        {"pipeline", "errand", "fetching"},
-        {"service"},
-        {"routes", "local", "remote"},
-        {"main", "orders", "ray_proxy", "ray_metrics"},
-        {"serving", "ray", "bench"},
-        {"cli"},
-        {"__main__"},
-    ],
-}
-"""Rooms from the ground up; each may use those below it, and a folder is one room."""
+PACKAGES = ("model", "app")
 
-FRAMEWORK_ROOMS = {
-    *{"app.main", "app.routes", "app.handlers", "app.middleware", "app.uploads"},
-    *{"app.ray_proxy", "app.ray_metrics"},
-}
+FRAMEWORK_MODULES = {"app.main", "app.routes", "app.http", "app.ray"}
 """Where FastAPI and Starlette may be imported."""
 
-THREAD_ROOMS = {
-    *{"app.batcher", "app.admission", "app.jobs", "app.supervision"},
-    *{"app.registry", "app.deliveries", "app.pipeline", "app.spool"},
-}
-"""Where threads and their futures may be imported: the batcher with its parts, the loaders, the codec's pool."""
+THREAD_MODULES = {"app.batching", "app.variants", "app.imaging", "app.pipeline", "app.logs"}
+"""Where threads and their futures may be imported."""
 
-EDGE = {"app.__main__", "app.cli", "app.ray", "app.logs"}
-"""Rooms that import what is heavy inside their commands."""
+LIGHT_MODULES = {"app.__main__", "app.cli.commands", "app.ray.deployment", "app.logs"}
+"""Modules that import torch and FastAPI inside their functions only, so that ``--help`` is quick."""
+
+
+def import_order():
+    """The table of modules in CONTRIBUTING, as dotted names in its order."""
+    section = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("\n## Modules\n", 1)[1]
+    names = []
+    for line in section.split("```")[1].strip().splitlines():
+        word = line.split()[0]
+        if not line.startswith(" "):
+            package = word.removesuffix("/")
+        else:
+            names.append(f"{package}.{word.removesuffix('/').removesuffix('.py')}")
+    return names
 
 
 def modules():
     """Every module's dotted name with its syntax tree."""
     found = {}
-    for package in FLOORS:
+    for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
             name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             found[name] = ast.parse(file.read_text("utf-8"))
@@ -85,32 +62,28 @@ def imported(tree):
     return names
 
 
-def rooms(names):
-    """The rooms of this project among dotted names, as ``app.codec``."""
-    known = {".".join(name.split(".")[:2]) for name in MODULES}
-    return {".".join(name.split(".")[:2]) for name in names} & known - set(FLOORS)
+ORDER = import_order()
 
 
-def floor(room):
-    """A room's package and number of floor."""
-    package, name = room.split(".")
-    for number, names in enumerate(FLOORS[package]):
-        if name in names:
-            return package, number
-    raise AssertionError(f"{room} has no place in the house yet: give it one in FLOORS, and in CONTRIBUTING's picture")
+def top_level(name):
+    """The module of the table that a dotted name belongs to: ``app.codec.png`` belongs to ``app.codec``."""
+    return ".".join(name.split(".")[:2])
+
+
+EXISTING = {top_level(name) for name in MODULES} - set(PACKAGES)
+
+
+def test_the_table_lists_every_module_once():
+    """CONTRIBUTING's table names each module or folder of both packages, and nothing else."""
+    assert sorted(ORDER) == sorted(EXISTING)
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if "." in name])
-def test_imports_go_down(name):
-    """A module imports only rooms on lower floors; ``app`` stands on ``model``, never the reverse."""
-    room = ".".join(name.split(".")[:2])
-    package, number = floor(room)
-    for other in sorted(rooms(imported(MODULES[name])) - {room}):
-        their_package, their_number = floor(other)
-        if package == "app" and their_package == "model":
-            continue
-        assert their_package == package, f"{name} imports {other}"
-        assert their_number < number, f"{name} imports {other}, which does not lie below it"
+def test_a_module_imports_only_modules_above_it(name):
+    """Imports go up the table; ``app`` imports ``model``, never the reverse."""
+    module = top_level(name)
+    for other in {top_level(each) for each in imported(MODULES[name])} & EXISTING - {module}:
+        assert ORDER.index(other) < ORDER.index(module), f"{name} imports {other}, which stands below {module}"
 
 
 def test_model_knows_no_web():
@@ -121,31 +94,31 @@ def test_model_knows_no_web():
             assert not {top.split(".")[0] for top in imported(tree)} & banned, name
 
 
-def test_the_framework_appears_in_its_rooms_only():
-    """FastAPI and Starlette are imported where requests are, and nowhere else."""
-    users = {
-        ".".join(name.split(".")[:2])
+def importing(packages):
+    """The modules of the table that import one of some packages."""
+    return {
+        top_level(name)
         for name, tree in MODULES.items()
-        if {top.split(".")[0] for top in imported(tree)} & {"fastapi", "starlette"}
+        if {each.split(".")[0] for each in imported(tree)} & set(packages)
     }
-    assert users <= FRAMEWORK_ROOMS
 
 
-def test_threads_appear_in_their_rooms_only():
-    """Threads and their futures are imported by the batcher with its parts, the loaders and the codec's pool."""
-    users = {
-        ".".join(name.split(".")[:2])
-        for name, tree in MODULES.items()
-        if any(top.split(".")[0] in {"threading", "concurrent", "multiprocessing"} for top in imported(tree))
-    }
-    assert {room for room in users if room.startswith("app.")} <= THREAD_ROOMS
+def test_the_framework_is_imported_where_requests_are():
+    """FastAPI and Starlette are imported in their modules only."""
+    assert importing({"fastapi", "starlette"}) <= FRAMEWORK_MODULES
 
 
-@pytest.mark.parametrize("room", sorted(EDGE & set(MODULES)))
-def test_the_edge_imports_inside_its_commands(room):
-    """What stands at the edge loads neither torch nor FastAPI when it is imported: ``--help`` is quick."""
+def test_threads_are_imported_where_work_is_divided():
+    """Threads and their futures are imported in their modules only."""
+    found = importing({"threading", "concurrent", "multiprocessing"})
+    assert {name for name in found if name.startswith("app.")} <= THREAD_MODULES
+
+
+@pytest.mark.parametrize("module", sorted(LIGHT_MODULES))
+def test_light_modules_import_inside_their_functions(module):
+    """Importing one loads neither torch nor FastAPI."""
     program = (
-        f"import sys, {room}; print([name for name in ('torch', 'fastapi', 'transformers') if name in sys.modules])"
+        f"import sys, {module}; print([name for name in ('torch', 'fastapi', 'transformers') if name in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
@@ -198,12 +171,3 @@ def test_importing_the_application_does_nothing():
         [sys.executable, "-c", WATCH], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
-
-
-def test_the_picture_shows_every_room():
-    """CONTRIBUTING's picture of the house names every room that there is."""
-    picture = (ROOT / "CONTRIBUTING.md").read_text("utf-8").split("## The picture", 1)[1].split("\n## ", 1)[0]
-    for room in sorted({".".join(name.split(".")[:2]) for name in MODULES} - set(FLOORS)):
-        path = ROOT.joinpath(*room.split("."))
-        name = f"{path.name}/" if path.is_dir() else f"{path.name}.py"
-        assert f" {name}" in picture, f"{room} is missing in CONTRIBUTING's picture"

@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from app import errors
-from app.cli import build
+from app.cli.commands import build
 from app.routes.examples import example_errors, problems
 from tests.scripted import ScriptedUpscaler
 from tests.service import noise, png, png_header, running, scripted_app

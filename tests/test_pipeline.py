@@ -11,11 +11,11 @@ import pytest
 
 from app.codec import EncodeOptions, Image, Limits, decode, encode
 from app.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, InvalidOption, OutputTooLarge, QueueFull
+from app.http.uploads import Upload
 from app.pipeline import Caller
 from app.schemas import UpscaleOptions
 from app.service import build_service
 from app.settings import Settings
-from app.uploads import Upload
 from tests.scripted import PATIENCE, ScriptedUpscaler, loading, model_dir
 from tests.service import SMALL, enlarged, noise, pixels_of, png, png_header
 

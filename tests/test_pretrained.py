@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from model import Swin2SRConfig, Swin2SRForImageSuperResolution, Swin2SRModel
 from model.checkpoints import CheckpointError, write_official
-from tests.test_hub import HUB_ID, make_cache
+from tests.test_official_hub import HUB_ID, make_cache
 
 CONFIG = Swin2SRConfig(embed_dim=12, depths=(2, 3), num_heads=(2, 3))
 

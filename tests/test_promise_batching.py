@@ -22,13 +22,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app import pipeline
-from app.batcher import Batcher
-from app.budget import SUCCESSES_BEFORE_GROWTH, Budget
+from app.batching.batcher import Batcher
+from app.batching.memory_budget import SUCCESSES_BEFORE_GROWTH, Budget
 from app.errors import InternalError, NotReady, OutOfMemory, QueueFull
 from app.main import create_app
 from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
-from model.gpu.forward import Flight, Forward
+from model.gpu.runner import Flight, Forward
 from model.upscaler import Upscaler
 from tests.connections import Connection
 from tests.networks import tiny_network
@@ -479,11 +479,11 @@ STARVED = """
 import asyncio, resource, sys
 import numpy as np
 from app.main import create_app
-from app.registry import ModelRegistry
+from app.variants.registry import ModelRegistry
 from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
-from app.weights import Piece
-from model.gpu.forward import Flight, Forward
+from app.variants.loaded_model import Piece
+from model.gpu.runner import Flight, Forward
 from model.upscaler import Upscaler
 from tests.networks import tiny_network
 from tests.service import SMALL, noise, png, running

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from app.main import create_app
-from app.registry import ModelRegistry
 from app.settings import Settings
-from app.weights import Piece
-from model import fused
+from app.variants.loaded_model import Piece
+from app.variants.registry import ModelRegistry
+from model import cpu_kernel
 from model.scratch import Scratch
 from tests.networks import needs_kernel
 from tests.service import noise, png, running
@@ -23,13 +23,13 @@ def computed(monkeypatch):
     """What a network does one after the other: "block" and "convolution" by the kernel, with how many threads."""
     done = []
     for name, function in (("block", "run"), ("convolution", "convolve")):
-        whole = getattr(fused, function)
+        whole = getattr(cpu_kernel, function)
 
         def note(*args, name=name, whole=whole):
             done.append((name, torch.get_num_threads()))
             return whole(*args)
 
-        monkeypatch.setattr(fused, function, note)
+        monkeypatch.setattr(cpu_kernel, function, note)
     return done
 
 

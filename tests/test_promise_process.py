@@ -240,7 +240,7 @@ def test_promise_14_when_nothing_helps_the_process_ends():
 
 
 FAILING_AT_THE_END = """
-from app.serving import leave
+from app.server import leave
 from tests import scripted_server
 
 del scripted_server.ScriptedUpscaler.bytes_per_pixel
@@ -310,7 +310,7 @@ def test_promise_15_who_is_given_up_is_told(how):
 GIVING_UP = """
 import os, signal, threading
 from app import codec
-from app.serving import leave
+from app.server import leave
 from tests import scripted_server
 
 def stick(*_):

@@ -20,11 +20,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from pydantic import ValidationError
 
 from app import errors, logs
-from app.address import listen
 from app.client import AsyncClient, Client
-from app.handlers import PROBLEM
-from app.ray import Replica
-from app.replicas import RaySettings, Share, share_out
+from app.http.handlers import PROBLEM
+from app.ray.deployment import Replica
+from app.ray.settings import RaySettings, Share, share_out
+from app.sockets import listen
 from model.checkpoints import CheckpointError
 from model.variants import embedded_path
 from tests.scripted import ScriptedUpscaler, model_dir

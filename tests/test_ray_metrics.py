@@ -8,9 +8,9 @@ import json
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.handlers import PROBLEM
+from app.http.handlers import PROBLEM
 from app.metrics import Metrics
-from app.ray_metrics import LABEL, EverybodysMetrics, merge
+from app.ray.metrics import LABEL, EverybodysMetrics, merge
 from tests.connections import Connection
 
 

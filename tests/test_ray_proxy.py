@@ -8,8 +8,8 @@ import json
 import pytest
 from starlette.responses import PlainTextResponse, Response
 
-from app.handlers import PROBLEM
-from app.ray_proxy import ProxyAnswers, middleware
+from app.http.handlers import PROBLEM
+from app.ray.proxy import ProxyAnswers, middleware
 from app.settings import Settings
 from tests.connections import Connection
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from app import errors
-from app.replicas import RaySettings
-from app.sample import SIZE
+from app.imaging.sample import SIZE
+from app.ray.settings import RaySettings
 from app.schemas import UpscaleOptions
 from app.settings import Settings
 from model.variants import VARIANTS, embedded_path

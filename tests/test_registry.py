@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from app.errors import NotReady, OutOfMemory, UnknownVariant
-from app.registry import ModelRegistry
-from app.weights import Piece
-from model.fetch import OfficialWeights
+from app.variants.loaded_model import Piece
+from app.variants.registry import ModelRegistry
+from model.official.fetch import OfficialWeights
 from model.variants import ALIASES, VARIANTS, embedded_path
 from tests.scripted import PATIENCE, Gate, ScriptedUpscaler, loading, model_dir
 
@@ -116,7 +116,7 @@ def test_a_wanted_variant_that_cannot_be_had_stops_the_boot(build, tmp_path):
 
 def test_an_embedded_variant_that_the_package_lacks_stops_the_boot(build, monkeypatch):
     """It is not to be fetched from anywhere."""
-    monkeypatch.setattr("app.catalogue.embedded_path", lambda _name: None)
+    monkeypatch.setattr("app.variants.catalogue.embedded_path", lambda _name: None)
     with pytest.raises(ValueError, match=r"VARIANTS names 'small-x2': .*install it again"):
         build(wanted=("small-x2",))
 

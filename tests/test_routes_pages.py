@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import numpy as np
 
-from app.sample import SIZE, draw_sample
+from app.imaging.sample import SIZE, draw_sample
 from tests.browser import WEB
 from tests.listening import listening
 from tests.scripted import ScriptedUpscaler

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 from PIL import Image
 
-from app.sample import SIZE, draw_sample
+from app.imaging.sample import SIZE, draw_sample
 
 
 def test_the_sample_is_a_small_colour_png():
@@ -32,7 +32,7 @@ def test_every_drawing_is_the_same():
 
 
 def test_the_module_writes_the_sample_to_a_file(tmp_path):
-    """``python -m app.sample FILE`` writes what ``draw_sample`` returns."""
+    """``python -m app.imaging.sample FILE`` writes what ``draw_sample`` returns."""
     file = tmp_path / "sample.png"
-    subprocess.run([sys.executable, "-m", "app.sample", file], check=True)
+    subprocess.run([sys.executable, "-m", "app.imaging.sample", file], check=True)
     assert file.read_bytes() == draw_sample()

@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from app.settings import Settings
-from model import Upscaler, seams
+from model import Upscaler
+from model.bench import seams
+from model.bench.seams import Difference, compare_tilings, join_feathered, join_middles
 from model.evaluate import read_photo
-from model.processor import quantise
-from model.seams import Difference, compare_tilings, join_feathered, join_middles
+from model.padding import quantise
 from model.tiling import plan
 from tests.networks import tiny_network
 from tests.pictures import samples

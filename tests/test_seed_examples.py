@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from model import Swin2SRConfig, Swin2SRForImageSuperResolution, Swin2SRImageProcessor
-from tests.test_hub import make_cache
+from tests.test_official_hub import make_cache
 
 STAND_INS = {
     "datasets.py": """

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from app.supervision import Pulse, SupervisedThread
+from app.batching.supervision import Pulse, SupervisedThread
 from tests.scripted import PATIENCE, join_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")

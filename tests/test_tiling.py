@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.processor import pad_direct, quantise
+from model.padding import pad_direct, quantise
 from model.tiling import BLEND, Stitcher, Tile, plan
 
 WINDOWS = st.sampled_from([7, 8])

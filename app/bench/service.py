@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from app.batcher import Batcher
+from app.batching.batcher import Batcher
 from app.bench.load import Window, closed_loop, is_stable, middle, open_loop, percentile, until_stable
 from app.bench.server import VARIANT, serve
-from app.sample import draw_sample
+from app.imaging.sample import draw_sample
 from model.bench.report import Row, describe, describe_machine, seconds, show, write_json
 from model.bench.sections import MIXED, SECTIONS, Bench, measure
-from model.bench.works import Pixels, mixed_sizes
-from model.processor import pad_direct
+from model.bench.workloads import Pixels, mixed_sizes
+from model.padding import pad_direct
 from model.upscaler import Upscaler
 
 SERVICE = "service"

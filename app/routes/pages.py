@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.errors import NotFound
-from app.sample import draw_sample
+from app.imaging.sample import draw_sample
 
 router = APIRouter(include_in_schema=False)
 

@@ -48,10 +48,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from app.batching.jobs import Progress
 from app.errors import ServiceError
-from app.handlers import problem_response
-from app.jobs import Progress
-from app.middleware import note, on_failure
+from app.http.handlers import problem_response
+from app.http.middleware import note, on_failure
 from app.routes.connection import while_connected
 
 MIXED = "multipart/mixed"

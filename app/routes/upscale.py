@@ -11,8 +11,9 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.types import Scope
 
 from app import errors
-from app.jobs import Progress
-from app.middleware import arrived_at, note
+from app.batching.jobs import Progress
+from app.http.middleware import arrived_at, note
+from app.http.uploads import PART, Share, read_upload
 from app.pipeline import Caller, Upscaled
 from app.routes import ServiceDependency
 from app.routes.access import ClientDependency
@@ -20,7 +21,6 @@ from app.routes.connection import while_connected
 from app.routes.examples import PROGRESS, problems
 from app.routes.progress import MIXED, ProgressResponse, wants_progress
 from app.schemas import UpscaleOptions
-from app.uploads import PART, Share, read_upload
 
 router = APIRouter(tags=["upscale"])
 

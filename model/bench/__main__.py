@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from model.bench.card import CARD_SECTIONS, WrongAnswerError
+from model.bench.gpu import CARD_SECTIONS, WrongAnswerError
 from model.bench.report import Row, describe, describe_machine, show, write_json
 from model.bench.sections import SECTIONS, Bench, measure
 from model.upscaler import find_device

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from model.bench.timing import Run
-from model.bench.works import Pixels
+from model.bench.workloads import Pixels
 from model.checkpoints import write_pretrained
 from model.network import Swin2SR
-from model.processor import to_tensor
+from model.padding import to_tensor
 
 Baseline = Callable[[], np.ndarray]
 """Runs a network on the canvas that it was made for: the image (S, C, s * H, s * W) float32."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from model.bench.report import Row, compare
 from model.bench.sections import Bench
 from model.bench.timing import Run, attempt
-from model.gpu.choice import Work, choose_operators, draw_work, load_kernels, run_block, time_on_cuda
+from model.gpu.autotune import Work, choose_operators, draw_work, load_kernels, run_block, time_on_cuda
 from model.gpu.graphs import COUNTS
 from model.gpu.operators import PLAIN, Operators
 from model.gpu.windowed import WindowedNetwork, compute_block

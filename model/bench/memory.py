@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from model.bench.baselines import eager, load_port
-from model.bench.works import draw_pixels, make_network, upscale_tiled
-from model.processor import to_tensor
+from model.bench.workloads import draw_pixels, make_network, upscale_tiled
+from model.padding import to_tensor
 from model.upscaler import Upscaler
 
 RESERVE = 2 * 2**30

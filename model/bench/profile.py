@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.bench.works import Pixels
+from model.bench.workloads import Pixels
 from model.config import Swin2SRConfig
 from model.network import Swin2SR
 from model.upscaler import Upscaler

@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from model import fused
+from model import cpu_kernel
 from model.bench.timing import Timing
 
 NOISY = 1.25
@@ -69,7 +69,7 @@ def describe_machine(device: torch.device, threads: int) -> dict[str, str | int 
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "kernel": "built" if fused.load_kernel() else "not built",
+        "kernel": "built" if cpu_kernel.load_kernel() else "not built",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",

@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from model.bench.baselines import BASELINES, load_port
-from model.bench.floor import matrix_product, multiply_adds_per_pixel
 from model.bench.memory import NoMemoryError, measure_peak
 from model.bench.profile import profile_forward
 from model.bench.report import Row, mebibytes, seconds
+from model.bench.roofline import matrix_product, multiply_adds_per_pixel
 from model.bench.timing import Run, Timing, interleave
-from model.bench.works import draw_pixels, make_network, mixed_sizes, pad_to_largest, upscale_tiled
+from model.bench.workloads import draw_pixels, make_network, mixed_sizes, pad_to_largest, upscale_tiled
 from model.network import Swin2SR
-from model.processor import to_tensor
+from model.padding import to_tensor
 from model.upscaler import Upscaler, find_dtype
 
 logger = logging.getLogger(__name__)

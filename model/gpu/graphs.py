@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.gpu.grid import lay_out
+from model.gpu.indexing import lay_out
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from model.gpu.operators import AttentionTables, NormWeights, Operators
-from model.gpu.weights import Block, Weights
+from model.gpu.packed_weights import Block, Weights
 
 ROWS = 8
 """Tokens that a program of ``add_norm`` has."""

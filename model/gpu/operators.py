@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from model.gpu.weights import Block
+    from model.gpu.packed_weights import Block
 
 BOUNDED_SCALE = 40.0
 """Factor on cosines up to which a logit, with its bias of 16 at most, is far from where float32 ends, 88."""

@@ -13,9 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.gpu.grid import cyclic_source, halo, mask_kinds
+from model.gpu.indexing import cyclic_source, halo, mask_kinds
 from model.gpu.operators import PLAIN, Operators
-from model.gpu.weights import Block, Weights, align, take_convolution, take_linear, take_norm, take_residual, take_stage
+from model.gpu.packed_weights import (
+    Block,
+    Weights,
+    align,
+    take_convolution,
+    take_linear,
+    take_norm,
+    take_residual,
+    take_stage,
+)
 from model.network import Swin2SR
 from model.reconstruction import mean_of, pixel_shuffle_steps
 
@@ -27,7 +36,7 @@ class Neighbours:
     """The index tables of a pack, each built when it is first asked for.
 
     Args:
-        grid: (nW, 5) int32, as ``model.gpu.grid.lay_out`` makes it.
+        grid: (nW, 5) int32, as ``model.gpu.indexing.lay_out`` makes it.
         window: side of a window.
         shift: pixels by which odd blocks shift the grid.
     """

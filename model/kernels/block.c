@@ -1,7 +1,7 @@
 /* A SwinTransformerBlock over many windows on a CPU, one window after another through the whole block, so that nothing
  * but its input and output leaves the cache; and the convolution behind a stage, in the same order of tokens, so that
  * no image is put together in between. Float32 throughout. Compiled once for each instruction set below; the best that
- * the processor has is taken at run time. Python calls it through ctypes (model/fused.py).
+ * the processor has is taken at run time. Python calls it through ctypes (model/cpu_kernel.py).
  */
 #include <math.h>
 #include <pthread.h>

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from model.checkpoints import read_checkpoint
-from model.keys import is_huggingface, to_official
 from model.network import Swin2SR
+from model.state_dict_keys import is_huggingface, to_official
 from model.training.initialise import start_at_interpolation
 from model.training.loop import CHECKPOINT_NAME, HeldOut, Limits, Report, Trainer, train
 from model.training.photos import Crops, read_photos, split

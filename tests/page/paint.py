@@ -8,8 +8,8 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from app.client import Client
+from app.imaging.sample import draw_sample
 from app.main import create_app
-from app.sample import draw_sample
 from app.settings import Settings
 from tests.browser import CHROMIUM, SWITCHES, WEB
 from tests.listening import listening

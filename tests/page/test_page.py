@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.sample import SIZE, draw_sample
+from app.imaging.sample import SIZE, draw_sample
 from tests.browser import (
     DESK,
     PHONE,

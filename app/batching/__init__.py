@@ -1,0 +1,1 @@
+"""Admission, the fair queue, batches, and the worker thread that runs them."""

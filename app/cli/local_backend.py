@@ -1,0 +1,86 @@
+"""The service's pipeline in this process, without HTTP: what ``swin2sr upscale`` does where no server is named."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from app import client
+from app.batching import jobs
+from app.errors import NotReady
+from app.http.uploads import Upload
+from app.pipeline import Caller
+from app.schemas import UpscaleOptions
+from app.service import build_service
+from app.settings import Settings
+
+PATIENCE = 10 * 365 * 24 * 3600.0
+"""Seconds: a person stops a program with a key."""
+
+
+class Local:
+    """Upscales with one variant and one set of options, as long as a ``with`` block lasts.
+
+    Args:
+        options: for every image.
+        settings: of the service that is built.
+
+    Raises:
+        ValueError: if the device or the variant is not there.
+    """
+
+    def __init__(self, options: UpscaleOptions, settings: Settings) -> None:
+        self._options = options
+        self._service = build_service(settings)
+
+    def __enter__(self) -> Self:
+        """Start its thread."""
+        self._service.batcher.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop its threads."""
+        self._service.pipeline.close()
+        self._service.registry.close()
+        self._service.batcher.close(timeout=0)
+
+    async def variant(self) -> str:
+        """The name of the variant that computes.
+
+        Raises:
+            UnknownVariant, NotReady: if there is none.
+        """
+        registry = self._service.registry
+        entry = registry.find(self._options.variant or registry.default)
+        if entry.path is None and entry.origin == "official":
+            fetch = f"swin2sr fetch {entry.name}"
+            raise NotReady(f"The weights of {entry.name!r} are not on this machine. Fetch them first: {fetch}")
+        return registry.resolve(entry.name).name
+
+    async def upscale(self, body: bytes, name: str, on_progress: client.answer.OnProgress) -> client.UpscaledImage:
+        """Upscale one image.
+
+        Raises:
+            ServiceError: as a server would answer.
+        """
+
+        def tell(step: jobs.Progress) -> None:
+            on_progress(client.Progress(step.state, step.position, step.done, step.total))
+
+        caller = Caller(time.monotonic() + PATIENCE, on_progress=tell)
+        upscaled = await self._service.pipeline.upscale(Upload(body, name), self._options, caller)
+        encoded = upscaled.encoded
+        return client.UpscaledImage(
+            content=encoded.body,
+            media_type=encoded.media_type,
+            filename=f"{name}{encoded.extension}",
+            variant=upscaled.variant,
+            scale=upscaled.scale,
+            tiles=upscaled.tiles,
+            request_id="",
+            notice=encoded.notice,
+            timing={stage: seconds * 1000 for stage, seconds in upscaled.seconds.items()},
+        )

@@ -1,0 +1,1 @@
+"""HTTP around the routes: middleware, error responses, uploads."""

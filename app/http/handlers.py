@@ -1,0 +1,94 @@
+"""The one place where an error becomes a response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from app.errors import InvalidOption, MethodNotAllowed, NotFound, OutOfMemory, RequestError, ServiceError
+from app.http.middleware import note, request_id
+from app.schemas import UpscaleOptions
+
+PROBLEM = "application/problem+json"
+CLIENT_CLOSED_REQUEST = 499
+"""What a request that nobody waits for any more is logged as; it is never sent."""
+
+
+async def answer_service_error(request: Request, error: Exception) -> Response:
+    """A problem document, with ``Retry-After`` where trying again makes sense."""
+    assert isinstance(error, ServiceError)
+    return problem_response(request, error)
+
+
+async def answer_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework refuses: unknown addresses, wrong methods."""
+    assert isinstance(error, HTTPException)
+    method, path = request.method, request.url.path
+    if error.status_code == 404:
+        return problem_response(request, NotFound(f"Nothing is at {path[:200]}. GET /docs shows what there is."))
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        sentence = f"{path[:200]} knows {allowed or 'another method'}, not {method}."
+        return problem_response(request, MethodNotAllowed(sentence, allowed=allowed), error.headers)
+    refusal = RequestError(error.detail)
+    document = {**refusal.problem(request_id(request.scope)), "status": error.status_code}
+    note(request.scope, outcome=refusal.code)
+    return JSONResponse(document, error.status_code, error.headers, PROBLEM)
+
+
+async def answer_validation_error(request: Request, error: Exception) -> Response:
+    """Options that are not what they should be, each with a sentence."""
+    assert isinstance(error, RequestValidationError)
+    sentences = [_sentence(fault) for fault in error.errors()]
+    return problem_response(request, InvalidOption("; ".join(sentences), errors=sentences))
+
+
+async def answer_memory_error(request: Request, error: Exception) -> Response:
+    """No memory, wherever it was: the same request may succeed later."""
+    assert isinstance(error, MemoryError)
+    return problem_response(request, OutOfMemory("There is not enough memory now. Send the request later."))
+
+
+async def answer_disconnect(request: Request, error: Exception) -> Response:
+    """Nobody is there to read this."""
+    assert isinstance(error, ClientDisconnect)
+    note(request.scope, outcome="cancelled")
+    return Response(status_code=CLIENT_CLOSED_REQUEST)
+
+
+def problem_response(request: Request, error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
+    """An error as a problem document."""
+    note(request.scope, outcome=error.code)
+    if "reason" in error.facts:
+        note(request.scope, reason=error.facts["reason"])
+    more = dict(headers or {})
+    if error.retry_after is not None:
+        more["Retry-After"] = str(error.retry_after)
+    if error.status == 401:
+        more["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error.problem(request_id(request.scope)), error.status, more, PROBLEM)
+
+
+def _sentence(fault: Mapping[str, object]) -> str:
+    location = fault.get("loc")
+    place = [str(part) for part in location if part != "query"] if isinstance(location, tuple | list) else []
+    if fault.get("type") == "extra_forbidden":
+        return f"{'.'.join(place)}: there is no such option; there are {', '.join(UpscaleOptions.model_fields)}"
+    return f"{'.'.join(place) or 'options'}: {str(fault.get('msg')).removeprefix('Value error, ')}"
+
+
+Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
+
+EXCEPTION_HANDLERS: Mapping[int | type[Exception], Handler] = {
+    ServiceError: answer_service_error,
+    HTTPException: answer_http_exception,
+    RequestValidationError: answer_validation_error,
+    ClientDisconnect: answer_disconnect,
+    MemoryError: answer_memory_error,
+}

@@ -1,0 +1,1 @@
+"""What the pipeline does with pixels between decoding and encoding."""

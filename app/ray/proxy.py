@@ -1,0 +1,125 @@
+"""What stands in Ray's HTTP proxies, before the replicas: their own plain answers become problem documents. Pure ASGI.
+
+A replica that is killed with requests in it takes them along, and the proxy answers nothing then. Repeating such a
+request is safe, so the answer is 503 with ``Retry-After``. A proxy keeps bodies while no replica takes them, so their
+size is bounded here too.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Mapping
+
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import BodyTooLarge, DeadlineExceeded, Draining, NotReady, QueueFull, ServiceError
+from app.http.middleware import REQUEST_ID, send_problem
+from app.settings import Settings
+
+RAYS_OWN = b"/-/"
+"""Where Ray's own addresses begin: the proxy's health, its routes."""
+
+
+def middleware() -> list[Middleware]:
+    """What Ray asks for when a proxy starts, because RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it."""
+    limit = os.environ.get("SWIN2SR_MAX_BODY_BYTES") or Settings.model_fields["max_body_bytes"].default
+    return [Middleware(ProxyAnswers, max_body_bytes=int(limit))]
+
+
+class ProxyAnswers:
+    """Sees to it that every request is answered as the service itself would.
+
+    Args:
+        app: Ray's proxy.
+        max_body_bytes: largest body, framing included.
+    """
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self.app = app
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http" or scope["raw_path"].startswith(RAYS_OWN):
+            await self.app(scope, receive, send)
+            return
+        exchange = _Exchange(receive, send, self.max_body_bytes, _identity(scope))
+        headers = [(name, value) for name, value in scope["headers"] if name != b"x-request-id"]
+        headers.append((b"x-request-id", exchange.identity.encode()))
+        await self.app({**scope, "headers": headers}, exchange.receive, exchange.send)
+        await exchange.finish()
+
+
+def _identity(scope: Scope) -> str:
+    sent = Headers(scope=scope).get("x-request-id", "")
+    return sent if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
+
+
+class _Exchange:
+    """One request and its answer on their way through a proxy."""
+
+    def __init__(self, receive: Receive, send: Send, max_body_bytes: int, identity: str) -> None:
+        self.identity = identity
+        self._receive, self._send = receive, send
+        self._room = self._max_body_bytes = max_body_bytes
+        self._begun = self._left = False
+        self._replacement: ServiceError | None = None
+
+    async def receive(self) -> Message:
+        """The caller's next message; one whose body is too large is cut off from whoever reads it."""
+        message = await self._receive()
+        self._room -= len(message.get("body", b""))
+        self._left = self._left or message["type"] == "http.disconnect"
+        return message if self._room >= 0 else {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Pass an answer on, unless it is of the proxy's own."""
+        if message["type"] == "http.response.start":
+            headers = Headers(raw=message["headers"])
+            self._replacement = _replace(message["status"], headers)
+            self._begun = self._replacement is None
+            message = {**message, "headers": _once(message["headers"], b"x-request-id")}
+        if self._begun:
+            await self._send(message)
+
+    async def finish(self) -> None:
+        """Answer what was not."""
+        if self._begun or self._left:
+            return
+        error = self._replacement or NotReady("Who worked on this request is gone. Send it again.", retry_after=1)
+        if self._room < 0:
+            limit = self._max_body_bytes
+            error = BodyTooLarge(f"A body may have {limit} bytes at most.", limit=limit, actual=limit - self._room)
+        await send_problem(self._send, error, self.identity)
+
+
+def _replace(status: int, headers: Mapping[str, str]) -> ServiceError | None:
+    """The error that an answer of the proxy's own means; None for an answer of a replica's."""
+    if headers.get("content-type", "").partition(";")[0] == "application/problem+json":
+        return None
+    after = headers.get("retry-after", "1")
+    match status:
+        case 404:
+            return Draining("Nothing is deployed here now: the service starts, or is shutting down.")
+        case 408:
+            return DeadlineExceeded("No replica took the request in time.")
+        case 429:
+            return QueueFull("All replicas are busy, and no more may wait for them.", retry_after=int(after))
+        case 503:
+            return NotReady("No replica takes requests now.", retry_after=int(after))
+    return None
+
+
+def _once(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes, bytes]]:
+    """Headers with the first of this name alone: Ray adds its own behind the service's."""
+    seen = False
+    kept = []
+    for each in headers:
+        if each[0].lower() == name and seen:
+            continue
+        seen = seen or each[0].lower() == name
+        kept.append(each)
+    return kept

@@ -1,0 +1,1 @@
+"""Which variants exist, where their weights are, and whether they are loaded."""

@@ -1,0 +1,72 @@
+"""What a device says: that memory ran out, that it is lost, what there is; and giving back what is not needed."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from app.cgroup import free_memory, total_memory
+
+_PHRASES = (
+    "can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "not enough memory",
+    "unable to find an engine",
+)  # fmt: skip
+"""How torch's CPU allocator, CUDA and its libraries say it in a RuntimeError that has no class of its own. The last is
+what remains when no way to compute a convolution found the memory that it wanted; what a card cannot compute at all
+fails at the warm-up."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that an allocation failed."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error).lower() for phrase in _PHRASES)
+
+
+def is_lost(error: BaseException, device: torch.device) -> bool:
+    """Whether an exception says that a GPU computes nothing more in this process, and not only that one call failed."""
+    if not isinstance(error, torch.AcceleratorError):
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except torch.AcceleratorError:
+        return True
+    return False
+
+
+def give_back(device: torch.device) -> None:
+    """Return memory that nobody uses to the device and to the operating system."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        if hasattr(torch.accelerator, "empty_host_cache"):  # not in every version
+            torch.accelerator.empty_host_cache()
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # a C library without it
+            ctypes.CDLL(None).malloc_trim(0)
+
+
+def free(device: torch.device) -> int | None:
+    """Bytes that a forward pass may still take on a device; None where nobody tells."""
+    return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
+
+
+def measure(device: torch.device) -> Iterator[tuple[str, float]]:
+    """Kinds of memory of a device and their bytes: what is ``used`` by this process, and the ``total`` there is."""
+    if device.type == "cuda":
+        yield "allocated", float(torch.cuda.memory_allocated(device))
+        yield "used", float(torch.cuda.memory_reserved(device))
+        yield "total", float(torch.cuda.get_device_properties(device).total_memory)
+        return
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        page = os.sysconf("SC_PAGE_SIZE")
+        yield "used", float(int(statm.read_text().split()[1]) * page)
+        yield "total", float(total_memory(os.sysconf("SC_PHYS_PAGES") * page))

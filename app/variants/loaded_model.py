@@ -1,0 +1,71 @@
+"""Weights that are ready to call, and what the batcher carries to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.gpu.runner import Flight
+
+WARM_UP_SIDES = (64, 48)
+"""Sides in windows' multiples of the images that are computed before a variant is ready, pixels."""
+
+
+class TileUpscaler(Protocol):
+    """What the service needs of ``model.upscaler.Upscaler``."""
+
+    scale: int
+    window_size: int
+    channels: int
+    device: Any
+    dtype: Any
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Memory that a forward pass takes for each pixel of its tiles, at most."""
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether there is a device that computes by itself what ``launch`` gives it."""
+
+    def forward(self, tiles: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
+        """Reconstruct tiles (H,W,C) on the window grid in one forward pass: (s H, s W, C) in about [0,1]."""
+
+    def launch(self, tiles: Sequence[NDArray[Any]]) -> Flight:
+        """Begin the same, where it ``runs_ahead``."""
+
+
+Load = Callable[[str, Path], TileUpscaler]
+"""Makes the weights of a variant, found at a path, ready to call; raises ValueError if they are no use."""
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded:
+    """Weights that are ready. A reload makes another one; this one lives as long as a request holds it."""
+
+    key: str
+    """Only pieces of the same weights share a batch."""
+    upscaler: TileUpscaler
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What the batcher carries: a tile (H,W,C), and the weights that its request was admitted for."""
+
+    upscaler: TileUpscaler
+    tile: NDArray[Any]
+
+
+def warm_up(upscaler: TileUpscaler) -> None:
+    """Compute what every first forward pass would compute once, and find out whether the weights work at all."""
+    sides = [-(-side // upscaler.window_size) * upscaler.window_size for side in WARM_UP_SIDES]
+    tiles = [np.full((side, side, upscaler.channels), 128, np.uint8) for side in sides]
+    for batch in (tiles[:1], tiles):
+        outputs = upscaler.forward(batch)
+        if not all(np.isfinite(output).all() for output in outputs):
+            raise ValueError("the network's answer to a gray image is not finite")

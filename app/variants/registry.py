@@ -1,0 +1,298 @@
+"""Which variants are ready: their states, loading and warming, one at a time, under traffic."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.errors import NotReady, OutOfMemory
+from app.schemas import VariantDescription
+from app.variants.catalogue import Catalogue, Entry, fetchable
+from app.variants.device import give_back, is_out_of_memory
+from app.variants.downloads import Deliveries
+from app.variants.loaded_model import Load, Loaded, Piece, TileUpscaler, warm_up
+from app.variants.states import Condition, describe
+from model.gpu.runner import Flight
+from model.hooks import Beat
+from model.official.fetch import FetchError, OfficialWeights, Step
+from model.upscaler import Upscaler, find_device
+
+logger = logging.getLogger(__name__)
+
+
+class ModelRegistry:
+    """The variants of a catalogue, and their states.
+
+    Args:
+        wanted: names and aliases to load at boot; the first is the default.
+        model_dir: folder of checkpoints, each a variant under its own name in lower case.
+        official: the authors' weights on this machine, and how they get there.
+        device, dtype: as in ``Upscaler``; the device decides what aliases stand for.
+        threads: of a forward pass on a CPU.
+        load: makes weights ready to call.
+        beat: called again and again while a network computes.
+
+    Raises:
+        ValueError: if a wanted variant is unknown, or neither present nor to be fetched, or the device is not there.
+    """
+
+    def __init__(
+        self,
+        wanted: Sequence[str],
+        *,
+        model_dir: Path | None = None,
+        official: OfficialWeights | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        threads: int = 1,
+        load: Load | None = None,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.device = find_device(device)
+        self._dtype = dtype
+        self._threads = threads
+        self._load = load or self._load_upscaler
+        self._beat = beat
+        self._loader = ThreadPoolExecutor(1, "swin2sr-loader")
+        official = official or OfficialWeights()
+        self._deliveries = Deliveries(official)
+        self._catalogue = Catalogue(model_dir, self.device.type, official)
+        self._conditions = {name: Condition() for name in self._catalogue.entries}
+        self._versions = itertools.count(1)
+        self._boot = self._catalogue.choose(wanted)
+        self.default = wanted[0]
+        self.booted = False
+
+    # Names.
+
+    def resolve(self, name: str | None) -> Entry:
+        """The entry of a variant or alias, the default for None.
+
+        Raises:
+            UnknownVariant: if there is no such name.
+            NotReady: if its weights are not present; the text says how to get them, or that they are on their way.
+        """
+        entry = self._catalogue.find(name or self.default)
+        condition = self._conditions[entry.name]
+        if entry.path is None and condition.state != "absent":
+            verb, patience = ("is ", 10) if condition.state == "loading" else ("", 60)
+            raise NotReady(f"The variant {entry.name!r} {verb}{condition.reason}", retry_after=patience)
+        return self._catalogue.resolve(name or self.default)
+
+    def find(self, name: str) -> Entry:
+        """The entry of a variant or alias, present or not.
+
+        Raises:
+            UnknownVariant: if there is no such name.
+        """
+        return self._catalogue.find(name)
+
+    def aliases(self) -> Mapping[str, str | None]:
+        """What each alias stands for on this server; None where none of its variants is present."""
+        return self._catalogue.aliases
+
+    def names(self) -> list[str]:
+        """Every variant's name."""
+        return list(self._catalogue.entries)
+
+    def describe(self, name: str) -> VariantDescription:
+        """A variant, by its name or an alias.
+
+        Raises:
+            UnknownVariant: if there is no such name.
+        """
+        return self._describe(self.find(name))
+
+    def describe_all(self) -> list[VariantDescription]:
+        """Every variant, in the table's order, own ones last."""
+        return [self._describe(entry) for entry in self._catalogue.entries.values()]
+
+    # States.
+
+    async def boot(self) -> None:
+        """Load and warm the wanted variants one after the other; failures are kept in their states.
+
+        Those that have to be fetched come last, and aliases are bound anew after them.
+        """
+        entries = sorted((self._catalogue.entries[name] for name in self._boot), key=lambda entry: entry.path is None)
+        for condition in (self._conditions[entry.name] for entry in entries if entry.path is None):
+            condition.state, condition.reason = "loading", "about to be fetched"
+        for entry in entries:
+            (fault,) = await asyncio.gather(self._bring_and_load(entry), return_exceptions=True)
+            if isinstance(fault, Exception) and not isinstance(fault, NotReady):
+                logger.error("loading %s failed unexpectedly", entry.name, exc_info=fault)
+        self._catalogue.bind_aliases()
+        self.booted = True
+
+    async def obtain(self, entry: Entry) -> Loaded:
+        """The weights of a present variant, loaded first if nobody has asked for them yet.
+
+        Raises:
+            NotReady: if they cannot be loaded, or were unloaded on purpose; the text has the reason.
+        """
+        condition = self._conditions[entry.name]
+        if condition.loaded is None and condition.state != "failed" and not condition.withdrawn:
+            await self._in_loader(self._make_ready, entry)
+        return self._loaded(entry)
+
+    async def load(self, entry: Entry) -> None:
+        """Load a variant, also one that failed before or was unloaded; fetch its weights first if they are not here.
+
+        Raises:
+            NotReady: if it cannot be fetched, or loaded.
+        """
+        self._conditions[entry.name].withdrawn = False
+        await self._bring_and_load(entry)
+        self._loaded(entry)
+
+    async def reload(self, entry: Entry) -> None:
+        """Replace a variant's weights by what lies at its path now; until then, and if that fails, the old ones serve.
+
+        Raises:
+            NotReady: if it cannot be loaded.
+        """
+        self._conditions[entry.name].withdrawn = False
+        reason = await self._in_loader(self._replace, entry)
+        if reason is not None:
+            kept = "; the weights from before stay" if self._conditions[entry.name].loaded else ""
+            raise NotReady(f"The variant {entry.name!r} could not be loaded: {reason}{kept}", retry_after=60)
+
+    async def unload(self, entry: Entry) -> None:
+        """Let a variant's weights go: new requests are refused, those that were admitted are finished first."""
+        await self._in_loader(self._let_go, entry)
+
+    def forward(self, _key: str, pieces: list[Piece]) -> list[NDArray[np.float32]] | Flight:
+        """Run a batch of one variant, or give it to the device: what the batcher's worker calls.
+
+        Raises:
+            OutOfMemory: if there was not enough; what could be given back was.
+        """
+        self._set_threads()
+        upscaler, tiles = pieces[0].upscaler, [piece.tile for piece in pieces]
+        try:
+            return upscaler.launch(tiles) if upscaler.runs_ahead else upscaler.forward(tiles)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Here the failed pass is over, and its tensors are gone with its traceback.
+        give_back(self.device)
+        raise OutOfMemory("There is not enough memory now. Send the request later, or with a smaller `tile`.")
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """What a pixel of a batch takes at most, whichever of the loaded variants computes it; 0 where none is."""
+        loaded = [each.loaded.upscaler for each in self._conditions.values() if each.loaded is not None]
+        return max((upscaler.bytes_per_pixel for upscaler in loaded), default=0)
+
+    def reasons_not_ready(self) -> list[str]:
+        """Why requests for what was wanted at boot cannot be served yet; empty when they can."""
+        conditions = [(name, self._conditions[name]) for name in self._boot]
+        reasons = [
+            f"{name}: {each.reason or each.state}"
+            for name, each in conditions
+            if each.loaded is None and not each.withdrawn
+        ]
+        return reasons if self._boot else ["no variant is present"]
+
+    def close(self) -> None:
+        """Stop loading; what is loaded stays usable."""
+        self._loader.shutdown(wait=False, cancel_futures=True)
+
+    async def _bring_and_load(self, entry: Entry) -> None:
+        if entry.path is None or (entry.origin == "official" and not entry.path.is_file()):
+            entry = await self._bring(entry)
+        await self._in_loader(self._make_ready, entry)
+
+    async def _bring(self, entry: Entry) -> Entry:
+        variant = fetchable(entry)
+        condition = self._conditions[entry.name]
+
+        def tell(step: Step) -> None:
+            condition.reason = f"being fetched: {step}"
+
+        condition.state, condition.reason = "loading", "being fetched"
+        logger.info("fetching the weights of %s", entry.name)
+        try:
+            path = await self._deliveries.bring(variant, tell)
+        except FetchError as error:
+            condition.state, condition.reason = "failed", f"could not be fetched: {error}"
+            logger.warning("variant %s %s", entry.name, condition.reason)
+            raise NotReady(f"The variant {entry.name!r} {condition.reason}", retry_after=60) from error
+        return self._catalogue.place(entry, path)
+
+    async def _in_loader(self, work: Callable[[Entry], str | None], entry: Entry) -> str | None:
+        return await asyncio.wrap_future(self._loader.submit(work, entry))
+
+    def _loaded(self, entry: Entry) -> Loaded:
+        condition = self._conditions[entry.name]
+        loaded = condition.loaded
+        if loaded is None and condition.withdrawn:
+            raise NotReady(f"The variant {entry.name!r} {condition.reason}.", retry_after=60)
+        if loaded is None:
+            raise NotReady(f"The variant {entry.name!r} could not be loaded: {condition.reason}", retry_after=60)
+        return loaded
+
+    # In the loading thread.
+
+    def _make_ready(self, entry: Entry) -> str | None:
+        condition = self._conditions[entry.name]
+        if condition.loaded is not None or condition.withdrawn:
+            return None
+        condition.state, condition.reason = "loading", None
+        return self._replace(entry)
+
+    def _replace(self, entry: Entry) -> str | None:
+        """Load and warm; the reason why not, and then what served before serves on."""
+        assert entry.path is not None, "resolve refuses what is absent"
+        condition = self._conditions[entry.name]
+        replaced = condition.loaded is not None
+        reason: str | None = "something unexpected; the server's log has it"
+        try:
+            self._set_threads()
+            upscaler = self._load(entry.name, entry.path)
+            warm_up(upscaler)
+            condition.loaded = Loaded(f"{entry.name} {next(self._versions)}", upscaler)
+            condition.state, condition.reason, reason = "ready", None, None
+            logger.info("variant %s is ready on %s in %s", entry.name, upscaler.device, upscaler.dtype)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            reason = str(error) or type(error).__name__
+            logger.warning("variant %s could not be loaded: %s", entry.name, reason)
+        finally:
+            if condition.loaded is None:
+                condition.state, condition.reason = "failed", reason
+        if replaced:
+            give_back(self.device)
+        return reason
+
+    def _let_go(self, entry: Entry) -> str | None:
+        condition = self._conditions[entry.name]
+        condition.withdrawn = True
+        condition.state, condition.loaded = "absent", None
+        condition.reason = f"was unloaded; POST /v1/variants/{entry.name}/load brings it back"
+        give_back(self.device)
+        logger.info("variant %s was unloaded", entry.name)
+        return None
+
+    def _load_upscaler(self, name: str, path: Path) -> TileUpscaler:
+        self._catalogue.verify(name)
+        upscaler = Upscaler.from_pretrained(path, device=str(self.device), dtype=self._dtype)
+        if self.device.type == "cpu":  # on a GPU a pass takes moments, and hooks would hinder compilation
+            for module in upscaler.network.modules():
+                module.register_forward_pre_hook(Beat(self._beat))
+        return upscaler
+
+    def _set_threads(self) -> None:
+        # The number is the calling thread's own, so every thread that computes sets it.
+        if torch.get_num_threads() != self._threads:
+            torch.set_num_threads(self._threads)
+
+    def _describe(self, entry: Entry) -> VariantDescription:
+        return describe(entry, self._conditions[entry.name], self._catalogue.aliases_of(entry))

@@ -1,0 +1,179 @@
+"""Which form of an operator is used: the faster one here, if it computes the same."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import statistics
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from model.gpu.operators import PLAIN, NormWeights, Operators
+from model.gpu.packed_weights import Block
+from model.gpu.windowed import WindowedNetwork, compute_block
+
+logger = logging.getLogger(__name__)
+
+MOST_ERROR = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+"""What two forms may differ by, relative to the values' norm, by the dtype of matrix products: sums have another order,
+and other values are rounded in between."""
+
+ROUNDS = 9
+
+BALLAST_BYTES = 2**28
+"""What is cleared before each round: no cache of a card holds it, and meanwhile the host gets ahead of the device."""
+
+Timer = Callable[[Callable[[], object]], float]
+"""Seconds that a call takes on the device."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a network's block has to do.
+
+    Attributes:
+        block: whose windows have every kind of mask.
+        qkv, stream, branch: (T, 3 * width), (T, width), (T, width), zero beyond the channels.
+        kinds: (nW,) int32.
+        rows: (T,) int32, another order.
+        dtype: of matrix products.
+    """
+
+    block: Block
+    qkv: Tensor
+    stream: Tensor
+    branch: Tensor
+    kinds: Tensor
+    rows: Tensor
+    dtype: torch.dtype
+
+
+def draw_work(windowed: WindowedNetwork, windows: int) -> Work:
+    """Random work of so many windows for a network, on its device."""
+    block, width, channels = windowed.stages[0].blocks[-1], windowed.width, windowed.config.embed_dim
+    device, tokens = block.qkv.weight.device, windows * windowed.config.window_size**2
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(parts: int) -> Tensor:
+        values = torch.randn(tokens, parts, width, device=device, generator=generator)
+        values[..., channels:] = 0
+        return values.flatten(1)
+
+    return Work(
+        block,
+        draw(3).to(windowed.dtype),
+        draw(1).to(windowed.exact),
+        draw(1).to(windowed.dtype),
+        torch.arange(windows, dtype=torch.int32, device=device) % len(block.tables.bias),
+        torch.randperm(tokens, device=device, generator=generator).int(),
+        windowed.dtype,
+    )
+
+
+def run_block(chosen: Operators, work: Work) -> Tensor:
+    """The stream behind a block that has its attention by these operators, or all of it."""
+    if chosen.run_block is not None:
+        return chosen.run_block(work.stream, work.kinds, work.block, None)
+    return compute_block(chosen, work.stream, work.stream.to(work.dtype), work.kinds, work.block)[0]
+
+
+def choose_operators(windowed: WindowedNetwork, time: Timer, forms: Sequence[Operators], windows: int) -> Operators:
+    """The faster form of each operator for a network on its device.
+
+    Args:
+        windowed: the network.
+        time: measures a call there.
+        forms: the kernels, as ``load_kernels`` finds them.
+        windows: how many the forms are compared on; many, so that launching a kernel is no part of its time.
+    """
+    if not forms:
+        return PLAIN
+    fused = forms[0]
+    work = draw_work(windowed, windows)
+    block, kinds = work.block, work.kinds
+    most_error = MOST_ERROR[windowed.dtype]
+    attends = [partial(each.attend, work.qkv, kinds, block.tables) for each in (PLAIN, fused)]
+    norms = [partial(_add_norm, each, work.stream, work.branch, block.norm1, work.rows) for each in (PLAIN, fused)]
+    gathers = [partial(each.gather, work.branch, work.rows) for each in (PLAIN, fused)]
+    chosen = Operators(
+        fused.attend if _pays("attention", time, most_error, *attends) else PLAIN.attend,
+        fused.add_norm if _pays("norm", time, most_error, *norms) else PLAIN.add_norm,
+        gather=fused.gather if _pays("gather", time, most_error, *gathers) else PLAIN.gather,
+    )
+    for form in forms:
+        for name, more in (("MLP", {"finish": form.finish}), ("block", {"run_block": form.run_block})):
+            if None not in more.values():
+                richer = replace(chosen, **more)
+                runs = [partial(run_block, each, work) for each in (chosen, richer)]
+                chosen = richer if _pays(name, time, most_error, *runs) else chosen
+    return chosen
+
+
+def _add_norm(form: Operators, stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor) -> Tensor:
+    return form.add_norm(stream, branch, norm, rows)[0]
+
+
+def _pays(name: str, time: Timer, most_error: float, plain: Callable[[], Tensor], fused: Callable[[], Tensor]) -> bool:
+    try:
+        answer = fused()
+    except torch.OutOfMemoryError:
+        raise
+    except _faults() as fault:
+        logger.warning("the %s kernel cannot be used here: %s", name, fault)
+        return False
+    expected = plain().double()
+    error = float((answer.double() - expected).norm() / expected.norm())
+    if not error <= most_error:  # a NaN is no answer either
+        logger.warning("the %s kernel is not used: its answer is off by %.2g here", name, error)
+        return False
+    here, there = time(fused), time(plain)
+    logger.info("%s takes %.3g ms by the kernel and %.3g ms without", name, here * 1e3, there * 1e3)
+    return here < there
+
+
+def load_kernels(device: torch.device, block: Block) -> list[Operators]:
+    """The forms in Triton for blocks like this; none on another device than CUDA's, and without Triton."""
+    if device.type != "cuda":
+        return []
+    try:
+        kernels = importlib.import_module("model.gpu.kernels")
+    except ImportError:
+        return []
+    found: list[Operators] = kernels.kernels_for(block)
+    return found
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What goes wrong where a kernel cannot be compiled: Triton's own, no C compiler, no memory that is shared.
+
+    Triton asserts that it finds CUDA's library, and imports what it has compiled.
+    """
+    faults: tuple[type[Exception], ...] = (
+        RuntimeError, OSError, AssertionError, ImportError, subprocess.CalledProcessError,
+    )  # fmt: skip
+    try:
+        errors = importlib.import_module("triton.errors")
+    except ImportError:
+        return faults
+    return (*faults, errors.TritonError)
+
+
+def time_on_cuda(call: Callable[[], object]) -> float:
+    """Seconds that the device takes for a call on the current stream, the median of ``ROUNDS`` after a first one."""
+    call()
+    ballast = torch.empty(BALLAST_BYTES, dtype=torch.uint8, device="cuda")
+    seconds = []
+    for _ in range(ROUNDS):
+        ballast.zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        call()
+        end.record()
+        end.synchronize()
+        seconds.append(start.elapsed_time(end) / 1e3)
+    return statistics.median(seconds)

@@ -1,0 +1,60 @@
+"""How many processors are ours."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from app.cgroup import free_memory, total_memory, usable_cpus
+
+HERE = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("text", "cpus"),
+    [("max 100000", HERE), ("100000 100000", 1), ("50000 100000", 1), (f"{HERE * 200000} 100000", HERE), ("1 1000", 1)],
+)
+def test_the_control_groups_quota_bounds_the_processors(tmp_path, text, cpus):
+    """Version 2: quota and period in one file; a part of a processor is one."""
+    (tmp_path / "cpu.max").write_text(f"{text}\n")
+    assert usable_cpus(tmp_path) == cpus
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [("-1", HERE), ("100000", 1)])
+def test_the_older_control_groups_are_read(tmp_path, quota, cpus):
+    """Version 1: two files, and -1 is no limit."""
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu/cpu.cfs_quota_us").write_text(quota)
+    (tmp_path / "cpu/cpu.cfs_period_us").write_text("100000")
+    assert usable_cpus(tmp_path) == cpus
+
+
+def test_without_control_groups_the_affinity_counts(tmp_path):
+    """As on a machine of one's own."""
+    assert usable_cpus(tmp_path) == HERE
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "available", "expected"),
+    [("max", 5, 800, 800), (1000, 300, 800, 700), (1000, 100, 800, 800), (100, 300, 800, 0)],
+)
+def test_free_memory_is_the_tighter_of_machine_and_control_group(tmp_path, limit, used, available, expected):
+    """What the kernel says is available, bounded by what the group has left."""
+    (tmp_path / "memory.max").write_text(f"{limit}\n" if limit == "max" else str(limit * 1024))
+    (tmp_path / "memory.current").write_text(str(used * 1024))
+    (tmp_path / "meminfo").write_text(f"MemTotal:  9999 kB\nMemAvailable:   {available} kB\n")
+    assert free_memory(tmp_path, tmp_path / "meminfo") == expected * 1024
+
+
+def test_free_memory_is_unknown_where_nobody_tells(tmp_path):
+    """Neither Linux's table nor a control group."""
+    assert free_memory(tmp_path, tmp_path / "meminfo") is None
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max\n", 1000), ("700\n", 700), ("3000\n", 1000), (None, 1000)])
+def test_total_memory_is_the_tighter_of_machine_and_control_group(tmp_path, limit, expected):
+    """A container's limit counts where it is tighter than the machine; without one, or without groups, the machine."""
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+    assert total_memory(1000, tmp_path) == expected

@@ -1,0 +1,448 @@
+"""Official weights, fetched from a hub and a release of our own that hold the authors' real lightweight weights."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.checkpoints import load_network, write_official
+from model.official.fetch import FetchError, OfficialWeights, Unreachable, file_digest
+from model.official.hub import local_folder
+from model.pretrained import Swin2SRForImageSuperResolution
+from model.upscaler import Upscaler
+from model.variants import VARIANTS
+from tests.loopback_hub import COMMIT, LoopbackHub, Mischief
+from tests.scripted import PATIENCE, Gate
+
+ROOT = Path(__file__).parents[1]
+VARIANT = VARIANTS["lightweight-x2"]
+HUB_ID = "caidas/swin2SR-lightweight-x2-64"
+BIN = f"{HUB_ID}/pytorch_model.bin"
+RELEASED = "release/Swin2SR_Lightweight_X2_64.pth"
+PROGRAM = """
+import sys
+from pathlib import Path
+from model.official.fetch import OfficialWeights
+from model.variants import VARIANTS
+official = OfficialWeights(Path(sys.argv[1]), release_url=sys.argv[2])
+print(official.fetch(VARIANTS["lightweight-x2"], lambda step: print(step.done, step, file=sys.stderr, flush=True)))
+"""
+
+
+@pytest.fixture(scope="module")
+def real(shared, tmp_path_factory):
+    """The real files by their paths on the hub, and the same weights as the release has them."""
+    folder = shared / "checkpoints" / "swin2SR-lightweight-x2-64"
+    names = ("config.json", "preprocessor_config.json", "pytorch_model.bin")
+    released = tmp_path_factory.mktemp("release") / "Swin2SR_Lightweight_X2_64.pth"
+    write_official(load_network(folder), released)
+    files = {f"{HUB_ID}/{name}": (folder / name).read_bytes() for name in names}
+    return files | {RELEASED: released.read_bytes()}
+
+
+@pytest.fixture
+def hub(real):
+    with LoopbackHub(dict(real)) as hub:
+        yield hub
+
+
+@pytest.fixture
+def official(hub, tmp_path):
+    """Weights in an empty cache, from that hub and that release; waiting takes no time."""
+    return OfficialWeights(tmp_path / "cache", release_url=hub.release_url, hub_url=hub.url, wait=lambda _seconds: None)
+
+
+def without_the_hub(hub):
+    """The hub does not know the repository; the release is all there is."""
+    for path in list(hub.files):
+        if not path.startswith("release/"):
+            del hub.files[path]
+
+
+def everything(folder):
+    """Every file below a folder, with what is in it; links are files."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def record(official, name):
+    return json.loads((official.cache_dir / "swin2sr" / "lightweight-x2.json").read_text())[name]
+
+
+def test_the_hubs_weights_come_into_the_hubs_own_cache(hub, official, real):
+    """Where Transformers and ``from_pretrained`` find them too; the digest is recorded, and nothing else is left."""
+    assert official.find(VARIANT) is None
+    file = official.fetch(VARIANT)
+    assert file.read_bytes() == real[BIN]
+    assert file.name == "pytorch_model.bin"
+    assert file.parent.name == COMMIT
+    assert official.find(VARIANT) == file
+    assert local_folder(HUB_ID, cache_dir=official.cache_dir) == file.parent
+    assert Swin2SRForImageSuperResolution.from_pretrained(HUB_ID, cache_dir=official.cache_dir).config.upscale == 2
+    assert {path.name for path in file.parent.iterdir()} == {Path(path).name for path in real if path != RELEASED}
+    assert (
+        record(official, file.name)["sha256"] == hashlib.sha256(real[BIN]).hexdigest() == official.digest(VARIANT, file)
+    )
+    assert not list(official.cache_dir.rglob("*.part"))
+    assert RELEASED not in {each.path for each in hub.asked}
+
+
+def test_what_is_here_is_not_fetched_again(hub, official):
+    """Nobody is asked, also without a network."""
+    file = official.fetch(VARIANT)
+    hub.asked.clear()
+    assert official.fetch(VARIANT) == file
+    assert replace(official, offline=True).fetch(VARIANT) == file
+    assert hub.asked == []
+
+
+def test_weights_that_another_program_downloaded_count(hub, official):
+    """As huggingface_hub itself puts them there."""
+    from huggingface_hub import hf_hub_download
+
+    for name in ("config.json", "pytorch_model.bin"):
+        hf_hub_download(HUB_ID, name, cache_dir=official.cache_dir, endpoint=hub.url)
+    hub.asked.clear()
+    assert official.fetch(VARIANT) == official.find(VARIANT)
+    assert hub.asked == []
+    assert official.digest(VARIANT, official.find(VARIANT)) == VARIANT.digest
+
+
+def test_half_a_snapshot_is_none(hub, official, real):
+    """A configuration without weights, or the reverse, is fetched to the end."""
+    from huggingface_hub import hf_hub_download
+
+    weights = Path(hf_hub_download(HUB_ID, "pytorch_model.bin", cache_dir=official.cache_dir, endpoint=hub.url))
+    assert official.find(VARIANT) is None
+    assert official.fetch(VARIANT) == weights
+    assert hub.ranges(BIN) == [None]
+    weights.resolve().unlink()
+    assert official.find(VARIANT) is None
+    assert official.fetch(VARIANT).read_bytes() == real[BIN]
+
+
+def test_both_layouts_give_the_same_image(hub, official, tmp_path, shared):
+    """The hub's files and the release's, fetched and loaded, upscale the authors' golden image to the same pixels."""
+    folder = shared / "checkpoints" / "swin2SR-lightweight-x2-64" / "golden"
+    image = np.asarray(Image.open(folder / "in_32x32.png").convert("RGB"))
+    from_hub = official.fetch(VARIANT)
+    without_the_hub(hub)
+    from_release = replace(official, cache_dir=tmp_path / "another").fetch(VARIANT)
+    assert (from_hub.suffix, from_release.suffix) == (".bin", ".pth")
+    (first,), (second,) = (Upscaler.from_pretrained(file, device="cpu")([image]) for file in (from_hub, from_release))
+    assert np.array_equal(first, second)
+    golden = np.asarray(Image.open(folder / "out_32x32.png").convert("RGB"))
+    assert np.abs(first.astype(int) - golden).max() <= 1
+
+
+@pytest.mark.parametrize("status", [None, 401, 404, 500, 503])
+def test_without_the_hub_the_release_is_taken(hub, official, real, status):
+    """Whatever the hub says; it is told what happens."""
+    without_the_hub(hub)
+    if status:
+        hub.statuses[f"{HUB_ID}/config.json"] = status
+    steps = []
+    file = official.fetch(VARIANT, lambda step: steps.append(str(step)))
+    assert file.read_bytes() == real[RELEASED]
+    assert official.find(VARIANT) == file
+    assert record(official, file.name)["url"] == f"{hub.release_url}/{file.name}"
+    assert any("looking elsewhere" in step for step in steps)
+
+
+def test_a_hub_that_is_no_hub_is_passed_over(hub, official, real):
+    """Something else that listens there."""
+    elsewhere = replace(official, hub_url=f"{hub.url}/release")
+    assert elsewhere.fetch(VARIANT).read_bytes() == real[RELEASED]
+
+
+def test_a_variant_of_the_release_alone_is_fetched_from_there(hub, official):
+    """The JPEG model has no repository, and no digest is known: the first download is recorded."""
+    hub.files["release/Swin2SR_Jpeg_dynamic.pth"] = b"PK\x03\x04 weights"
+    file = official.fetch(VARIANTS["jpeg"])
+    assert file.read_bytes() == b"PK\x03\x04 weights"
+    assert official.digest(VARIANTS["jpeg"], file) == hashlib.sha256(b"PK\x03\x04 weights").hexdigest()
+    assert {each.path.partition("/")[0] for each in hub.asked} == {"release", "bytes"}
+
+
+def test_weights_that_break_off_go_on_where_they_stopped(hub, official, real):
+    """Within a fetch, and from one to the next."""
+    hub.misbehave(BIN, Mischief(stop_after=1_000_000), Mischief(stop_after=500_000), *[Mischief(status=503)] * 4)
+    hub.statuses[RELEASED] = 404
+    with pytest.raises(Unreachable, match=r"1\.5 MB have come and are kept.*answered 404"):
+        official.fetch(VARIANT)
+    assert official.find(VARIANT) is None
+    hub.misbehave(BIN)
+    assert official.fetch(VARIANT).read_bytes() == real[BIN]
+    assert hub.ranges(BIN) == [None, "bytes=1000000-", *["bytes=1500000-"] * 5]
+
+
+def test_a_killed_process_is_gone_on_with(hub, official, real):
+    """Killed in the middle of a download: nothing counts as present, and the next one asks for the rest alone."""
+    gate = Gate(is_open=False)
+    hub.misbehave(BIN, Mischief(stop_after=3_000_000, gate=gate))
+    with start(hub, official.cache_dir) as process:
+        for line in process.stderr:
+            if line.startswith("3000000 "):
+                break
+        process.send_signal(signal.SIGKILL)
+    gate.open()
+    assert process.returncode == -signal.SIGKILL
+    assert official.find(VARIANT) is None
+    assert official.fetch(VARIANT).read_bytes() == real[BIN]
+    assert hub.ranges(BIN) == [None, "bytes=3000000-"]
+
+
+def start(hub, cache_dir):
+    """Another process that fetches; where its hub is, it learns from ``HF_ENDPOINT``."""
+    command = [sys.executable, "-c", PROGRAM, str(cache_dir), hub.release_url]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
+
+
+def test_of_two_processes_one_downloads(hub, official, real):
+    """The other waits, says so, and finds what it wanted."""
+    gate = Gate(is_open=False)
+    hub.misbehave(BIN, Mischief(stop_after=2_000_000, gate=gate))
+    with start(hub, official.cache_dir) as first, start(hub, official.cache_dir) as second:
+        said = threading.Event()
+
+        def listen(process):
+            for line in process.stderr:
+                if "waiting for another process" in line:
+                    said.set()
+
+        listeners = [threading.Thread(target=listen, args=(process,)) for process in (first, second)]
+        for listener in listeners:
+            listener.start()
+        assert said.wait(PATIENCE)
+        gate.open()
+        answers = [process.stdout.read().strip() for process in (first, second)]
+        for listener in listeners:
+            listener.join(PATIENCE)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert answers == [str(official.find(VARIANT))] * 2
+    assert hub.ranges(BIN) == [None]
+    assert Path(answers[0]).read_bytes() == real[BIN]
+
+
+def test_a_known_digest_is_insisted_on(hub, official):
+    """Another file than the authors' is not kept, is not on record, and the release is not tried in its place."""
+    hub.files[BIN] = b"PK\x03\x04 something else"
+    with pytest.raises(FetchError, match=r"not kept: its SHA-256 is .*not 9784753b") as caught:
+        official.fetch(VARIANT)
+    assert not isinstance(caught.value, Unreachable)
+    assert official.find(VARIANT) is None
+    assert not any(b"something else" in content for content in everything(official.cache_dir).values())
+    assert not (official.cache_dir / "swin2sr" / "lightweight-x2.json").exists()
+    assert RELEASED not in {each.path for each in hub.asked}
+
+
+def test_the_hubs_own_digest_is_insisted_on(hub, official):
+    """Where no other is known: what comes is what the hub says it has."""
+    unknown = replace(VARIANT, digests={})
+    hub.misbehave(BIN, Mischief(content=b"PK\x03\x04" + bytes(len(hub.files[BIN]) - 4)))
+    with pytest.raises(FetchError, match="which the hub announced"):
+        official.fetch(unknown)
+    assert official.find(unknown) is None
+    assert official.fetch(unknown).is_file()
+
+
+def test_a_truncated_file_is_not_taken(hub, official, real):
+    """With a length to match, from a hub that says how long it is; the release has it whole."""
+    hub.misbehave(BIN, Mischief(content=real[BIN][:-1000]))
+    assert official.fetch(VARIANT).read_bytes() == real[RELEASED]
+    assert not list(official.cache_dir.rglob("*.part"))
+
+
+def test_the_first_download_is_remembered(hub, official, real):
+    """A later one that is another file is refused, with the record to delete if it is to be trusted."""
+    without_the_hub(hub)
+    file = official.fetch(VARIANT)
+    file.unlink()
+    hub.files[RELEASED] = real[RELEASED] + b"!"
+    with pytest.raises(FetchError, match=r"recorded on 20\d\d-\d\d-\d\d.* delete .*lightweight-x2\.json") as caught:
+        official.fetch(VARIANT)
+    assert official.find(VARIANT) is None
+    (official.cache_dir / "swin2sr" / "lightweight-x2.json").unlink()
+    assert official.fetch(VARIANT).read_bytes() == real[RELEASED] + b"!"
+    assert "not kept" in str(caught.value)
+
+
+@pytest.mark.parametrize("from_hub", [True, False])
+def test_a_file_that_changed_in_the_cache_is_refused(hub, official, real, from_hub):
+    """By ``verify``, which loading calls, and by ``fetch``; deleted as the sentence says, it is fetched again."""
+    if not from_hub:
+        without_the_hub(hub)
+    file = official.fetch(VARIANT)
+    official.verify(VARIANT, file)
+    with file.resolve().open("r+b") as stream:
+        stream.seek(1000)
+        stream.write(b"\xff\xff\xff")
+    for look in (lambda: official.verify(VARIANT, file), lambda: official.fetch(VARIANT)):
+        with pytest.raises(FetchError, match=r"Delete .* and run `swin2sr fetch lightweight-x2`") as caught:
+            look()
+        assert str(file.resolve()) in str(caught.value)
+    file.resolve().unlink()
+    assert official.find(VARIANT) is None
+    assert official.fetch(VARIANT).read_bytes() == real[BIN if from_hub else RELEASED]
+
+
+def test_a_page_in_place_of_weights_is_not_remembered(hub, official, real):
+    """A proxy's login answers 200 to everything; nothing of it is kept, and later the file is taken."""
+    without_the_hub(hub)
+    hub.misbehave(RELEASED, Mischief(content=b"<!doctype html><title>Log in</title>"))
+    with pytest.raises(Unreachable, match="no file of weights"):
+        official.fetch(VARIANT)
+    assert not list(official.cache_dir.rglob("*.json"))
+    assert official.fetch(VARIANT).read_bytes() == real[RELEASED]
+
+
+def test_safetensors_are_preferred_where_no_digest_decides(hub, official):
+    """A variant without known digests takes them; one whose other file is known takes that."""
+    hub.files[f"{HUB_ID}/model.safetensors"] = (2).to_bytes(8, "little") + b"{}"
+    assert official.fetch(VARIANT).name == "pytorch_model.bin"
+    unknown = replace(VARIANT, name="tuned", digests={})
+    other = replace(official, cache_dir=official.cache_dir / "other")
+    assert other.fetch(unknown).name == "model.safetensors"
+
+
+def test_what_can_be_checked_comes_first(hub, official, real):
+    """Where the digest of the release's file alone is known, that file is taken, and the hub is for want of it."""
+    name = Path(RELEASED).name
+    checked = replace(VARIANT, digests={name: hashlib.sha256(real[RELEASED]).hexdigest()})
+    assert official.fetch(checked).name == name
+    assert not [each for each in hub.asked if "resolve" in each.path]
+    del hub.files[RELEASED]
+    other = replace(official, cache_dir=official.cache_dir / "other")
+    assert other.fetch(checked).name == "pytorch_model.bin"
+
+
+def test_nobody_gives_it(official, hub):
+    """The sentence has what each said, and what to set behind a proxy."""
+    without_the_hub(hub)
+    hub.files.clear()
+    with pytest.raises(Unreachable, match=r"answered 401|without config\.json|has no caidas") as caught:
+        official.fetch(VARIANT)
+    assert "answered 404 Not Found" in str(caught.value)
+    assert "HTTPS_PROXY" in str(caught.value)
+
+
+def test_no_network(tmp_path):
+    """Neither hub nor release is reached: both are named, and nothing is left behind."""
+    nowhere = "http://127.0.0.1:1"
+    official = OfficialWeights(tmp_path, release_url=nowhere, hub_url=nowhere, wait=lambda _seconds: None)
+    with pytest.raises(Unreachable, match=r"cannot be reached.*cannot be reached"):
+        official.fetch(VARIANT)
+    assert official.find(VARIANT) is None
+
+
+def test_offline_says_what_to_do(hub, official):
+    """Nothing is asked, and nothing is written."""
+    offline = replace(official, offline=True)
+    with pytest.raises(FetchError, match=r"SWIN2SR_OFFLINE forbids.*swin2sr fetch lightweight-x2") as caught:
+        offline.fetch(VARIANT)
+    assert str(official.cache_dir) in str(caught.value)
+    assert hub.asked == []
+    assert not official.cache_dir.exists()
+
+
+def test_the_hubs_own_offline_keeps_the_hub_unasked(hub, official, real):
+    """Whoever sets ``HF_HUB_OFFLINE`` is heard, by the release's place."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", PROGRAM, str(official.cache_dir), hub.release_url]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert "HF_HUB_OFFLINE is set" in done.stderr
+    assert Path(done.stdout.strip()).read_bytes() == real[RELEASED]
+    assert {each.path.partition("/")[0] for each in hub.asked} == {"release", "bytes"}
+
+
+def test_embedded_weights_are_never_fetched(official, hub):
+    """They come with the package."""
+    with pytest.raises(FetchError, match="comes with the package"):
+        official.fetch(VARIANTS["small-x2"])
+    assert hub.asked == []
+
+
+def test_a_broken_record_is_named(official):
+    """It is not taken for none, which would let another file in."""
+    file = official.fetch(replace(VARIANT, digests={}))
+    place = official.cache_dir / "swin2sr" / "lightweight-x2.json"
+    for text in (
+        "nonsense",
+        "[]",
+        '{"pytorch_model.bin": {}}',
+        '{"pytorch_model.bin": {"sha256": "x", "fetched": "y"}}',
+    ):
+        place.write_text(text)
+        with pytest.raises(FetchError, match=r"lightweight-x2\.json is no record.*Delete it"):
+            official.verify(replace(VARIANT, digests={}), file)
+
+
+def test_a_file_that_cannot_be_read_is_named(official):
+    """It went away, say, between its finding and its reading."""
+    with pytest.raises(FetchError, match=r"gone\.bin cannot be read: No such file"):
+        official.verify(VARIANT, official.cache_dir / "gone.bin")
+
+
+def test_a_cache_that_nobody_may_look_into_holds_nothing(official, monkeypatch):
+    """It is no reason for a service not to start."""
+    official.fetch(VARIANT)
+    monkeypatch.setattr(os, "listdir", denied)
+    assert official.find(VARIANT) is None
+
+
+def denied(_folder):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def test_a_cache_that_cannot_be_written_is_named(official):
+    """With what to do; as somebody who may not write, where this user may do anything."""
+    official.fetch(VARIANT)  # while everything may be imported
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o555)
+        if os.getuid() == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(FetchError, match=r"cannot be written: Permission denied.*SWIN2SR_CACHE_DIR") as caught:
+                replace(official, cache_dir=Path(folder) / "cache").fetch(VARIANT)
+        finally:
+            if os.getuid() == 0:
+                os.seteuid(0)
+    assert folder in str(caught.value)
+
+
+def test_without_a_folder_of_its_own_it_is_the_hubs(tmp_path, hub, real):
+    """Nothing is said of ``cache_dir``: the hub's files lie in the hub's cache, the rest in its assets."""
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+    program = PROGRAM.replace("Path(sys.argv[1])", "None")
+    command = [sys.executable, "-c", program, "", hub.release_url]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    file = Path(done.stdout.strip())
+    assert file.is_relative_to(tmp_path / "hub")
+    assert file.read_bytes() == real[BIN]
+    assert (tmp_path / "assets" / "swin2sr" / "lightweight-x2.json").is_file()
+
+
+def test_digest_is_sha256(tmp_path):
+    """The digest of the bytes 'abc' is the one that FIPS 180 gives."""
+    (tmp_path / "file").write_bytes(b"abc")
+    assert file_digest(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_model_is_imported_without_huggingface_hub():
+    """The module too: whoever measures or trains needs no hub."""
+    code = "import sys; sys.modules['huggingface_hub'] = None; import model.official.fetch, model.bench, model.training"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -1,0 +1,110 @@
+"""Weights on their way: one thread for each variant, whoever waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+
+import pytest
+
+from app.variants.downloads import Deliveries
+from model.official.fetch import FetchError
+from model.variants import VARIANTS
+from tests.scripted import PATIENCE, Gate
+
+VARIANT, OTHER = VARIANTS["classical-x2"], VARIANTS["jpeg"]
+
+
+class Carrier:
+    """Stands for the official weights: gives a path when its gate is open, or raises."""
+
+    def __init__(self, fault=None, *, is_open=True):
+        self.gate = Gate(is_open=is_open)
+        self.fault = fault
+        self.fetched = []
+
+    def fetch(self, variant, on_step):
+        self.fetched.append(variant.name)
+        self.gate.pass_through()
+        on_step("a step")
+        if self.fault:
+            raise self.fault
+        return Path(variant.name)
+
+
+def bring(carrier, *variants):
+    """What comes of bringing each, all at once."""
+    deliveries = Deliveries(carrier)
+
+    async def go():
+        coming = [asyncio.create_task(deliveries.bring(variant, lambda _step: None)) for variant in variants]
+        await asyncio.sleep(0)  # each has begun
+        carrier.gate.open()
+        return await asyncio.gather(*coming, return_exceptions=True)
+
+    return asyncio.run(asyncio.wait_for(go(), PATIENCE))
+
+
+def test_who_wants_the_same_waits_for_the_same():
+    """One fetch for any number of them, and one for each other variant."""
+    carrier = Carrier(is_open=False)
+    assert bring(carrier, VARIANT, VARIANT, OTHER, VARIANT) == [
+        Path(each.name) for each in (VARIANT, VARIANT, OTHER, VARIANT)
+    ]
+    assert sorted(carrier.fetched) == [VARIANT.name, OTHER.name]
+
+
+def test_what_is_over_is_begun_anew():
+    """A fetch that failed says nothing of the next one."""
+    carrier = Carrier(FetchError("no network"))
+    deliveries = Deliveries(carrier)
+
+    async def go():
+        with pytest.raises(FetchError, match="no network"):
+            await deliveries.bring(VARIANT, lambda _step: None)
+        carrier.fault = None
+        return await deliveries.bring(VARIANT, lambda _step: None)
+
+    assert asyncio.run(go()) == Path(VARIANT.name)
+    assert len(carrier.fetched) == 2
+
+
+def test_who_stops_waiting_stops_nobody_else():
+    """A client that leaves while weights come does not take them from the others."""
+    carrier = Carrier(is_open=False)
+    deliveries = Deliveries(carrier)
+
+    async def go():
+        leaving, staying = (asyncio.create_task(deliveries.bring(VARIANT, lambda _step: None)) for _ in range(2))
+        await asyncio.to_thread(carrier.gate.wait_until_reached)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        carrier.gate.open()
+        return leaving.cancelled(), await staying
+
+    assert asyncio.run(go()) == (True, Path(VARIANT.name))
+
+
+@pytest.mark.parametrize("fault", [OSError("no such disk"), RuntimeError("no more threads"), MemoryError()])
+def test_every_fault_is_a_sentence(fault):
+    """Whatever goes wrong, whoever waits learns it as one kind of error."""
+    (error,) = bring(Carrier(fault), VARIANT)
+    assert isinstance(error, FetchError)
+    assert str(error) in (str(fault), "MemoryError")
+
+
+def test_a_thread_that_dies_leaves_nobody_waiting(monkeypatch):
+    """A fault that nobody thought of ends the wait too, and shows its traceback as those of threads are shown."""
+    shown, told = [], threading.Event()
+
+    def show(death):
+        shown.append(death.exc_type)
+        told.set()
+
+    monkeypatch.setattr(threading, "excepthook", show)
+    (error,) = bring(Carrier(KeyError("surprise")), VARIANT)
+    assert isinstance(error, FetchError)
+    assert "unexpected" in str(error)
+    assert told.wait(PATIENCE)
+    assert shown == [KeyError]
