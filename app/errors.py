@@ -49,14 +49,14 @@ class ServiceError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
-    patience: ClassVar[int | None] = None
+    default_retry_after: ClassVar[int | None] = None
     """Seconds for ``Retry-After`` where whoever raises knows nothing better."""
 
     def __init__(self, detail: str = "", *, retry_after: int | None = None, **facts: object) -> None:
         assert not RESERVED & facts.keys(), "a fact must not replace a member of the problem document"
         super().__init__(detail or self.title)
         self.detail = detail or self.title
-        self.retry_after = self.patience if retry_after is None else retry_after
+        self.retry_after = self.default_retry_after if retry_after is None else retry_after
         self.facts = facts
 
     def problem(self, request_id: str = "") -> dict[str, Any]:
@@ -187,7 +187,7 @@ class QueueFull(RequestError):
     status = 429
     code = "queue_full"
     title = "The queue is full"
-    patience = 1
+    default_retry_after = 1
 
 
 class ServerError(ServiceError):
@@ -204,7 +204,7 @@ class NotReady(ServerError):
     status = 503
     code = "not_ready"
     title = "Not ready"
-    patience = 5
+    default_retry_after = 5
 
 
 class Draining(ServerError):
@@ -213,7 +213,7 @@ class Draining(ServerError):
     status = 503
     code = "draining"
     title = "Shutting down"
-    patience = 1
+    default_retry_after = 1
 
 
 class OutOfMemory(ServerError):
@@ -222,7 +222,7 @@ class OutOfMemory(ServerError):
     status = 503
     code = "out_of_memory"
     title = "Out of memory"
-    patience = 10
+    default_retry_after = 10
 
 
 class DeadlineExceeded(ServerError):

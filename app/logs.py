@@ -12,13 +12,13 @@ STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime"
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, message, and the facts that came with it as ``name=value``."""
+    """Time, level, message, and the fields that came with it as ``name=value``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and a traceback below it if there is one."""
-        facts = " ".join(f"{name}={value}" for name, value in _facts(record).items())
+        fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
         time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        line = f"{time} {record.levelname:<8} {record.getMessage()} {facts}".rstrip()
+        line = f"{time} {record.levelname:<8} {record.getMessage()} {fields}".rstrip()
         return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
@@ -26,13 +26,13 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time (RFC 3339), level, logger, message, and the facts that came with it."""
+        """Time (RFC 3339), level, logger, message, and the fields that came with it."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **_facts(record),
+            **_fields(record),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -53,5 +53,5 @@ def configure(log_format: Literal["text", "json"], level: str = "INFO") -> None:
     )
 
 
-def _facts(record: logging.LogRecord) -> dict[str, object]:
+def _fields(record: logging.LogRecord) -> dict[str, object]:
     return {name: value for name, value in record.__dict__.items() if name not in STANDARD}

@@ -60,20 +60,20 @@ class Metrics:
         [metric] = self.inflight.collect()
         return int(metric.samples[0].value)
 
-    def end_request(self, path: str, facts: Mapping[str, object], seconds: float) -> None:
+    def end_request(self, path: str, log_fields: Mapping[str, object], seconds: float) -> None:
         """A request for an image is over; what nobody noted an outcome for was left by its caller."""
         if path != UPSCALE:
             return
-        variant, outcome = str(facts.get("variant", "")), str(facts.get("outcome", "cancelled"))
+        variant, outcome = str(log_fields.get("variant", "")), str(log_fields.get("outcome", "cancelled"))
         self.inflight.dec()
         self.requests.labels(variant, outcome).inc()
         self.duration.labels(variant).observe(seconds)
         for stage in STAGES:
-            duration = facts.get(f"{stage}_ms")
+            duration = log_fields.get(f"{stage}_ms")
             if isinstance(duration, float):
                 self.stages.labels(stage).observe(duration / 1000)
         if outcome in ("queue_full", "draining"):
-            self.rejected.labels(str(facts.get("reason", outcome))).inc()
+            self.rejected.labels(str(log_fields.get("reason", outcome))).inc()
 
     def watch(self, gauges: Collector) -> None:
         """Show values that are looked up when somebody asks."""

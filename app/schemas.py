@@ -63,7 +63,7 @@ class VariantDescription(BaseModel):
                     "summary": "Doubles a clean image quickly on any machine.",
                     "channels": 3,
                     "parameters": None,
-                    "licence": "Apache-2.0",
+                    "license": "Apache-2.0",
                     "source": "trained by this project on CC0 photographs",
                     "digest": "6912009753c57901615862b10a3dd373a5aa383422a795beb3ca3d425a60d257",
                     "state": "ready",
@@ -83,7 +83,7 @@ class VariantDescription(BaseModel):
     summary: str = Field(description="What it is for.")
     channels: int | None
     parameters: int | None
-    licence: str | None
+    license: str | None
     source: str
     digest: str | None = Field(description="SHA-256 of the weights' file, where it is known.")
     state: State

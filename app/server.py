@@ -39,19 +39,19 @@ class Server(uvicorn.Server):
         self._told = False
         self.failed = False
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Begin the end at once, because the service cannot go on; safe in any thread."""
         self.failed = True
-        self._service.announce_end()
+        self._service.begin_shutdown()
         self._ends_at = time.monotonic()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal's handler gets both
         """Begin the end, or hurry it."""
         if self._ends_at is not None:
             self.should_exit = self.force_exit = True
-            self._service.give_up()
+            self._service.abort()
             return
-        self._service.announce_end()
+        self._service.begin_shutdown()
         self._ends_at = time.monotonic() + (self._delay if sig == signal.SIGTERM else 0.0)
 
     async def on_tick(self, counter: int) -> bool:
@@ -107,7 +107,7 @@ def serve(
         say(f"Ready. Try: curl --fail-with-body -F file=@{sample} '{url}/v1/upscale' -o upscaled.png")
 
     def on_fatal() -> None:
-        server.give_up()
+        server.abort()
 
     app = create_app(settings, load=load, on_ready=on_ready, on_fatal=on_fatal)
     config = uvicorn.Config(

@@ -18,7 +18,7 @@ from app.batching.batcher import Batcher
 from app.batching.supervision import Pulse
 from app.cgroup import usable_cpus
 from app.errors import NotReady
-from app.http.uploads import BodyRoom
+from app.http.uploads import UploadBudget
 from app.metrics import Metrics, counter, gauge, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
 from app.settings import Settings
@@ -48,7 +48,7 @@ class Service:
     registry: ModelRegistry
     batcher: TileBatcher
     pipeline: Pipeline
-    bodies: BodyRoom
+    uploads: UploadBudget
     metrics: Metrics
     state: ServiceState
 
@@ -64,7 +64,7 @@ class Service:
             reasons.append(f"the worker has given no sign of life for {status.silent_seconds:.0f} s")
         return reasons
 
-    def make_sure_of_life(self) -> None:
+    def check_liveness(self) -> None:
         """Raise the reason for a restart, if there is one.
 
         Raises:
@@ -76,7 +76,7 @@ class Service:
         if status.silent_seconds > RESTART_SECONDS:
             raise NotReady(f"The worker is frozen: no sign of life for {status.silent_seconds:.0f} s.")
 
-    def make_sure_of_readiness(self) -> None:
+    def check_readiness(self) -> None:
         """Raise the reasons, if there are any.
 
         Raises:
@@ -85,15 +85,15 @@ class Service:
         if reasons := self.reasons_not_ready():
             raise NotReady("; ".join(reasons), reasons=reasons)
 
-    def announce_end(self) -> None:
+    def begin_shutdown(self) -> None:
         """Be not ready from now on; what comes is still accepted."""
         if not self.state.leaving:
             self.state.leaving = True
             self.state.ends_at = time.monotonic() + self.settings.drain_timeout_ms / 1000
 
-    def give_up(self) -> None:
+    def abort(self) -> None:
         """Be at the end of the time for what was accepted."""
-        self.announce_end()
+        self.begin_shutdown()
         self.state.ends_at = time.monotonic()
 
     async def boot(self, on_ready: Callable[[], None]) -> None:
@@ -123,7 +123,7 @@ class Service:
 
     async def close(self) -> None:
         """Finish what was admitted, within what is left of the time for it, and stop every thread."""
-        self.announce_end()
+        self.begin_shutdown()
         left = max(0.0, self.state.ends_at - time.monotonic())
         self.state.finished = await asyncio.to_thread(self.batcher.close, left)
         self.registry.close()
@@ -196,8 +196,8 @@ def build_service(
         pulse=pulse,
     )
     pipeline = Pipeline(registry, batcher, settings, codec_threads=max(1, min(8, cpus // 2)))
-    bodies = BodyRoom(settings.max_inflight_bytes)
-    service = Service(settings, registry, batcher, pipeline, bodies, metrics, ServiceState())
+    uploads = UploadBudget(settings.max_inflight_bytes)
+    service = Service(settings, registry, batcher, pipeline, uploads, metrics, ServiceState())
     metrics.watch(_Gauges(service))
     return service
 

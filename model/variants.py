@@ -11,7 +11,7 @@ from types import MappingProxyType
 RELEASE = "https://github.com/mv-lab/swin2sr/releases/download/v0.0.1"
 _OFFICIAL = "https://github.com/mv-lab/swin2sr"
 _TRAINED_HERE = "trained by this project on CC0 photographs"
-_LICENCE = "Apache-2.0"
+_LICENSE = "Apache-2.0"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Variant:
         channels: 3 for colour, 1 for luma.
         summary: what it is for, one plain sentence.
         parameters: number of weights; None where the embedded file alone knows.
-        licence, source: of the weights.
+        license, source: of the weights.
         digests: SHA-256 by file name, for the files where one is known.
         config: the fields in which the configuration differs from ``Swin2SRConfig``'s defaults; None where the
             embedded file alone knows.
@@ -40,7 +40,7 @@ class Variant:
     channels: int = 3
     summary: str
     parameters: int | None = None
-    licence: str = _LICENCE
+    license: str = _LICENSE
     source: str = _OFFICIAL
     digests: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, object] | None = None

@@ -250,7 +250,7 @@ def test_boot_fetches_what_is_wanted_and_serves_the_rest_meanwhile(hub, settings
     assert int(refused.headers["retry-after"]) == 10
     assert small.headers["x-swin2sr-variant"] == "small-x2"
     assert (described["state"], described["reason"], described["digest"]) == ("ready", None, DIGEST)
-    assert (described["source"], described["licence"]) == (VARIANTS[NAME].source, "Apache-2.0")
+    assert (described["source"], described["license"]) == (VARIANTS[NAME].source, "Apache-2.0")
     assert described["aliases"] == ["x2"]
     assert ready.status_code == 200
     assert served.headers["x-swin2sr-variant"] == NAME

@@ -23,7 +23,7 @@ from app import errors, logs
 from app.client import AsyncClient, Client
 from app.http.handlers import PROBLEM
 from app.ray.deployment import Replica
-from app.ray.settings import RaySettings, Share, share_out
+from app.ray.settings import RaySettings, ReplicaResources, plan_replicas
 from app.sockets import listen
 from model.checkpoints import CheckpointError
 from model.variants import embedded_path
@@ -310,15 +310,15 @@ def test_what_ray_cannot_do_is_refused(settings, names):
 @pytest.mark.parametrize(
     ("settings", "resources", "share"),
     [
-        ({"threads": 2, "device": "cpu"}, {"CPU": 9}, Share(2, 0, 4)),
-        ({"threads": 2, "device": "cpu", "ray_max_replicas": 3}, {"CPU": 9, "GPU": 2}, Share(2, 0, 3)),
-        ({}, {"CPU": 9, "GPU": 2}, Share(1, 1, 2)),
-        ({"device": "cuda", "threads": 4}, {"CPU": 9, "GPU": 8}, Share(4, 1, 2)),
+        ({"threads": 2, "device": "cpu"}, {"CPU": 9}, ReplicaResources(2, 0, 4)),
+        ({"threads": 2, "device": "cpu", "ray_max_replicas": 3}, {"CPU": 9, "GPU": 2}, ReplicaResources(2, 0, 3)),
+        ({}, {"CPU": 9, "GPU": 2}, ReplicaResources(1, 1, 2)),
+        ({"device": "cuda", "threads": 4}, {"CPU": 9, "GPU": 8}, ReplicaResources(4, 1, 2)),
     ],
 )
 def test_a_cluster_is_shared_out(settings, resources, share):
     """A replica for each GPU with its processors, or for so many processors; never more than fit, or are allowed."""
-    assert share_out(RaySettings(**settings), resources) == share
+    assert plan_replicas(RaySettings(**settings), resources) == share
 
 
 @pytest.mark.parametrize(
@@ -333,8 +333,8 @@ def test_a_cluster_is_shared_out(settings, resources, share):
 def test_replicas_that_do_not_fit_are_refused(settings, words):
     """In place of waiting for ever; a cluster that may grow is given the time."""
     with pytest.raises(ValueError, match=words):
-        share_out(RaySettings(**settings), {"CPU": 2})
-    assert share_out(RaySettings(**settings), {"CPU": 2}, can_grow=True).replicas >= 1
+        plan_replicas(RaySettings(**settings), {"CPU": 2})
+    assert plan_replicas(RaySettings(**settings), {"CPU": 2}, can_grow=True).replicas >= 1
 
 
 @pytest.fixture
@@ -385,7 +385,7 @@ def test_a_replica_that_is_leaving_is_not_replaced(replica):
         made, lifespan = replica(lambda _name, _path: ScriptedUpscaler())
         async with lifespan:
             await made.check_health()
-            await made.announce_end()
+            await made.begin_shutdown()
             transport = httpx.ASGITransport(made.__serve_build_asgi_app__())
             async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
                 assert (await client.get("/health/ready")).status_code == 503

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app.http.handlers import PROBLEM
 from app.metrics import Metrics
-from app.ray.metrics import LABEL, EverybodysMetrics, merge
+from app.ray.metrics import LABEL, ClusterMetrics, merge
 from tests.connections import Connection
 
 
@@ -59,7 +59,7 @@ def ask(path, told, method="GET"):
             raise TimeoutError
         return told
 
-    asyncio.run(EverybodysMetrics(teapot, tell)(connection.scope, connection.receive, connection.send))
+    asyncio.run(ClusterMetrics(teapot, tell)(connection.scope, connection.receive, connection.send))
     return connection
 
 

@@ -126,9 +126,9 @@ def test_own_weights_claim_nothing_of_the_authors(build):
     registry = build("classical-x2", "lightweight-x2", "small-x4")
     for name in ("classical-x2", "lightweight-x2", "small-x4"):
         own = registry.describe(name)
-        assert (own.digest, own.licence, own.source) == (None, None, "MODEL_DIR")
+        assert (own.digest, own.license, own.source) == (None, None, "MODEL_DIR")
     absent = build().describe("classical-x2")
-    assert (absent.digest, absent.licence) == (VARIANTS["classical-x2"].digest, "Apache-2.0")
+    assert (absent.digest, absent.license) == (VARIANTS["classical-x2"].digest, "Apache-2.0")
 
 
 def test_a_variant_is_ready_only_when_it_is_warm(build):

@@ -91,7 +91,7 @@ def test_a_server_that_will_end_is_not_ready_but_still_serves(tmp_path):
         async with running(app) as client:
             await app.state.service.boot(lambda: None)
             books = [(await client.get("/metrics")).text]
-            app.state.service.announce_end()
+            app.state.service.begin_shutdown()
             ready = await client.get("/health/ready")
             books.append((await client.get("/metrics")).text)
             return books, ready, await client.post("/v1/upscale", files={"file": png(noise(8, 8))})

@@ -48,7 +48,7 @@ def test_a_ready_variant_says_where_it_runs(ask):
     assert (description["state"], description["available"]) == ("ready", True)
     assert (description["device"], description["dtype"]) == ("scripted", "float32")
     assert (description["scale"], description["parameters"]) == (2, 12_091_571)
-    assert (description["licence"], description["source"], description["digest"]) == (None, "MODEL_DIR", None)
+    assert (description["license"], description["source"], description["digest"]) == (None, "MODEL_DIR", None)
 
 
 def test_embedded_weights_say_which_they_are(ask):

@@ -36,7 +36,7 @@ def test_every_variant_says_what_it_is_for_and_where_it_comes_from(name):
     """The summary is one sentence, there is a place to get the weights from, and digests are SHA-256."""
     variant = VARIANTS[name]
     assert re.fullmatch(r"[A-Z][^.]+\.", variant.summary)
-    assert variant.licence == "Apache-2.0"
+    assert variant.license == "Apache-2.0"
     assert variant.embedded != bool(variant.hub_id or variant.release_file)
     assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in variant.digests.values())
     assert variant.digest in {None, *variant.digests.values()}

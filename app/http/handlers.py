@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.errors import InvalidOption, MethodNotAllowed, NotFound, OutOfMemory, RequestError, ServiceError
-from app.http.middleware import note, request_id
+from app.http.middleware import add_log_fields, request_id
 from app.schemas import UpscaleOptions
 
 PROBLEM = "application/problem+json"
@@ -38,7 +38,7 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
         return problem_response(request, MethodNotAllowed(sentence, allowed=allowed), error.headers)
     refusal = RequestError(error.detail)
     document = {**refusal.problem(request_id(request.scope)), "status": error.status_code}
-    note(request.scope, outcome=refusal.code)
+    add_log_fields(request.scope, outcome=refusal.code)
     return JSONResponse(document, error.status_code, error.headers, PROBLEM)
 
 
@@ -58,15 +58,15 @@ async def answer_memory_error(request: Request, error: Exception) -> Response:
 async def answer_disconnect(request: Request, error: Exception) -> Response:
     """Nobody is there to read this."""
     assert isinstance(error, ClientDisconnect)
-    note(request.scope, outcome="cancelled")
+    add_log_fields(request.scope, outcome="cancelled")
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
 def problem_response(request: Request, error: ServiceError, headers: Mapping[str, str] | None = None) -> Response:
     """An error as a problem document."""
-    note(request.scope, outcome=error.code)
+    add_log_fields(request.scope, outcome=error.code)
     if "reason" in error.facts:
-        note(request.scope, reason=error.facts["reason"])
+        add_log_fields(request.scope, reason=error.facts["reason"])
     more = dict(headers or {})
     if error.retry_after is not None:
         more["Retry-After"] = str(error.retry_after)

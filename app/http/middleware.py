@@ -37,9 +37,9 @@ def arrived_at(scope: Scope) -> float:
     return float(scope[KEY]["arrived_at"])
 
 
-def note(scope: Scope, **facts: object) -> None:
-    """Remember facts about a request for its log line and the metrics."""
-    scope.setdefault(KEY, {}).setdefault("facts", {}).update(facts)
+def add_log_fields(scope: Scope, **log_fields: object) -> None:
+    """Remember log_fields about a request for its log line and the metrics."""
+    scope.setdefault(KEY, {}).setdefault("log_fields", {}).update(log_fields)
 
 
 def on_failure(scope: Scope, end: Callable[[ServiceError], Awaitable[None]]) -> None:
@@ -53,7 +53,7 @@ class RequestContext:
     Args:
         app: what answers.
         on_start: told the path of each request.
-        on_end: told its path again, the facts noted about it, and the seconds that it took.
+        on_end: told its path again, the log_fields noted about it, and the seconds that it took.
         is_leaving: whether the server is about to end; a request that is cancelled then is told so.
     """
 
@@ -77,8 +77,8 @@ class RequestContext:
         started = time.monotonic()
         sent = Headers(scope=scope).get("x-request-id", "")
         identity = sent if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
-        facts: dict[str, object] = {}
-        scope[KEY] = {"request_id": identity, "arrived_at": started, "facts": facts}
+        log_fields: dict[str, object] = {}
+        scope[KEY] = {"request_id": identity, "arrived_at": started, "log_fields": log_fields}
         status = 0
         self.on_start(scope["path"])
 
@@ -91,7 +91,7 @@ class RequestContext:
                 await send(slice_)
 
         async def end(error: ServiceError) -> bool:
-            facts["outcome"] = error.code
+            log_fields["outcome"] = error.code
             if not status:
                 await send_problem(send_with_id, error, identity)
             elif "end" in scope[KEY]:
@@ -112,13 +112,13 @@ class RequestContext:
                 raise
         finally:
             seconds = time.monotonic() - started
-            self.on_end(scope["path"], facts, seconds)
-            _log(scope, status, {"request_id": identity, "seconds": round(seconds, 4), **facts})
+            self.on_end(scope["path"], log_fields, seconds)
+            _log(scope, status, {"request_id": identity, "seconds": round(seconds, 4), **log_fields})
 
 
-def _log(scope: Scope, status: int, facts: Mapping[str, object]) -> None:
+def _log(scope: Scope, status: int, log_fields: Mapping[str, object]) -> None:
     level = logging.DEBUG if status < 400 and scope["path"].startswith(PROBED) else logging.INFO
-    logger.log(level, "%s %s", scope["method"], quote(scope["path"]), extra={"status": status, **facts})
+    logger.log(level, "%s %s", scope["method"], quote(scope["path"]), extra={"status": status, **log_fields})
 
 
 def _slices(message: Message) -> Iterator[Message]:

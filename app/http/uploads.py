@@ -27,7 +27,7 @@ class Upload:
     filename: str
 
 
-class BodyRoom:
+class UploadBudget:
     """How many bytes of bodies are held at once, over all requests; used in the event loop alone.
 
     Args:
@@ -42,35 +42,35 @@ class BodyRoom:
         self.held = 0
 
     @contextmanager
-    def share(self) -> Iterator[Share]:
-        """One request's share, free again at the end of the block."""
-        share = Share(self)
+    def reserve(self) -> Iterator[UploadReservation]:
+        """One request's reservation, free again at the end of the block."""
+        reservation = UploadReservation(self)
         try:
-            yield share
+            yield reservation
         finally:
-            self.held -= share.bytes
+            self.held -= reservation.bytes
 
 
 @dataclass
-class Share:
+class UploadReservation:
     """What one request holds of a room."""
 
-    room: BodyRoom
+    budget: UploadBudget
     bytes: int = 0
 
-    def make_sure_of(self, expected: int) -> None:
+    def check_capacity(self, expected: int) -> None:
         """Look for room for bytes that were announced; they are counted when they come.
 
         Raises:
             QueueFull: if there is none now.
         """
-        if self.room.held + expected > self.room.limit:
+        if self.budget.held + expected > self.budget.limit:
             raise QueueFull(
-                f"The uploads of all requests may have {self.room.limit} bytes together. Try again after the time in "
+                f"The uploads of all requests may have {self.budget.limit} bytes together. Try again after the time in "
                 "Retry-After.",
                 reason="bytes",
-                limit=self.room.limit,
-                actual=self.room.held + expected,
+                limit=self.budget.limit,
+                actual=self.budget.held + expected,
             )
 
     def add(self, received: int) -> None:
@@ -79,19 +79,21 @@ class Share:
         Raises:
             QueueFull: if there is no room for them.
         """
-        self.make_sure_of(received)
+        self.check_capacity(received)
         self.bytes += received
-        self.room.held += received
+        self.budget.held += received
 
 
-async def read_upload(request: Request, share: Share, *, max_bytes: int, patience: float, deadline: float) -> Upload:
+async def read_upload(
+    request: Request, reservation: UploadReservation, *, max_bytes: int, upload_timeout: float, deadline: float
+) -> Upload:
     """Read the one file of a request.
 
     Args:
         request: ``multipart/form-data`` with a part ``file``, or the file itself with an image's content type.
-        share: of the room for bodies, which this one is counted in.
+        reservation: of the room for bodies, which this one is counted in.
         max_bytes: largest body, framing included; checked against ``Content-Length`` first, and while reading.
-        patience: seconds that the body may take to arrive.
+        upload_timeout: seconds that the body may take to arrive.
         deadline: time of ``time.monotonic()`` after which nobody waits for an answer.
 
     Raises:
@@ -108,18 +110,18 @@ async def read_upload(request: Request, share: Share, *, max_bytes: int, patienc
             f"A body of type {content_type.decode('latin-1')[:100]!r} is not read here. Send multipart/form-data with "
             f"a part {PART!r}, or the image itself with its image/* content type."
         )
-    _check_length(request.headers.get("content-length", ""), max_bytes, share)
+    _check_length(request.headers.get("content-length", ""), max_bytes, reservation)
     left = deadline - time.monotonic()
     try:
-        async with asyncio.timeout(min(patience, left)):
-            body = await _receive(request, form, max_bytes, share)
+        async with asyncio.timeout(min(upload_timeout, left)):
+            body = await _receive(request, form, max_bytes, reservation)
     except TimeoutError:
-        if left < patience:
+        if left < upload_timeout:
             raise DeadlineExceeded(
                 "The deadline passed while the body arrived. Ask for more time with timeout_ms."
             ) from None
         raise UploadTooSlow(
-            f"The body was not complete after {patience:g} s. Send it faster, or send less.", limit=patience
+            f"The body was not complete after {upload_timeout:g} s. Send it faster, or send less.", limit=upload_timeout
         ) from None
     upload = form.finish() if form else Upload(body, _disposition_name(request.headers.get("content-disposition", "")))
     if not upload.body:
@@ -127,27 +129,27 @@ async def read_upload(request: Request, share: Share, *, max_bytes: int, patienc
     return upload
 
 
-def _check_length(content_length: str, max_bytes: int, share: Share) -> None:
+def _check_length(content_length: str, max_bytes: int, reservation: UploadReservation) -> None:
     if not content_length.isdecimal():
         return
     announced = int(content_length[:20])
     if announced > max_bytes:
         raise _too_large(max_bytes, announced)
-    share.make_sure_of(announced)
+    reservation.check_capacity(announced)
 
 
 def _too_large(max_bytes: int, actual: int) -> BodyTooLarge:
     return BodyTooLarge(f"A body may have {max_bytes} bytes at most.", limit=max_bytes, actual=actual)
 
 
-async def _receive(request: Request, form: _Form | None, max_bytes: int, share: Share) -> bytes:
+async def _receive(request: Request, form: _Form | None, max_bytes: int, reservation: UploadReservation) -> bytes:
     body = bytearray()
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > max_bytes:
             raise _too_large(max_bytes, received)
-        share.add(len(chunk))
+        reservation.add(len(chunk))
         if form is None:
             body += chunk
         else:

@@ -17,7 +17,7 @@ from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, NoReturn
 
 from app.cgroup import usable_cpus
-from app.ray.settings import RaySettings, Share, share_out
+from app.ray.settings import RaySettings, ReplicaResources, plan_replicas
 from app.settings import Settings
 from app.sockets import listen, url
 
@@ -54,11 +54,11 @@ class Replica:
     def __init__(self, settings: Settings, load: Load | None = None) -> None:
         from app import logs  # noqa: PLC0415 - what a replica needs, and who starts it does not
         from app.main import create_app  # noqa: PLC0415
-        from app.ray.metrics import EverybodysMetrics  # noqa: PLC0415
+        from app.ray.metrics import ClusterMetrics  # noqa: PLC0415
 
         logs.configure(settings.log_format)
         self._app = create_app(settings, load=load, boot_first=True)
-        self._app.add_middleware(EverybodysMetrics, ask=self._ask_everybody)
+        self._app.add_middleware(ClusterMetrics, ask=self._ask_everybody)
         self._service = self._app.state.service
         self._ready = False
         self._everybody: DeploymentHandle | None = None
@@ -70,9 +70,9 @@ class Replica:
     async def check_health(self) -> None:
         """Raise NotReady to be replaced: before the first request if anything is missing, later if nothing helps."""
         if not self._ready:
-            self._service.make_sure_of_readiness()
+            self._service.check_readiness()
             self._ready = True
-        self._service.make_sure_of_life()
+        self._service.check_liveness()
 
     async def expose(self) -> tuple[str, str]:
         """This replica's name, and its metrics as Prometheus text."""
@@ -80,9 +80,9 @@ class Replica:
 
         return serve.get_replica_context().replica_id.unique_id, self._service.metrics.exposition().decode()
 
-    async def announce_end(self) -> None:
+    async def begin_shutdown(self) -> None:
         """Be not ready from now on; what comes is still accepted."""
-        self._service.announce_end()
+        self._service.begin_shutdown()
 
     async def _ask_everybody(self) -> dict[str, str]:
         from ray import serve  # noqa: PLC0415
@@ -93,12 +93,12 @@ class Replica:
         return dict(each for each in told if not isinstance(each, BaseException))
 
 
-def application(settings: RaySettings, share: Share, load: Load | None = None) -> Application:
+def application(settings: RaySettings, resources_each: ReplicaResources, load: Load | None = None) -> Application:
     """The service as Ray deploys it.
 
     Args:
         settings: of each replica.
-        share: of each replica.
+        resources_each: of each replica.
         load: makes weights ready to call; the real thing by default.
     """
     from ray import serve  # noqa: PLC0415
@@ -107,10 +107,10 @@ def application(settings: RaySettings, share: Share, load: Load | None = None) -
     deployment = serve.deployment(
         serve.ingress()(Replica),
         name=Replica.__name__,
-        ray_actor_options={"num_cpus": share.cpus, "num_gpus": share.gpus},
+        ray_actor_options={"num_cpus": resources_each.cpus, "num_gpus": resources_each.gpus},
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.ray_min_replicas,
-            max_replicas=share.replicas,
+            max_replicas=resources_each.replicas,
             target_ongoing_requests=settings.ray_target_requests,
         ),
         # A replica refuses by its own rule, and says after which time to come again; Ray's bounds lie behind that.
@@ -122,7 +122,9 @@ def application(settings: RaySettings, share: Share, load: Load | None = None) -
         health_check_period_s=2,
         max_constructor_retry_count=2,
     )
-    return deployment.bind(settings.model_copy(update={} if share.gpus else {"threads": share.cpus}), load)
+    return deployment.bind(
+        settings.model_copy(update={} if resources_each.gpus else {"threads": resources_each.cpus}), load
+    )
 
 
 def serve(
@@ -153,10 +155,10 @@ def serve(
         with _cluster(settings) as resources:
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, _end)
-            share = share_out(settings, resources, can_grow=bool(os.environ.get("RAY_ADDRESS")))
+            resources_each = plan_replicas(settings, resources, can_grow=bool(os.environ.get("RAY_ADDRESS")))
             _start_proxies(settings, port)
             say(f"Swin2SR listens on {address}")
-            handle = _deploy(application(settings, share, load))
+            handle = _deploy(application(settings, resources_each, load))
             say(f"Ready. Try: curl --fail-with-body -F file=@{sample} '{address}/v1/upscale' -o upscaled.png")
             reason = _wait_for_signal()
             status = 1  # if another signal stops what follows
@@ -231,7 +233,7 @@ def _drain(handle: DeploymentHandle, settings: Settings, reason: int) -> int:
 
     until = time.monotonic() + settings.drain_timeout_ms / 1000
     with suppress(TimeoutError):
-        handle.broadcast("announce_end").results(timeout_s=BROADCAST_SECONDS, return_exceptions=True)
+        handle.broadcast("begin_shutdown").results(timeout_s=BROADCAST_SECONDS, return_exceptions=True)
     if reason == signal.SIGTERM:
         time.sleep(settings.drain_delay_ms / 1000)
     while time.monotonic() < until:

@@ -17,7 +17,7 @@ from app.metrics import MEDIA_TYPE
 LABEL = "replica"
 
 
-class EverybodysMetrics:
+class ClusterMetrics:
     """Answers ``GET /metrics`` for all replicas, and leaves the rest to the application.
 
     Args:

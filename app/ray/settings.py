@@ -40,7 +40,7 @@ class RaySettings(Settings):
 
 
 @dataclass(frozen=True)
-class Share:
+class ReplicaResources:
     """What each replica gets of a cluster, and how many replicas there may be."""
 
     cpus: int
@@ -48,7 +48,7 @@ class Share:
     replicas: int
 
 
-def share_out(settings: RaySettings, resources: Mapping[str, float], *, can_grow: bool = False) -> Share:
+def plan_replicas(settings: RaySettings, resources: Mapping[str, float], *, can_grow: bool = False) -> ReplicaResources:
     """Give each replica a GPU and a processor, or ``THREADS`` processors.
 
     Args:
@@ -71,4 +71,4 @@ def share_out(settings: RaySettings, resources: Mapping[str, float], *, can_grow
         raise ValueError(
             f"{wanted} replicas do not fit here, each with THREADS {cpus}{' and a GPU' * gpu}: there is room for {room}"
         )
-    return Share(cpus, gpu, max(wanted, room) if settings.ray_max_replicas == "auto" else wanted)
+    return ReplicaResources(cpus, gpu, max(wanted, room) if settings.ray_max_replicas == "auto" else wanted)

@@ -19,7 +19,7 @@ _ALL: dict[str, Any] = {"description": "All of them.", "content": {"text/plain":
 @router.get("/v2/health/live", include_in_schema=False)
 async def live(service: ServiceDependency) -> Health:
     """503 only when a restart is the cure. Also at `/v2/health/live`."""
-    service.make_sure_of_life()
+    service.check_liveness()
     return Health()
 
 
@@ -30,7 +30,7 @@ async def ready(service: ServiceDependency) -> Health:
 
     Also at `/v2/health/ready`.
     """
-    service.make_sure_of_readiness()
+    service.check_readiness()
     return Health()
 
 

@@ -51,7 +51,7 @@ from starlette.types import Receive, Scope, Send
 from app.batching.jobs import Progress
 from app.errors import ServiceError
 from app.http.handlers import problem_response
-from app.http.middleware import note, on_failure
+from app.http.middleware import add_log_fields, on_failure
 from app.routes.connection import while_connected
 
 MIXED = "multipart/mixed"
@@ -89,7 +89,7 @@ class ProgressResponse(Response):
         except ClientDisconnect:
             if not parts.begun:
                 raise
-            note(scope, outcome="cancelled")
+            add_log_fields(scope, outcome="cancelled")
 
     async def _stream(self, scope: Scope, parts: _Parts, end: Callable[[ServiceError], Awaitable[None]]) -> None:
         mailbox = _Mailbox()

@@ -12,8 +12,8 @@ from starlette.types import Scope
 
 from app import errors
 from app.batching.jobs import Progress
-from app.http.middleware import arrived_at, note
-from app.http.uploads import PART, Share, read_upload
+from app.http.middleware import add_log_fields, arrived_at
+from app.http.uploads import PART, UploadReservation, read_upload
 from app.pipeline import Caller, Upscaled
 from app.routes import ServiceDependency
 from app.routes.access import ClientDependency
@@ -69,13 +69,13 @@ _IMAGE: dict[int | str, dict[str, object]] = {
 }
 
 
-async def current_share(service: ServiceDependency) -> AsyncIterator[Share]:
-    """The request's share of the room for bodies, until its answer was sent."""
-    with service.bodies.share() as share:
-        yield share
+async def current_reservation(service: ServiceDependency) -> AsyncIterator[UploadReservation]:
+    """The request's reservation of the room for bodies, until its answer was sent."""
+    with service.uploads.reserve() as reservation:
+        yield reservation
 
 
-ShareDependency = Annotated[Share, Depends(current_share)]
+ReservationDependency = Annotated[UploadReservation, Depends(current_reservation)]
 
 
 @router.post(
@@ -89,7 +89,7 @@ async def upscale(
     request: Request,
     service: ServiceDependency,
     client: ClientDependency,
-    share: ShareDependency,
+    reservation: ReservationDependency,
     options: Annotated[UpscaleOptions, Query()],
 ) -> Response:
     """Send the image as the part ``file`` of a form, or as the body itself; options are query parameters.
@@ -99,13 +99,15 @@ async def upscale(
     settings = service.settings
     timeout = min(options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
     deadline = arrived_at(request.scope) + timeout
-    patience = settings.upload_timeout_ms / 1000
-    upload = await read_upload(request, share, max_bytes=settings.max_body_bytes, patience=patience, deadline=deadline)
-    note(request.scope, variant=service.registry.resolve(options.variant).name)
+    upload_timeout = settings.upload_timeout_ms / 1000
+    upload = await read_upload(
+        request, reservation, max_bytes=settings.max_body_bytes, upload_timeout=upload_timeout, deadline=deadline
+    )
+    add_log_fields(request.scope, variant=service.registry.resolve(options.variant).name)
 
     async def answer(on_progress: Callable[[Progress], None] | None = None) -> Response:
         upscaled = await service.pipeline.upscale(upload, options, Caller(deadline, client, on_progress))
-        _note(request.scope, upscaled)
+        _log_result(request.scope, upscaled)
         return Response(
             upscaled.encoded.body, media_type=upscaled.encoded.media_type, headers=_headers(upscaled, upload.filename)
         )
@@ -115,8 +117,8 @@ async def upscale(
     return await while_connected(request.receive, answer())
 
 
-def _note(scope: Scope, upscaled: Upscaled) -> None:
-    note(
+def _log_result(scope: Scope, upscaled: Upscaled) -> None:
+    add_log_fields(
         scope,
         outcome="ok",
         variant=upscaled.variant,

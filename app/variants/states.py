@@ -38,7 +38,7 @@ def describe(entry: Entry, condition: Condition, aliases: list[str]) -> VariantD
         summary=variant.summary if variant else "Weights of this server's own, from its MODEL_DIR.",
         channels=variant.channels if variant else upscaler and upscaler.channels,
         parameters=variant.parameters if variant else None,
-        licence=theirs.licence if theirs else None,
+        license=theirs.license if theirs else None,
         source=theirs.source if theirs else "MODEL_DIR",
         digest=entry.digest,
         state=condition.state,
