@@ -18,27 +18,25 @@ from numpy.typing import NDArray
 
 from app import codec
 from app.batching.batcher import Batcher
-from app.batching.jobs import Progress, Ticket
-from app.errors import DeadlineExceeded
+from app.batching.jobs import Progress, Submission
+from app.errors import DeadlineExceeded, RequestError
 from app.http.uploads import Upload
-from app.imaging.backpressure import Spool
 from app.imaging.channels import Pass, Pixels, Values, fit, fit_transparency, is_constant, turn, turn_back
-from app.imaging.refusals import codec_errors_as_refusals
 from app.imaging.work_plan import Outline, final_size, outline, reduce_to
 from app.schemas import UpscaleOptions
 from app.settings import Settings
-from app.variants.loaded_model import Piece, TileUpscaler
+from app.variants.loaded_model import TileJob, TileUpscaler
 from app.variants.registry import ModelRegistry
 from model.padding import pad_direct
 from model.tiling import Stitcher, Tile
 
 P = ParamSpec("P")
 V = TypeVar("V")
-TileBatcher = Batcher[Piece, NDArray[np.float32]]
-TileTicket = Ticket[Piece, NDArray[np.float32]]
+TileBatcher = Batcher[TileJob, NDArray[np.float32]]
+TileSubmission = Submission[TileJob, NDArray[np.float32]]
 
-SPOOL = 4
-"""How many finished pieces of a request may wait to be joined; with the self-ensemble, two tiles' turns."""
+RESULT_WINDOW = 4
+"""Tiles of a request that may be computed and not yet stitched; with the self-ensemble, all turns of two tiles."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Pipeline:
         self._registry = registry
         self._batcher = batcher
         self._settings = settings
-        self._limits = codec.DecodeLimits(max_pixels=settings.max_input_pixels)
+        self._limits = codec.Limits(max_pixels=settings.max_input_pixels)
         self._pool = ThreadPoolExecutor(codec_threads, "swin2sr-codec")
         # Apart, because a refusal must not wait until others' images are encoded.
         self._door = ThreadPoolExecutor(1, "swin2sr-door")
@@ -103,8 +101,7 @@ class Pipeline:
         """
         try:
             async with asyncio.timeout(caller.deadline - time.monotonic()):
-                with codec_errors_as_refusals():
-                    return await self._upscale(upload, options, caller)
+                return await self._upscale(upload, options, caller)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was upscaled.") from None
 
@@ -115,26 +112,27 @@ class Pipeline:
         upscaler = loaded.upscaler
         _refuse_early(header, options, upscaler.scale)
         watch = _Stopwatch()
-        least = await _in(self._door, self._outline, header.upright_height, header.upright_width, options, upscaler)
-        with self._batcher.reserve(least.cost, client=caller.client) as place:
-            work = await _in(self._pool, self._prepare, upload.body, header, options, upscaler)
+        least = await _in(self._door, self._outline, header.height, header.width, options, upscaler)
+        with self._batcher.reserve(least.cost, client=caller.client) as reservation:
+            work = await _in(self._pool, self._prepare, upload.body, options, upscaler)
             watch.lap("decode")
-            ticket = self._batcher.admit(
+            submission = self._batcher.admit(
                 loaded.key,
-                [Piece(upscaler, tile) for tile in work.tiles],
+                [TileJob(upscaler, tile) for tile in work.tiles],
                 client=caller.client,
                 deadline=caller.deadline,
                 on_progress=caller.on_progress,
-                place=place,
+                reservation=reservation,
+                result_window=max(RESULT_WINDOW, 2 * work.outline.turns),
             )
         try:
-            image = await self._collect(ticket, work, upscaler.scale)
+            image = await self._collect(submission, work, upscaler.scale)
         finally:
-            ticket.cancel()
+            submission.cancel()
         tiles, pixels, size = len(work.outline.tiles), work.image.width * work.image.height, (work.height, work.width)
         del work  # and with it the input's planes, while the answer is encoded
-        watch.set("queue", ticket.queue_seconds)
-        watch.set("forward", ticket.forward_seconds)
+        watch.set("queue", submission.queue_seconds)
+        watch.set("forward", submission.forward_seconds)
         watch.skip()
         encoded = await _in(self._pool, _finish, image, size, options)
         watch.lap("encode")
@@ -144,30 +142,30 @@ class Pipeline:
         window, scale = upscaler.window_size, upscaler.scale
         return outline(height, width, options, self._settings, scale=scale, window=window)
 
-    def _prepare(self, body: bytes, header: codec.Header, options: UpscaleOptions, upscaler: TileUpscaler) -> _Work:
+    def _prepare(self, body: bytes, options: UpscaleOptions, upscaler: TileUpscaler) -> _Work:
         """Decode, refuse what could not be answered, and cut into what the network sees."""
-        image = codec.decode(body, self._limits, header)
+        image = codec.decode(body, self._limits)
         height, width = final_size(image.height, image.width, upscaler.scale, options)
         codec.check_output(codec.output_format(options.format, image.format), width, height)
         work = self._outline(image.height, image.width, options, upscaler)
         passes = _passes(image, upscaler)
         return _Work(image, work, passes, list(_tiles(passes, work)), height, width)
 
-    async def _collect(self, ticket: TileTicket, work: _Work, scale: int) -> codec.Image:
+    async def _collect(self, submission: TileSubmission, work: _Work, scale: int) -> codec.Image:
         """Join the tiles as they come; their results are let go one by one."""
         image, tiles = work.image, work.outline.tiles
         stitchers = [
             Stitcher(image.height, image.width, each.source.shape[2], scale=scale, tiles=tiles, dtype=each.source.dtype)
             for each in work.passes
         ]
-        with Spool(ticket.futures, max(SPOOL, 2 * work.outline.turns)) as spool:
-            for tile in tiles:
-                for each, stitcher in zip(work.passes, stitchers, strict=True):
-                    futures = [asyncio.wrap_future(ticket.futures.pop(0)) for _ in range(work.outline.turns)]
-                    outputs = await asyncio.gather(*futures)
-                    del futures
-                    await _in(self._joining, _join, stitcher, tile, each, outputs)
-                    spool.take(work.outline.turns)
+        for tile in tiles:
+            for each, stitcher in zip(work.passes, stitchers, strict=True):
+                futures = [asyncio.wrap_future(submission.futures.popleft()) for _ in range(work.outline.turns)]
+                outputs = await asyncio.gather(*futures)
+                del futures
+                await _in(self._joining, _join, stitcher, tile, each, outputs)
+                del outputs
+                submission.release(work.outline.turns)
         return _with_results(image, [stitcher.finish() for stitcher in stitchers], scale)
 
 
@@ -207,14 +205,22 @@ class _Stopwatch:
 
 
 def _refuse_early(header: codec.Header, options: UpscaleOptions, scale: int) -> None:
-    """Refuse what could not be answered; nothing is decoded yet.
+    """Refuse what could not be answered whichever way the image turns out to stand; nothing is decoded yet.
 
     Raises:
-        codec.TooLargeForFormat: if the format cannot hold the answer.
+        OutputTooLarge: if the format cannot hold the answer.
         InvalidOption: if the wished size is larger than the upscaled image.
     """
-    tall, wide = final_size(header.upright_height, header.upright_width, scale, options)
-    codec.check_output(codec.output_format(options.format, header.format), wide, tall)
+    name = codec.output_format(options.format, header.format)
+    refusals = []
+    for height, width in ((header.height, header.width), (header.width, header.height)):
+        try:
+            tall, wide = final_size(height, width, scale, options)
+            codec.check_output(name, wide, tall)
+        except RequestError as error:
+            refusals.append(error)
+    if len(refusals) == 2:
+        raise refusals[0]
 
 
 def _passes(image: codec.Image, upscaler: TileUpscaler) -> list[Pass]:

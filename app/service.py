@@ -15,7 +15,8 @@ from prometheus_client.registry import Collector
 
 from app.batching.batch import BatchReport
 from app.batching.batcher import Batcher
-from app.batching.supervision import Pulse
+from app.batching.runner import BatchRunner, cost_of
+from app.batching.supervision import Heartbeat
 from app.cgroup import usable_cpus
 from app.errors import NotReady
 from app.http.uploads import UploadBudget
@@ -23,7 +24,7 @@ from app.metrics import Metrics, counter, gauge, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
 from app.settings import Settings
 from app.variants.device import free, is_lost, measure
-from app.variants.loaded_model import Load, Piece
+from app.variants.loaded_model import Load
 from app.variants.registry import ModelRegistry
 from model.gpu.runner import PACK_PIXELS
 
@@ -60,8 +61,8 @@ class Service:
             reasons.append("shutting down")
         elif not status.alive:
             reasons.append("the worker is not running")
-        elif status.silent_seconds > STALL_SECONDS:
-            reasons.append(f"the worker has given no sign of life for {status.silent_seconds:.0f} s")
+        elif status.seconds_since_beat > STALL_SECONDS:
+            reasons.append(f"the worker has given no sign of life for {status.seconds_since_beat:.0f} s")
         return reasons
 
     def check_liveness(self) -> None:
@@ -73,8 +74,8 @@ class Service:
         status = self.batcher.status()
         if self.registry.booted and not status.alive and not status.draining:
             raise NotReady("The worker has stopped for good.")
-        if status.silent_seconds > RESTART_SECONDS:
-            raise NotReady(f"The worker is frozen: no sign of life for {status.silent_seconds:.0f} s.")
+        if status.seconds_since_beat > RESTART_SECONDS:
+            raise NotReady(f"The worker is frozen: no sign of life for {status.seconds_since_beat:.0f} s.")
 
     def check_readiness(self) -> None:
         """Raise the reasons, if there are any.
@@ -161,16 +162,17 @@ def build_service(
         ValueError: if a wanted variant or the device is not there.
     """
     cpus = usable_cpus()
-    pulse = Pulse(clock)
+    threads = cpus if settings.threads == "auto" else settings.threads
+    heartbeat = Heartbeat(clock)
     registry = ModelRegistry(
         settings.variants,
         model_dir=settings.model_dir,
         official=settings.official_weights(),
         device=settings.device,
         dtype=settings.dtype,
-        threads=cpus if settings.threads == "auto" else settings.threads,
+        threads=threads,
         load=load,
-        beat=pulse.beat,
+        heartbeat=heartbeat.record,
     )
     metrics = Metrics()
 
@@ -182,28 +184,24 @@ def build_service(
 
     budget = settings.max_batch_pixels
     batcher: TileBatcher = Batcher(
-        registry.forward,
-        _pixels,
+        BatchRunner(registry.device, threads),
+        cost_of,
         max_batch_cost=settings.tile_size**2 * TILES_PER_BATCH[registry.device.type] if budget == "auto" else budget,
         max_queue_cost=settings.max_queue_pixels,
         max_queue_requests=settings.max_queue_requests,
         max_queue_delay=settings.max_queue_delay_ms / 1000,
-        enough=PACK_PIXELS,
+        prefetch_cost=PACK_PIXELS,
         clock=clock,
         on_batch=count,
         on_fatal=on_fatal,
         is_lost=partial(is_lost, device=registry.device),
-        pulse=pulse,
+        heartbeat=heartbeat,
     )
     pipeline = Pipeline(registry, batcher, settings, codec_threads=max(1, min(8, cpus // 2)))
     uploads = UploadBudget(settings.max_inflight_bytes)
     service = Service(settings, registry, batcher, pipeline, uploads, metrics, ServiceState())
     metrics.watch(_Gauges(service))
     return service
-
-
-def _pixels(piece: Piece) -> int:
-    return int(piece.tile.shape[0] * piece.tile.shape[1])
 
 
 class _Gauges(Collector):

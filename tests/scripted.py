@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from app.batching.batcher import Batcher
-from app.batching.jobs import Ticket
+from app.batching.jobs import Submission
 
 PATIENCE = 20.0
 """Seconds after which a test that waits has failed."""
@@ -25,9 +25,9 @@ class Clock:
         return self.now
 
 
-def results(ticket: Ticket) -> list:
+def results(submission: Submission) -> list:
     """What became of a request's jobs."""
-    return [future.result(PATIENCE) for future in ticket.futures]
+    return [future.result(PATIENCE) for future in submission.futures]
 
 
 class Gate:

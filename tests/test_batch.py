@@ -7,7 +7,8 @@ import threading
 import pytest
 
 from app.batching.batch import Batch
-from app.batching.jobs import Job, Ticket
+from app.batching.batcher import PREFETCH_S
+from app.batching.jobs import Job, Submission
 from app.errors import DeadlineExceeded, InternalError, NotReady, OutOfMemory
 from tests.scripted import PATIENCE, Clock, batchers, results
 
@@ -20,10 +21,10 @@ class Launched:
         self.behind = sum(not other.over.is_set() for other in others)
         self.before_ending = sum(not other.ended for other in others)
         self.over, self.ended, self.done = threading.Event(), False, 0.0
-        self.glances = threading.Semaphore(0)
+        self.polls = threading.Semaphore(0)
 
-    def share(self):
-        self.glances.release()
+    def fraction_done(self):
+        self.polls.release()
         return 1.0 if self.over.is_set() else self.done
 
     def results(self):
@@ -83,13 +84,13 @@ def make(device):
 def test_a_full_batch_goes_behind_the_one_that_runs(make, device):
     """The device has two at a time and no more, and each request gets its own result."""
     batcher = make()
-    tickets = [batcher.admit("a", [9]) for _ in range(5)]
+    submissions = [batcher.admit("a", [9]) for _ in range(5)]
     device.wait_for_batch()
     second = device.wait_for_batch()
     assert second.behind == 1
     assert batcher.status().running_jobs == 2
     device.finish_all()
-    assert [results(ticket) for ticket in tickets] == [[90]] * 5
+    assert [results(submission) for submission in submissions] == [[90]] * 5
     assert max(batch.behind for batch in device.launched) == 1
 
 
@@ -100,23 +101,23 @@ def test_what_is_less_than_full_waits_for_company(make, device):
     batch = device.wait_for_batch()
     waiting = batcher.admit("a", [3])
     for _ in range(5):
-        assert batch.glances.acquire(timeout=PATIENCE)
+        assert batch.polls.acquire(timeout=PATIENCE)
     waiting_too = batcher.admit("a", [4])
     batch.over.set()
     following = device.wait_for_batch()
     device.finish_all()
-    assert [results(ticket) for ticket in (first, waiting, waiting_too)] == [[10], [30], [40]]
+    assert [results(submission) for submission in (first, waiting, waiting_too)] == [[10], [30], [40]]
     assert (following.items, following.behind, following.before_ending) == ([3, 4], 0, 1)
 
 
 def test_what_is_enough_is_said_by_the_owner(make, device):
     """A device that is busy with half a batch already need not wait for the other half."""
-    batcher = make(enough=3)
+    batcher = make(prefetch_cost=3)
     batcher.admit("a", [1])
     batch = device.wait_for_batch()
     batcher.admit("a", [2])
     for _ in range(5):
-        assert batch.glances.acquire(timeout=PATIENCE)
+        assert batch.polls.acquire(timeout=PATIENCE)
     batcher.admit("b", [2])
     batcher.admit("a", [1])
     following = device.wait_for_batch()
@@ -126,9 +127,9 @@ def test_what_is_enough_is_said_by_the_owner(make, device):
 def test_a_lone_request_is_ended_when_the_device_is_done(make, device):
     """Though nobody tells the worker."""
     batcher = make()
-    ticket = batcher.admit("a", [1])
+    submission = batcher.admit("a", [1])
     device.wait_for_batch().over.set()
-    assert results(ticket) == [10]
+    assert results(submission) == [10]
 
 
 def test_what_failed_is_split_and_runs_alone(make, device):
@@ -138,12 +139,12 @@ def test_what_failed_is_split_and_runs_alone(make, device):
     device.faults = {(4, 5): fault, (5,): fault}
     held = batcher.admit("a", [10])
     device.wait_for_batch()
-    tickets = [batcher.admit("a", [4]), batcher.admit("a", [5]), batcher.admit("a", [10])]
+    submissions = [batcher.admit("a", [4]), batcher.admit("a", [5]), batcher.admit("a", [10])]
     device.wait_for_batch()
     device.finish_all()
-    assert results(held) + results(tickets[0]) + results(tickets[2]) == [100, 40, 100]
+    assert results(held) + results(submissions[0]) + results(submissions[2]) == [100, 40, 100]
     with pytest.raises(InternalError):
-        results(tickets[1])
+        results(submissions[1])
     halves = [batch for batch in device.launched if batch.items in ([4], [5])]
     assert [(batch.items, batch.behind) for batch in halves] == [([4], 0), ([5], 0)]
 
@@ -163,11 +164,11 @@ def test_memory_that_runs_out_on_the_way_is_survived(make, device):
 def test_a_worker_that_dies_leaves_nobody_on_the_device(make, device):
     """Those who ran, those behind them and those who waited get a 503, and the next request is served."""
     batcher = make()
-    tickets = [batcher.admit("a", [9]) for _ in range(4)]
+    submissions = [batcher.admit("a", [9]) for _ in range(4)]
     device.wait_for_batch().fault = SystemExit()
     device.wait_for_batch()
     device.finish_all()
-    assert [type(ticket.futures[0].exception(PATIENCE)) for ticket in tickets] == [NotReady] * 4
+    assert [type(submission.futures[0].exception(PATIENCE)) for submission in submissions] == [NotReady] * 4
     assert results(batcher.admit("a", [3])) == [30]
     assert batcher.status().running_jobs == 0
 
@@ -175,13 +176,13 @@ def test_a_worker_that_dies_leaves_nobody_on_the_device(make, device):
 def test_draining_ends_what_the_device_has(make, device):
     """Nothing that was accepted is lost."""
     batcher = make()
-    tickets = [batcher.admit("a", [9]) for _ in range(3)]
+    submissions = [batcher.admit("a", [9]) for _ in range(3)]
     device.wait_for_batch()
     device.wait_for_batch()
     batcher.drain()
     device.finish_all()
     assert batcher.close(PATIENCE)
-    assert [results(ticket) for ticket in tickets] == [[90]] * 3
+    assert [results(submission) for submission in submissions] == [[90]] * 3
 
 
 def test_time_behind_another_batch_is_time_in_the_queue(make, device):
@@ -214,14 +215,14 @@ def test_a_device_that_hangs_is_seen(make, device):
     clock.now += 60
     batcher.admit("a", [1]).cancel()
     for _ in range(5):
-        assert batch.glances.acquire(timeout=PATIENCE)
+        assert batch.polls.acquire(timeout=PATIENCE)
     status = batcher.status()
-    assert (status.silent_seconds, status.running_seconds) == (60, 60)
-    batch.done, batch.glances = 0.5, threading.Semaphore(0)
+    assert (status.seconds_since_beat, status.running_seconds) == (60, 60)
+    batch.done, batch.polls = 0.5, threading.Semaphore(0)
     for _ in range(5):
-        assert batch.glances.acquire(timeout=PATIENCE)
+        assert batch.polls.acquire(timeout=PATIENCE)
     status = batcher.status()
-    assert (status.silent_seconds, status.running_seconds) == (0, 60)
+    assert (status.seconds_since_beat, status.running_seconds) == (0, 60)
 
 
 def test_a_batch_that_failed_on_the_device_takes_its_own_time(make, device):
@@ -249,11 +250,11 @@ def test_a_device_that_is_lost_on_the_way_ends_the_worker(make, device):
     """Everybody gets a 503, the owner is told at once, and nobody else is taken in."""
     given_up = threading.Event()
     batcher = make(on_fatal=given_up.set, is_lost=lambda error: isinstance(error, ArithmeticError))
-    tickets = [batcher.admit("a", [9]) for _ in range(3)]
+    submissions = [batcher.admit("a", [9]) for _ in range(3)]
     device.wait_for_batch().fault = ArithmeticError("an illegal memory access was encountered")
     device.wait_for_batch()
     device.finish_all()
-    assert [type(ticket.futures[0].exception(PATIENCE)) for ticket in tickets] == [NotReady] * 3
+    assert [type(submission.futures[0].exception(PATIENCE)) for submission in submissions] == [NotReady] * 3
     assert given_up.wait(PATIENCE)
     with pytest.raises(NotReady):
         batcher.admit("a", [1])
@@ -274,8 +275,8 @@ def test_who_leaves_a_batch_on_the_device_is_not_waited_for(make, device):
 
 def batch_of(*jobs):
     """A batch of claimed jobs, of a request each."""
-    tickets = [Ticket("a", deadline, 0.0, None, lambda _ticket: None) for _, deadline in jobs]
-    batch = Batch("a", [Job(item, item, ticket) for (item, _), ticket in zip(jobs, tickets, strict=True)])
+    submissions = [Submission("a", "", deadline, 0.0, None, 1, print, print) for _, deadline in jobs]
+    batch = Batch("a", [Job(item, item, submission) for (item, _), submission in zip(jobs, submissions, strict=True)])
     batch.claim(0.0)
     return batch
 
@@ -297,3 +298,25 @@ def test_other_results_than_jobs_resolve_nothing():
     with pytest.raises(RuntimeError, match="2 items gave 1 results"):
         batch.deliver([10], 1.0, 1.0)
     assert not any(job.future.done() for job in batch.jobs)
+
+
+def test_the_next_batch_comes_shortly_before_the_end_of_the_one_that_runs(make, device):
+    """Where the speed is known, a new request need not stand behind a batch that was launched too early."""
+    clock = Clock()
+    batcher = make(clock=clock, max_batch_cost=10)
+    first = batcher.admit("a", [10])
+    batch = device.wait_for_batch()
+    clock.now += 1
+    batch.over.set()
+    results(first)
+    large = batcher.admit("a", [10, 10, 10])
+    running = device.wait_for_batch()
+    for _ in range(5):
+        assert running.polls.acquire(timeout=PATIENCE)
+    small = batcher.admit("a", [1])
+    clock.now += 1 - PREFETCH_S / 2
+    following = device.wait_for_batch()
+    device.finish_all()
+    for submission in (large, small):
+        results(submission)
+    assert (following.items, following.behind) == ([1], 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from concurrent.futures import CancelledError
@@ -47,10 +48,10 @@ def hold(script):
 
     def occupy(batcher):
         script.gate.close()
-        ticket = batcher.admit("-", [1])
+        submission = batcher.admit("-", [1])
         script.gate.wait_until_reached()
         script.calls.clear()
-        return ticket
+        return submission
 
     return occupy
 
@@ -65,9 +66,9 @@ def test_what_waits_goes_into_as_few_batches_as_the_budget_allows(make, script, 
     """With the first call held, ten more become two full batches."""
     batcher = make()
     hold(batcher)
-    tickets = [batcher.admit("a", [2]) for _ in range(10)]
+    submissions = [batcher.admit("a", [2]) for _ in range(10)]
     script.gate.open()
-    assert [results(ticket) for ticket in tickets] == [[20]] * 10
+    assert [results(submission) for submission in submissions] == [[20]] * 10
     assert script.calls == [("a", [2] * 5), ("a", [2] * 5)]
 
 
@@ -75,10 +76,10 @@ def test_no_batch_is_over_the_budget_and_every_job_runs_once(make, script, hold)
     """Costs are added up, and small jobs fill what large ones leave."""
     batcher = make()
     hold(batcher)
-    tickets = [batcher.admit("a", items) for items in ([7, 7, 7], [3], [2, 2], [6], [1, 1, 1])]
+    submissions = [batcher.admit("a", items) for items in ([7, 7, 7], [3], [2, 2], [6], [1, 1, 1])]
     script.gate.open()
-    for ticket in tickets:
-        results(ticket)
+    for submission in submissions:
+        results(submission)
     ran = [items for _, items in script.calls]
     assert all(sum(items) <= 10 for items in ran)
     assert sorted(item for items in ran for item in items) == [1, 1, 1, 2, 2, 3, 6, 7, 7, 7]
@@ -92,8 +93,8 @@ def test_requests_take_turns_job_by_job(make, script, hold):
     large = batcher.admit("a", [4, 4, 4])
     small = [batcher.admit("a", [2]) for _ in range(2)]
     script.gate.open()
-    for ticket in (large, *small):
-        results(ticket)
+    for submission in (large, *small):
+        results(submission)
     assert script.calls == [("a", [4]), ("a", [2, 2]), ("a", [4]), ("a", [4])]
 
 
@@ -101,10 +102,10 @@ def test_a_job_that_was_passed_over_heads_the_next_batch(make, script, hold):
     """However many small requests come, a large job is passed over in one batch at most."""
     batcher = make()
     hold(batcher)
-    tickets = [batcher.admit("a", [3]), batcher.admit("a", [9])] + [batcher.admit("a", [3]) for _ in range(9)]
+    submissions = [batcher.admit("a", [3]), batcher.admit("a", [9])] + [batcher.admit("a", [3]) for _ in range(9)]
     script.gate.open()
-    for ticket in tickets:
-        results(ticket)
+    for submission in submissions:
+        results(submission)
     assert script.calls[0] == ("a", [3, 3, 3])
     assert script.calls[1] == ("a", [9])
 
@@ -116,8 +117,8 @@ def test_clients_take_turns(make, script, hold):
     busy = [batcher.admit("a", [2], client="busy") for _ in range(5)]
     other = batcher.admit("a", [1], client="other")
     script.gate.open()
-    for ticket in (*busy, other):
-        results(ticket)
+    for submission in (*busy, other):
+        results(submission)
     assert script.calls[1] == ("a", [1])
 
 
@@ -125,11 +126,11 @@ def test_a_large_job_is_not_passed_over_twice_whichever_client_it_belongs_to(mak
     """Its own client's small jobs and another client's do not starve it together."""
     batcher = make()
     hold(batcher)
-    tickets = [batcher.admit("a", [3], client="b"), batcher.admit("a", [9], client="a")]
-    tickets += [batcher.admit("a", [3], client=client) for _ in range(10) for client in "ab"]
+    submissions = [batcher.admit("a", [3], client="b"), batcher.admit("a", [9], client="a")]
+    submissions += [batcher.admit("a", [3], client=client) for _ in range(10) for client in "ab"]
     script.gate.open()
-    for ticket in tickets:
-        results(ticket)
+    for submission in submissions:
+        results(submission)
     assert 9 in script.calls[1][1]
 
 
@@ -137,10 +138,10 @@ def test_keys_take_turns_and_never_share_a_batch(make, script, hold):
     """A batch has one key, and the keys alternate while both wait."""
     batcher = make(max_batch_cost=4)
     hold(batcher)
-    tickets = [batcher.admit(key, [4]) for key in "aaabbb"]
+    submissions = [batcher.admit(key, [4]) for key in "aaabbb"]
     script.gate.open()
-    for ticket in tickets:
-        results(ticket)
+    for submission in submissions:
+        results(submission)
     assert [key for key, _ in script.calls] == list("ababab")
 
 
@@ -163,9 +164,9 @@ def test_a_full_queue_refuses_with_the_time_it_needs(make, script, hold):
     assert results_after(script, batcher.admit("a", [2])) == [20]
 
 
-def results_after(script, ticket):
+def results_after(script, submission):
     script.gate.open()
-    return results(ticket)
+    return results(submission)
 
 
 def test_requests_are_bounded_as_pixels_are(make, hold):
@@ -211,10 +212,10 @@ def test_a_reserved_place_counts_until_it_is_used_or_given_back(make, hold):
     """What was promised at the door is kept, and what is not used is free again."""
     batcher = make(max_queue_cost=10)
     hold(batcher)
-    with batcher.reserve(8) as place:
+    with batcher.reserve(8) as reservation:
         with pytest.raises(QueueFull):
             batcher.admit("a", [3])
-        batcher.admit("a", [8], place=place)
+        batcher.admit("a", [8], reservation=reservation)
     assert batcher.status().waiting_cost == 8
     with pytest.raises(QueueFull):
         batcher.reserve(3)
@@ -227,10 +228,10 @@ def test_more_than_was_reserved_is_admitted_like_anything_else(make, hold):
     """A place is a promise for its cost and no more."""
     batcher = make(max_queue_cost=10)
     hold(batcher)
-    with batcher.reserve(4) as place:
-        batcher.admit("a", [5], place=place)
-    with batcher.reserve(5) as place, pytest.raises(QueueFull):
-        batcher.admit("a", [6], place=place)
+    with batcher.reserve(4) as reservation:
+        batcher.admit("a", [5], reservation=reservation)
+    with batcher.reserve(5) as reservation, pytest.raises(QueueFull):
+        batcher.admit("a", [6], reservation=reservation)
     assert batcher.status().waiting_cost == 5
 
 
@@ -244,11 +245,15 @@ def test_one_bad_item_hurts_itself_alone(make, script, hold):
 
     hold(batcher)
     script.fault = fault
-    tickets = [batcher.admit("a", [item]) for item in (1, 2, 3, 4)]
+    submissions = [batcher.admit("a", [item]) for item in (1, 2, 3, 4)]
     script.gate.open()
-    assert [results(ticket) for ticket in (tickets[0], tickets[1], tickets[3])] == [[10], [20], [40]]
+    assert [results(submission) for submission in (submissions[0], submissions[1], submissions[3])] == [
+        [10],
+        [20],
+        [40],
+    ]
     with pytest.raises(InternalError) as error:
-        results(tickets[2])
+        results(submissions[2])
     assert "three" not in str(error.value)
     assert [items for _, items in script.calls] == [[1, 2, 3, 4], [1, 2], [3, 4], [3], [4]]
 
@@ -264,9 +269,9 @@ def test_an_error_of_ours_reaches_the_caller_as_it_is(make, script):
 
 def test_missing_results_are_a_failure_and_not_a_hang(make):
     """A run that returns too few results answers every caller."""
-    ticket = make(run=lambda _key, _items: []).admit("a", [1])
+    submission = make(run=lambda _key, _items: []).admit("a", [1])
     with pytest.raises(InternalError):
-        results(ticket)
+        results(submission)
 
 
 def test_a_faulty_callback_costs_nobody_a_result(make, script, hold):
@@ -278,9 +283,9 @@ def test_a_faulty_callback_costs_nobody_a_result(make, script, hold):
         if progress.done:
             raise ValueError("callback")
 
-    tickets = [batcher.admit("a", [1], on_progress=fault), batcher.admit("a", [2])]
+    submissions = [batcher.admit("a", [1], on_progress=fault), batcher.admit("a", [2])]
     script.gate.open()
-    assert [results(ticket) for ticket in tickets] == [[10], [20]]
+    assert [results(submission) for submission in submissions] == [[10], [20]]
     assert results(batcher.admit("a", [3])) == [30]
     assert script.calls == [("a", [1, 2]), ("a", [3])]
 
@@ -305,11 +310,11 @@ def test_a_running_request_that_leaves_stops_at_the_next_batch(make, script):
     """What runs is finished, what waits of the same request is not."""
     batcher = make(max_batch_cost=2)
     script.gate.close()
-    ticket = batcher.admit("a", [2, 2, 2])
+    submission = batcher.admit("a", [2, 2, 2])
     script.gate.wait_until_reached()
-    ticket.cancel()
+    submission.cancel()
     script.gate.open()
-    assert ticket.futures[0].result(PATIENCE) == 20
+    assert submission.futures[0].result(PATIENCE) == 20
     assert results(batcher.admit("a", [1])) == [10]
     assert script.calls == [("a", [2]), ("a", [1])]
 
@@ -318,19 +323,19 @@ def test_leaving_while_a_failed_batch_is_split_resolves_the_future(make, script,
     """A job whose batch failed and whose caller left is not run again, and not left waiting."""
     batcher = make()
     hold(batcher)
-    tickets = []
+    submissions = []
 
     def fault(items):
         if len(items) > 1:
-            tickets[1].cancel()
+            submissions[1].cancel()
             raise ArithmeticError
 
     script.fault = fault
-    tickets += [batcher.admit("a", [1]), batcher.admit("a", [2])]
+    submissions += [batcher.admit("a", [1]), batcher.admit("a", [2])]
     script.gate.open()
-    assert results(tickets[0]) == [10]
+    assert results(submissions[0]) == [10]
     with pytest.raises(CancelledError):
-        results(tickets[1])
+        results(submissions[1])
     assert script.calls == [("a", [1, 2]), ("a", [1])]
 
 
@@ -364,8 +369,8 @@ def test_progress_tells_the_place_and_the_share_done(make, script, hold):
     before = [batcher.admit("a", [4]) for _ in range(2)]
     batcher.admit("a", [4, 4], on_progress=watch)
     script.gate.open()
-    for ticket in before:
-        results(ticket)
+    for submission in before:
+        results(submission)
     assert done.wait(PATIENCE)
     assert seen == [
         Progress("queued", 3, 0, 2),
@@ -388,12 +393,12 @@ def test_times_are_told_apart(make, script, hold):
     hold(batcher)
     script.fault = take_time
     other = batcher.admit("a", [4])
-    ticket = batcher.admit("a", [4])
+    submission = batcher.admit("a", [4])
     clock.now += 5
     script.gate.open()
     results(other)
-    results(ticket)
-    assert (ticket.queue_seconds, ticket.forward_seconds) == (5 + 3 + 3, 3)
+    results(submission)
+    assert (submission.queue_seconds, submission.forward_seconds) == (5 + 3 + 3, 3)
 
 
 def test_every_batch_is_reported(make, script, hold):
@@ -401,10 +406,10 @@ def test_every_batch_is_reported(make, script, hold):
     reports = []
     batcher = make(on_batch=reports.append, clock=Clock(), max_batch_cost=4)
     hold(batcher)
-    tickets = [batcher.admit("a", [3, 3]), batcher.admit("a", [1])]
+    submissions = [batcher.admit("a", [3, 3]), batcher.admit("a", [1])]
     script.gate.open()
-    for ticket in tickets:
-        results(ticket)
+    for submission in submissions:
+        results(submission)
     assert batcher.close(PATIENCE)
     assert reports[1:] == [BatchReport("a", 2, 4, 0.0, (0.0, 0.0)), BatchReport("a", 1, 3, 0.0, ())]
 
@@ -413,16 +418,16 @@ def test_draining_finishes_what_was_admitted_and_refuses_the_rest(make, script, 
     """Nothing that was accepted is lost."""
     batcher = make()
     hold(batcher)
-    ticket = batcher.admit("a", [1])
-    place = batcher.reserve(1)
+    submission = batcher.admit("a", [1])
+    reservation = batcher.reserve(1)
     batcher.drain()
     with pytest.raises(Draining):
         batcher.admit("a", [1])
     assert batcher.status().draining
-    reserved = batcher.admit("a", [2], place=place)
+    reserved = batcher.admit("a", [2], reservation=reservation)
     script.gate.open()
     assert batcher.close(PATIENCE)
-    assert results(ticket) + results(reserved) == [10, 20]
+    assert results(submission) + results(reserved) == [10, 20]
     assert not batcher.alive
 
 
@@ -430,10 +435,10 @@ def test_closing_in_a_hurry_answers_those_who_wait(make, hold):
     """When time is up, what waits gets an answer, and close says that it was not finished."""
     batcher = make()
     hold(batcher)
-    ticket = batcher.admit("a", [1])
+    submission = batcher.admit("a", [1])
     assert not batcher.close(0.0)
     with pytest.raises(Draining):
-        results(ticket)
+        results(submission)
 
 
 def test_before_the_start_nothing_is_admitted(make):
@@ -455,26 +460,48 @@ def test_a_dead_worker_answers_everybody_and_is_replaced(make, script, hold):
     waiting = batcher.admit("a", [9], deadline=Faulty()), batcher.admit("a", [9, 9])
     script.gate.open()
     assert results(held) == [10]
-    errors = [future.exception(PATIENCE) for ticket in waiting for future in ticket.futures]
+    errors = [future.exception(PATIENCE) for submission in waiting for future in submission.futures]
     assert [type(error) for error in errors] == [NotReady] * 3
     assert results(batcher.admit("a", [3])) == [30]
     assert script.calls == [("a", [3])]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_fault_between_taking_and_running_answers_those_who_were_taken(make, script, hold):
-    """A progress callback that raises when it learns its new place costs a 503, and no more."""
-    batcher = make()
+def test_a_callback_that_raises_loses_its_progress_and_nothing_else(make, script, hold):
+    """A request whose callback fails at its new position runs like the others, in one try, and hears no more."""
+    batcher, heard = make(), []
     hold(batcher)
 
     def fault(progress):
+        heard.append(progress.position)
         if progress.position == 1:
             raise ValueError("callback")
 
-    taken, waiting = batcher.admit("a", [9]), batcher.admit("a", [9], on_progress=fault)
+    submissions = [batcher.admit("a", [9]), batcher.admit("a", [9], on_progress=fault)]
     script.gate.open()
-    errors = [ticket.futures[0].exception(PATIENCE) for ticket in (taken, waiting)]
-    assert [type(error) for error in errors] == [NotReady] * 2
+    assert [results(submission) for submission in submissions] == [[90], [90]]
+    assert script.calls == [("a", [9]), ("a", [9])]
+    assert heard == [2, 1]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_between_taking_and_running_answers_those_who_were_taken(make, script, hold):
+    """A fault of the worker itself costs a 503, and no more."""
+    faults = []
+
+    def clock():
+        if faults and threading.current_thread().name == "swin2sr-worker" and (fault := faults.pop(0)):
+            raise fault
+        return time.monotonic()
+
+    batcher = make(clock=clock)
+    hold(batcher)
+    end_and_take = [None, None, None]  # readings of the clock until the next batch is taken
+    script.fault = lambda _items: faults.extend([*end_and_take, ArithmeticError("the clock")])
+    taken = batcher.admit("a", [9])
+    script.gate.open()
+    assert isinstance(taken.futures[0].exception(PATIENCE), NotReady)
+    assert script.calls == [], "it never ran"
+    script.fault = lambda _items: None
     assert results(batcher.admit("a", [3])) == [30]
 
 
@@ -507,6 +534,92 @@ def test_an_idle_worker_sleeps(make):
 def test_a_free_worker_waits_for_company_only_when_told(make, script):
     """With a delay, requests that come within it share a batch; a full batch does not wait."""
     batcher = make(max_queue_delay=PATIENCE)
-    tickets = [batcher.admit("a", [4]), batcher.admit("a", [6])]
-    assert [results(ticket) for ticket in tickets] == [[40], [60]]
+    submissions = [batcher.admit("a", [4]), batcher.admit("a", [6])]
+    assert [results(submission) for submission in submissions] == [[40], [60]]
     assert script.calls == [("a", [4, 6])]
+
+
+def test_a_new_request_stands_before_those_that_just_had_a_turn(make, script):
+    """Beside a large request a small one that arrives while a batch runs is in the next batch, without a large tile."""
+    batcher = make(max_batch_cost=10)
+    script.gate.close()
+    large = batcher.admit("a", [8, 8, 8, 8])
+    script.gate.wait_until_reached()
+    small = batcher.admit("a", [1])
+    script.gate.open()
+    for submission in (large, small):
+        results(submission)
+    assert [items for _, items in script.calls] == [[8], [1], [8], [8], [8]]
+
+
+def test_new_requests_cannot_starve_one_that_has_started(make, script):
+    """However many arrive, a request that was overtaken is in the next batch."""
+    arrivals = []
+
+    def arrive(_items):
+        if len(arrivals) < 20:
+            arrivals.append(batcher.admit("a", [1]))
+
+    script.fault = arrive
+    batcher = make(max_batch_cost=10)
+    large = batcher.admit("a", [8] * 6)
+    results(large)
+    for submission in arrivals:
+        results(submission)
+    served = [8 in items for _, items in script.calls]
+    assert not any(first == second is False for first, second in itertools.pairwise(served[:11]))
+
+
+def test_a_small_tile_of_a_started_request_fills_a_batch_of_new_ones(make, script):
+    """Where it costs no more than they do, so that at most it doubles their time."""
+    batcher = make(max_batch_cost=10)
+    script.gate.close()
+    started = batcher.admit("a", [8, 2, 2])
+    script.gate.wait_until_reached()
+    new = batcher.admit("a", [3])
+    script.gate.open()
+    for submission in (started, new):
+        results(submission)
+    assert script.calls[1] == ("a", [3, 2])
+
+
+def test_a_request_whose_results_are_not_used_gets_no_turn(make, script):
+    """Two results may be unused; the others wait until some are released, and the worker serves other requests."""
+    batcher = make(max_batch_cost=1)
+    slow = batcher.admit("a", [1] * 5, result_window=2)
+    assert [slow.futures[index].result(PATIENCE) for index in (0, 1)] == [10, 10]
+    assert results(batcher.admit("a", [1])) == [10]
+    assert results(batcher.admit("b", [1])) == [10]
+    assert not slow.futures[2].done()
+    assert batcher.status().seconds_since_beat == 0, "nothing can be done, so silence is no fault"
+    slow.release(1)
+    assert slow.futures[2].result(PATIENCE) == 10
+    slow.release(3)
+    assert results(slow) == [10] * 5
+    assert len(script.calls) == 7
+
+
+def test_a_request_that_waits_for_its_consumer_can_be_cancelled(make):
+    """Its jobs are dropped, and releasing afterwards changes nothing."""
+    batcher = make(max_batch_cost=1)
+    slow = batcher.admit("a", [1] * 3, result_window=1)
+    slow.futures[0].result(PATIENCE)
+    slow.cancel()
+    slow.release(1)
+    assert batcher.status().waiting_cost == 0
+    assert slow.futures[1].cancelled()
+    assert results(batcher.admit("a", [1])) == [10]
+
+
+def test_draining_waits_for_a_consumer(make):
+    """A request that was set aside is finished, not lost."""
+    batcher = make(max_batch_cost=1)
+    slow = batcher.admit("a", [1] * 3, result_window=1)
+    slow.futures[0].result(PATIENCE)
+    batcher.drain()
+    assert batcher.alive
+    slow.release(1)
+    slow.futures[1].result(PATIENCE)
+    slow.release(1)
+    assert batcher.close(PATIENCE)
+    assert results(slow) == [10] * 3

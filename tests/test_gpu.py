@@ -159,7 +159,7 @@ def check_flights(upscaler):
     for flight, expected in reversed(list(zip(flights, alone, strict=True))):
         for found, right in zip(flight.results(), expected, strict=True):
             np.testing.assert_array_equal(found, right)
-        assert flight.share() == 1
+        assert flight.fraction_done() == 1
 
 
 def test_batches_under_way_do_not_touch_each_other():
@@ -193,11 +193,11 @@ def test_a_batch_says_how_much_of_it_has_arrived():
     events = [Event(), Event()]
     packs = [([place], runner.Pack([(1, 1, 1)], torch.full((1,), place), event)) for place, event in enumerate(events)]
     flight = runner.Flight(packs)
-    assert flight.share() == 0
+    assert flight.fraction_done() == 0
     events[0].answer = True
-    assert flight.share() == 0.5
+    assert flight.fraction_done() == 0.5
     events[1].answer = torch.AcceleratorError("an illegal memory access was encountered")
-    assert flight.share() == 1
+    assert flight.fraction_done() == 1
     with pytest.raises(torch.AcceleratorError):
         flight.results()
     events[1].answer = True

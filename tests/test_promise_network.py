@@ -8,9 +8,10 @@ import itertools
 import pytest
 import torch
 
+from app.batching.runner import BatchRunner
 from app.main import create_app
 from app.settings import Settings
-from app.variants.loaded_model import Piece
+from app.variants.loaded_model import TileJob
 from app.variants.registry import ModelRegistry
 from model import cpu_kernel
 from model.scratch import Scratch
@@ -36,10 +37,10 @@ def computed(monkeypatch):
 @needs_kernel
 def test_promise_13_a_real_network_beats_before_every_block(computed):
     """So that a forward pass of minutes shows that it goes on."""
-    registry = ModelRegistry(("small-x2",), device="cpu", beat=lambda: computed.append(("beat", 0)))
+    registry = ModelRegistry(("small-x2",), device="cpu", heartbeat=lambda: computed.append(("beat", 0)))
     upscaler = asyncio.run(registry.obtain(registry.resolve("small-x2"))).upscaler
     computed.clear()
-    registry.forward("", [Piece(upscaler, noise(16, 16))])
+    BatchRunner(registry.device, 1)("", [TileJob(upscaler, noise(16, 16))])
     registry.close()
     order = [name for name, _ in computed]
     assert order.count("block") == sum(upscaler.config.depths)

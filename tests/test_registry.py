@@ -8,8 +8,7 @@ import threading
 import numpy as np
 import pytest
 
-from app.errors import NotReady, OutOfMemory, UnknownVariant
-from app.variants.loaded_model import Piece
+from app.errors import NotReady, UnknownVariant
 from app.variants.registry import ModelRegistry
 from model.official.fetch import OfficialWeights
 from model.variants import ALIASES, VARIANTS, embedded_path
@@ -201,21 +200,13 @@ def test_a_present_variant_is_loaded_when_it_is_first_asked_for(build):
     assert registry.describe("classical-x4").state == "ready"
 
 
-def test_a_forward_pass_without_memory_says_so(build):
-    """Whatever the library raises, the batcher learns what it was."""
-    registry = build("classical-x2", load=lambda _name, _path: ScriptedUpscaler(memory=100))
-    upscaler = ready(registry, "classical-x2")
-    with pytest.raises(OutOfMemory):
-        registry.forward("", [Piece(upscaler, np.zeros((16, 16, 3), np.uint8))])
-
-
 def test_the_real_embedded_weights_load(build):
     """What comes with the package is a network."""
     if embedded_path("small-x2") is None:
         pytest.skip("this installation lacks the embedded weights")
     registry = build(load=None)
     upscaler = ready(registry, "small-x2")
-    (output,) = registry.forward("", [Piece(upscaler, np.full((8, 8, 3), 128, np.uint8))])
+    (output,) = upscaler.forward([np.full((8, 8, 3), 128, np.uint8)])
     assert upscaler.scale == 2
     assert output.shape == (16, 16, 3)
     np.testing.assert_allclose(output, 128 / 255, atol=0.05)

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from app.batching.supervision import Pulse, SupervisedThread
+from app.batching.supervision import Heartbeat, SupervisedThread
 from tests.scripted import PATIENCE, join_workers
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -23,12 +23,12 @@ class Life:
 
     Args:
         deaths: how often.
-        faults: of how many burials raise.
+        faults: of how many cleanups raise.
     """
 
     def __init__(self, deaths, faults=0):
         self.deaths, self.faults = deaths, faults
-        self.burials = 0
+        self.cleanups = 0
         self.given_up, self.working, self.enough = threading.Event(), threading.Event(), threading.Event()
 
     def work(self):
@@ -38,15 +38,15 @@ class Life:
         self.working.set()
         assert self.enough.wait(PATIENCE)
 
-    def bury(self):
-        self.burials += 1
+    def on_death(self):
+        self.cleanups += 1
         if self.faults:
             self.faults -= 1
             raise ArithmeticError("at the grave")
 
-    def supervised(self, deaths_borne=5):
+    def supervised(self, max_failures=5):
         return SupervisedThread(
-            self.work, self.bury, on_fatal=self.given_up.set, restart_delay=0.0, deaths_borne=deaths_borne
+            self.work, self.on_death, on_fatal=self.given_up.set, restart_delay=0.0, max_failures=max_failures
         )
 
 
@@ -60,18 +60,18 @@ def test_work_that_ends_is_not_buried():
     life.enough.set()
     assert thread.join(PATIENCE)
     assert not thread.alive
-    assert (life.burials, life.given_up.is_set()) == (0, False)
+    assert (life.cleanups, life.given_up.is_set()) == (0, False)
 
 
 @pytest.mark.parametrize("faults", [0, 1, 4])
 def test_the_dead_are_replaced_also_when_burying_them_fails(faults):
-    """Four deaths, some of whose burials raise: afterwards a thread works, and ``alive`` says so."""
+    """Four deaths, some of whose cleanups raise: afterwards a thread works, and ``alive`` says so."""
     life = Life(deaths=4, faults=faults)
     thread = life.supervised()
     thread.start()
     assert life.working.wait(PATIENCE)
     assert thread.alive
-    assert life.burials == 4
+    assert life.cleanups == 4
     life.enough.set()
     assert thread.join(PATIENCE)
     assert not life.given_up.is_set()
@@ -81,11 +81,11 @@ def test_the_dead_are_replaced_also_when_burying_them_fails(faults):
 def test_too_many_deaths_are_the_end_also_when_burying_fails(faults):
     """After the second of two deaths borne the owner is told, and nothing is alive."""
     life = Life(deaths=9, faults=faults)
-    thread = life.supervised(deaths_borne=2)
+    thread = life.supervised(max_failures=2)
     thread.start()
     assert life.given_up.wait(PATIENCE)
     assert not thread.alive
-    assert life.burials == 2
+    assert life.cleanups == 2
     assert thread.join(0)
 
 
@@ -93,7 +93,7 @@ def test_deaths_with_success_between_them_are_not_in_a_row():
     """One that gets something done may die as often as it likes."""
     life = Life(deaths=20)
     thread = SupervisedThread(
-        lambda: (thread.succeed(), life.work()), life.bury, on_fatal=life.given_up.set, restart_delay=0.0
+        lambda: (thread.succeed(), life.work()), life.on_death, on_fatal=life.given_up.set, restart_delay=0.0
     )
     thread.start()
     assert life.working.wait(PATIENCE)
@@ -109,7 +109,7 @@ def test_where_no_thread_can_be_started_it_is_given_up(monkeypatch):
     start = threading.Thread.start
 
     def refuse(self):
-        if life.burials:
+        if life.cleanups:
             raise RuntimeError("can't start new thread")
         start(self)
 
@@ -117,15 +117,15 @@ def test_where_no_thread_can_be_started_it_is_given_up(monkeypatch):
     thread.start()
     assert life.given_up.wait(PATIENCE)
     assert not thread.alive
-    assert life.burials == 2
+    assert life.cleanups == 2
 
 
 def test_each_death_in_a_row_is_waited_after_twice_as_long(monkeypatch):
     """So that a fault that stays does not keep a processor busy."""
     waited = []
     life = Life(deaths=4)
-    thread = SupervisedThread(life.work, life.bury, restart_delay=0.5)
-    monkeypatch.setattr(thread._hurry, "wait", waited.append)
+    thread = SupervisedThread(life.work, life.on_death, restart_delay=0.5)
+    monkeypatch.setattr(thread._skip_backoff, "wait", waited.append)
     thread.start()
     assert life.working.wait(PATIENCE)
     assert waited == [0.5, 1, 2, 4]
@@ -136,21 +136,21 @@ def test_each_death_in_a_row_is_waited_after_twice_as_long(monkeypatch):
 def test_nobody_waits_longer_than_the_delay_that_is_hurried():
     """At the end of the process a restart is not waited for."""
     life = Life(deaths=1)
-    thread = SupervisedThread(life.work, life.bury, restart_delay=10 * PATIENCE)
-    thread.hurry()
+    thread = SupervisedThread(life.work, life.on_death, restart_delay=10 * PATIENCE)
+    thread.skip_backoff()
     thread.start()
     assert life.working.wait(PATIENCE)
     life.enough.set()
     assert thread.join(PATIENCE)
 
 
-def test_a_pulse_tells_how_long_it_was_silent():
+def test_a_heartbeat_tells_how_long_it_was_silent():
     """Seconds of its clock since the last beat, never less than none."""
     now = [100.0]
-    pulse = Pulse(lambda: now[0])
+    heartbeat = Heartbeat(lambda: now[0])
     now[0] = 107.0
-    assert pulse.silent_seconds == 7
-    pulse.beat()
-    assert pulse.silent_seconds == 0
+    assert heartbeat.seconds_since_beat == 7
+    heartbeat.record()
+    assert heartbeat.seconds_since_beat == 0
     now[0] = 90.0
-    assert pulse.silent_seconds == 0
+    assert heartbeat.seconds_since_beat == 0

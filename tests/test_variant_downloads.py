@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.variants.downloads import Deliveries
+from app.variants.downloads import Downloads
 from model.official.fetch import FetchError
 from model.variants import VARIANTS
 from tests.scripted import PATIENCE, Gate
@@ -33,12 +33,12 @@ class Carrier:
         return Path(variant.name)
 
 
-def bring(carrier, *variants):
+def fetch_all(carrier, *variants):
     """What comes of bringing each, all at once."""
-    deliveries = Deliveries(carrier)
+    downloads = Downloads(carrier)
 
     async def go():
-        coming = [asyncio.create_task(deliveries.bring(variant, lambda _step: None)) for variant in variants]
+        coming = [asyncio.create_task(downloads.fetch(variant, lambda _step: None)) for variant in variants]
         await asyncio.sleep(0)  # each has begun
         carrier.gate.open()
         return await asyncio.gather(*coming, return_exceptions=True)
@@ -49,7 +49,7 @@ def bring(carrier, *variants):
 def test_who_wants_the_same_waits_for_the_same():
     """One fetch for any number of them, and one for each other variant."""
     carrier = Carrier(is_open=False)
-    assert bring(carrier, VARIANT, VARIANT, OTHER, VARIANT) == [
+    assert fetch_all(carrier, VARIANT, VARIANT, OTHER, VARIANT) == [
         Path(each.name) for each in (VARIANT, VARIANT, OTHER, VARIANT)
     ]
     assert sorted(carrier.fetched) == [VARIANT.name, OTHER.name]
@@ -58,13 +58,13 @@ def test_who_wants_the_same_waits_for_the_same():
 def test_what_is_over_is_begun_anew():
     """A fetch that failed says nothing of the next one."""
     carrier = Carrier(FetchError("no network"))
-    deliveries = Deliveries(carrier)
+    downloads = Downloads(carrier)
 
     async def go():
         with pytest.raises(FetchError, match="no network"):
-            await deliveries.bring(VARIANT, lambda _step: None)
+            await downloads.fetch(VARIANT, lambda _step: None)
         carrier.fault = None
-        return await deliveries.bring(VARIANT, lambda _step: None)
+        return await downloads.fetch(VARIANT, lambda _step: None)
 
     assert asyncio.run(go()) == Path(VARIANT.name)
     assert len(carrier.fetched) == 2
@@ -73,10 +73,10 @@ def test_what_is_over_is_begun_anew():
 def test_who_stops_waiting_stops_nobody_else():
     """A client that leaves while weights come does not take them from the others."""
     carrier = Carrier(is_open=False)
-    deliveries = Deliveries(carrier)
+    downloads = Downloads(carrier)
 
     async def go():
-        leaving, staying = (asyncio.create_task(deliveries.bring(VARIANT, lambda _step: None)) for _ in range(2))
+        leaving, staying = (asyncio.create_task(downloads.fetch(VARIANT, lambda _step: None)) for _ in range(2))
         await asyncio.to_thread(carrier.gate.wait_until_reached)
         leaving.cancel()
         await asyncio.wait([leaving])
@@ -89,7 +89,7 @@ def test_who_stops_waiting_stops_nobody_else():
 @pytest.mark.parametrize("fault", [OSError("no such disk"), RuntimeError("no more threads"), MemoryError()])
 def test_every_fault_is_a_sentence(fault):
     """Whatever goes wrong, whoever waits learns it as one kind of error."""
-    (error,) = bring(Carrier(fault), VARIANT)
+    (error,) = fetch_all(Carrier(fault), VARIANT)
     assert isinstance(error, FetchError)
     assert str(error) in (str(fault), "MemoryError")
 
@@ -103,7 +103,7 @@ def test_a_thread_that_dies_leaves_nobody_waiting(monkeypatch):
         told.set()
 
     monkeypatch.setattr(threading, "excepthook", show)
-    (error,) = bring(Carrier(KeyError("surprise")), VARIANT)
+    (error,) = fetch_all(Carrier(KeyError("surprise")), VARIANT)
     assert isinstance(error, FetchError)
     assert "unexpected" in str(error)
     assert told.wait(PATIENCE)

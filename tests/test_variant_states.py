@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from app.variants.catalogue import Entry
-from app.variants.loaded_model import Loaded
-from app.variants.states import Condition
+from app.variants.loaded_model import LoadedModel
+from app.variants.states import VariantState
 from tests.scripted import ScriptedUpscaler
 
 HERE, ELSEWHERE = Path("weights.safetensors"), None
@@ -17,16 +17,16 @@ HERE, ELSEWHERE = Path("weights.safetensors"), None
 @pytest.mark.parametrize(
     ("path", "condition", "available"),
     [
-        (ELSEWHERE, Condition(), False),
-        (ELSEWHERE, Condition("loading", "being fetched: 2.0 of 48.9 MB"), False),
-        (ELSEWHERE, Condition("failed", "could not be fetched"), False),
-        (HERE, Condition(), True),
-        (HERE, Condition("loading", None), True),
-        (HERE, Condition("failed", "the file is damaged"), False),
-        (HERE, Condition("absent", "was unloaded", withdrawn=True), False),
-        (HERE, Condition("ready", None, Loaded("x 1", ScriptedUpscaler())), True),
+        (ELSEWHERE, VariantState(), False),
+        (ELSEWHERE, VariantState("loading", "being fetched: 2.0 of 48.9 MB"), False),
+        (ELSEWHERE, VariantState("failed", "could not be fetched"), False),
+        (HERE, VariantState(), True),
+        (HERE, VariantState("loading", None), True),
+        (HERE, VariantState("failed", "the file is damaged"), False),
+        (HERE, VariantState("absent", "was unloaded", withdrawn=True), False),
+        (HERE, VariantState("ready", None, LoadedModel("x 1", ScriptedUpscaler())), True),
     ],
-    ids=lambda value: value.state if isinstance(value, Condition) else None,
+    ids=lambda value: value.state if isinstance(value, VariantState) else None,
 )
 def test_a_variant_is_available_when_a_request_for_it_gets_its_image(path, condition, available):
     """Its weights are here, they are sound as far as is known, and nobody took them away."""

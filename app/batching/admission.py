@@ -1,46 +1,46 @@
-"""The door and the waiting room: a request is taken in as a whole, or refused, in one step under one lock."""
+"""The admission queue: a request is admitted as a whole or refused, in one step under one lock."""
 
 from __future__ import annotations
 
 import math
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections import Counter, deque
+from collections.abc import Callable
 from typing import Generic, NoReturn, TypeVar
 
-from app.batching.fair_queue import FairQueue, Line
-from app.batching.jobs import Job, Place, Ticket
+from app.batching.fair_queue import FairQueue
+from app.batching.jobs import Job, Reservation, Submission
 from app.errors import Draining, ImageTooLarge, NotReady, QueueFull
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-LONGEST_RETRY_SECONDS = 60
+LONGEST_RETRY_S = 60
 BATCHES_REMEMBERED = 16
 
 
-class WaitingRoom(Generic[T, R]):
-    """Bounded in requests and in cost; nobody who waits can keep others from coming in.
+class AdmissionQueue(Generic[T, R]):
+    """A queue that is bounded in requests and in cost, and shared between named clients.
 
-    A named client that has something waiting may hold no more than what it leaves free. So one client takes half of
-    the room at most by and by, two a third each, and there is always some left for the next. A request of a client
-    that has nothing waiting is measured by the whole room, however large it is.
+    A client may fill the whole queue while no other client waits. While others wait, a client with a waiting request
+    may hold at most as much as it leaves free. What a client holds beyond half of the queue does not count against a
+    client that has nothing waiting, so no client can lock another one out.
 
     Args:
-        max_batch_cost: what a job may cost.
-        max_cost, max_requests: what may wait.
+        max_job_cost: largest cost of one job.
+        max_cost, max_requests: bounds of what waits.
         clock: monotonic seconds.
-        is_alive: whether somebody works on what waits.
+        is_alive: whether a worker serves the queue.
 
     Attributes:
         changed: its lock guards everything here; it is notified of every change.
-        draining: whether nothing new is taken in any more.
+        draining: whether new requests are refused.
     """
 
     def __init__(
         self,
         *,
-        max_batch_cost: int,
+        max_job_cost: int,
         max_cost: int,
         max_requests: int,
         clock: Callable[[], float],
@@ -48,124 +48,133 @@ class WaitingRoom(Generic[T, R]):
     ) -> None:
         self.changed = threading.Condition()
         self.draining = False
-        self._max_batch_cost = max_batch_cost
+        self._max_job_cost = max_job_cost
         self._max_cost = max_cost
         self._max_requests = max_requests
         self._clock = clock
         self._is_alive = is_alive
-        self._queue: FairQueue[Job[T, R]] = FairQueue()
-        self._places: set[Place] = set()
+        self._queue: FairQueue[T, R] = FairQueue()
+        self._reservations: set[Reservation] = set()
         self._speeds: deque[tuple[int, float]] = deque(maxlen=BATCHES_REMEMBERED)
 
     @property
     def requests(self) -> int:
-        """How many requests wait or have a place."""
-        return len(self._queue) + len(self._places)
+        """Number of requests that wait or have a reservation."""
+        return len(self._queue) + len(self._reservations)
 
     @property
     def cost(self) -> int:
-        """What waits, and what has a place."""
-        return self._queue.cost + sum(place.cost for place in self._places)
+        """Cost of what waits and of reservations."""
+        return self._queue.cost + sum(reservation.cost for reservation in self._reservations)
 
     @property
-    def has_jobs(self) -> bool:
-        """Whether there is something to take."""
-        return len(self._queue) > 0
+    def has_ready(self) -> bool:
+        """Whether there is a job that may be taken."""
+        return self._queue.has_ready
 
     @property
-    def expects_none(self) -> bool:
-        """Whether nothing waits, and nothing can come any more."""
-        return self.draining and not self.has_jobs and not self._places
+    def is_finished(self) -> bool:
+        """Whether nothing waits and nothing can be admitted any more."""
+        return self.draining and not len(self._queue) and not self._reservations
 
-    # The callers' side.
+    # Called by callers.
 
-    def reserve(self, cost: int, client: str) -> Place:
+    def reserve(self, cost: int, client: str) -> Reservation:
         """As ``Batcher.reserve``."""
         with self.changed:
-            self._make_sure_of_room(cost, client)
-            place = Place(cost, client, self.give_back)
-            self._places.add(place)
-            return place
+            self._check_capacity(cost, client)
+            reservation = Reservation(cost, client, self.discard)
+            self._reservations.add(reservation)
+            return reservation
 
-    def give_back(self, place: Place) -> None:
-        """Release a place, unless it was used."""
+    def discard(self, reservation: Reservation) -> None:
+        """Free a reservation, unless it was used."""
         with self.changed:
-            self._places.discard(place)
+            self._reservations.discard(reservation)
             self.changed.notify_all()
 
-    def admit(self, ticket: Ticket[T, R], jobs: Iterable[Job[T, R]], client: str, place: Place | None) -> None:
-        """Take in all jobs of a request, or none; see ``Batcher.admit``."""
-        line = Line(ticket.key, client, deque((job.cost, job) for job in jobs))
-        self._refuse_unfit(max(cost for cost, _ in line.jobs))
-        cost = line.cost
+    def admit(self, submission: Submission[T, R], reservation: Reservation | None) -> None:
+        """Admit all waiting jobs of a submission, or none; see ``Batcher.admit``."""
+        self._check_job(max(job.cost for job in submission.waiting))
+        cost = submission.cost
         with self.changed:
-            held = place in self._places and place is not None and cost <= place.cost and self._is_alive()
-            if place is not None:
-                self._places.discard(place)
-            if not held:
-                self._make_sure_of_room(cost, client, promised=place is not None)
-            ticket.line = line
-            self._queue.add(line)
-            ticket.position = len(self._queue)
-            ticket.tell("queued")
+            reserved = reservation in self._reservations and reservation is not None
+            fits = reserved and reservation is not None and cost <= reservation.cost and self._is_alive()
+            if reservation is not None:
+                self._reservations.discard(reservation)
+            if not fits:
+                self._check_capacity(cost, submission.client, promised=reservation is not None)
+            self._queue.add(submission)
+            submission.position = len(self._queue)
+            submission.report_progress("queued")
             self.changed.notify_all()
 
-    def remove(self, ticket: Ticket[T, R]) -> list[Job[T, R]]:
-        """Take out what waits of a request."""
+    def remove(self, submission: Submission[T, R]) -> list[Job[T, R]]:
+        """Take out the waiting jobs of a submission."""
         with self.changed:
-            waiting = self._queue.remove(ticket.line) if ticket.line is not None else []
+            jobs = self._queue.remove(submission)
             self.changed.notify_all()
-            return waiting
+            return jobs
+
+    def release(self, submission: Submission[T, R], count: int) -> None:
+        """Count results of a submission as used."""
+        with self.changed:
+            self._queue.release(submission, count)
+            self.changed.notify_all()
 
     def clear(self) -> list[Job[T, R]]:
         """Take out everything that waits."""
         with self.changed:
-            return [job for line in list(self._queue) for job in self._queue.remove(line)]
+            return [job for submission in list(self._queue) for job in self._queue.remove(submission)]
 
     def drain(self) -> None:
-        """Take in nothing new, but for those who have a place."""
+        """Refuse new requests, except those with a reservation."""
         with self.changed:
             self.draining = True
             self.changed.notify_all()
 
-    # The worker's side; its caller holds the lock.
+    # Called by the worker, which holds the lock.
 
     def take(self, budget: int) -> tuple[str, list[Job[T, R]]]:
         """The next batch, of one key."""
         return self._queue.take(budget)
 
-    def tell_places(self) -> None:
-        """Let those who still wait know their new places."""
-        for position, line in enumerate(self._queue, 1):
-            ticket = line.jobs[0][1].ticket
-            if ticket.started_at is None and ticket.position != position:
-                ticket.position = position
-                ticket.tell("queued")
+    def report_positions(self) -> None:
+        """Report their new positions to requests that have not started."""
+        for position, submission in enumerate(self._queue, 1):
+            if submission.started_at is None and submission.position != position:
+                submission.position = position
+                submission.report_progress("queued")
 
-    def holds(self, cost: int) -> bool:
-        """Whether so much waits for the next batch's key."""
+    def has_at_least(self, cost: int) -> bool:
+        """Whether jobs of this cost wait for the next batch's key."""
         return self._queue.next_cost() >= cost
 
-    def company(self, delay: float, budget: int) -> float:
-        """Seconds to wait for a fuller batch, if the oldest request may wait ``delay`` for it."""
-        if delay <= 0 or self.draining or self.holds(budget):
+    def batching_delay(self, delay: float, budget: int) -> float:
+        """Seconds to wait for a fuller batch, if the oldest request may wait ``delay`` seconds for it."""
+        if delay <= 0 or self.draining or self.has_at_least(budget):
             return 0.0
-        oldest = next(iter(self._queue)).jobs[0][1].ticket.admitted_at
-        return oldest + delay - self._clock()
+        return next(iter(self._queue)).admitted_at + delay - self._clock()
 
-    def remember(self, cost: int, seconds: float) -> None:
-        """Learn how fast the queue is worked off."""
+    def record(self, cost: int, seconds: float) -> None:
+        """Remember the speed of a batch."""
         self._speeds.append((cost, seconds))
 
-    def _refuse_unfit(self, largest: int) -> None:
-        if largest > self._max_batch_cost:
+    def expected_seconds(self, cost: int) -> float:
+        """Seconds that jobs of this cost will take at the speed of the latest batches; 0 before the first batch."""
+        known = sum(cost for cost, _ in self._speeds)
+        return cost * sum(seconds for _, seconds in self._speeds) / known if known else 0.0
+
+    def _check_job(self, cost: int) -> None:
+        if cost > self._max_job_cost:
             raise ImageTooLarge(
-                f"A piece of {largest} pixels is more than the {self._max_batch_cost} that are computed at once.",
-                limit=self._max_batch_cost,
-                actual=largest,
+                f"A tile of {cost} pixels is larger than the largest tile of this server: {self._max_job_cost} pixels. "
+                "Ask for smaller tiles with the option tile.",
+                limit=self._max_job_cost,
+                actual=cost,
             )
 
-    def _make_sure_of_room(self, cost: int, client: str, *, promised: bool = False) -> None:
+    def _check_capacity(self, cost: int, client: str, *, promised: bool = False) -> None:
         if cost > self._max_cost:
             raise ImageTooLarge(
                 f"With its tiles and passes this is work for {cost} pixels, and the queue holds {self._max_cost}. "
@@ -177,32 +186,33 @@ class WaitingRoom(Generic[T, R]):
             raise Draining("This server is shutting down. Send the request again.")
         if not self._is_alive():
             raise NotReady("The worker is not running. Use another server, or restart this one.")
-        if self.requests >= self._max_requests:
-            self._refuse(f"{self._max_requests} requests", "requests", self._max_requests, self.requests)
-        if self.cost + cost > self._max_cost:
-            self._refuse(f"{self._max_cost} pixels", "pixels", self._max_cost, self.cost + cost)
-        if client:
-            self._make_sure_of_share(cost, client)
+        costs, requests = Counter[str](), Counter[str]()
+        for each in (*self._queue, *self._reservations):
+            costs[each.client] += each.cost
+            requests[each.client] += 1
+        self._check_limit("pixels", self._max_cost, costs, cost, client)
+        self._check_limit("requests", self._max_requests, requests, 1, client)
 
-    def _make_sure_of_share(self, cost: int, client: str) -> None:
-        costs = [line.cost for line in self._queue if line.client == client]
-        costs += [place.cost for place in self._places if place.client == client]
-        if not costs:
-            return
-        limit, actual = self._max_cost - self.cost, sum(costs) + cost
-        if actual > limit:
-            self._refuse(f"{limit} pixels more, which are for other keys too,", "share", limit, actual)
-        limit, actual = self._max_requests - self.requests, len(costs) + 1
-        if actual > limit:
-            self._refuse(f"{limit} requests more, which are for other keys too,", "share", limit, actual)
+    def _check_limit(self, unit: str, limit: int, held: Counter[str], wanted: int, client: str) -> None:
+        """Check one of the two bounds, given what each client holds."""
+        own, used = held[client], held.total()
+        if client and not own:
+            used = sum(min(each, limit // 2) if name else each for name, each in held.items())
+        if used + wanted > limit:
+            self._refuse(f"The queue holds {limit} {unit} and no more.", unit, limit, used + wanted)
+        if client and own and used > own and own + wanted > limit - used:
+            self._refuse(
+                f"Other keys wait too, so yours may hold {limit - used} {unit} at most now.",
+                "share",
+                limit - used,
+                own + wanted,
+            )
 
-    def _refuse(self, what: str, reason: str, limit: int, actual: int) -> NoReturn:
-        cost = sum(cost for cost, _ in self._speeds)
-        seconds = sum(seconds for _, seconds in self._speeds)
-        needed = self.cost * seconds / cost if cost else 1.0
+    def _refuse(self, sentence: str, reason: str, limit: int, actual: int) -> NoReturn:
+        needed = self.expected_seconds(self.cost) if self._speeds else 1.0
         raise QueueFull(
-            f"The queue holds {what} and no more. Try again after the time in Retry-After.",
-            retry_after=min(max(math.ceil(needed), 1), LONGEST_RETRY_SECONDS),
+            f"{sentence} Try again after the time in Retry-After.",
+            retry_after=min(max(math.ceil(needed), 1), LONGEST_RETRY_S),
             reason=reason,
             limit=limit,
             actual=actual,

@@ -1,4 +1,4 @@
-"""A batch: jobs of one key that run together, until each of them is resolved or waits in a smaller batch."""
+"""A batch: jobs of one key that run together, until each is resolved or waits in a smaller batch."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from app.batching.jobs import Job, Ticket
+from app.batching.jobs import Job, Submission
 from app.errors import DeadlineExceeded
 
 T = TypeVar("T")
@@ -14,13 +14,13 @@ R = TypeVar("R")
 
 
 class Running(Protocol[R]):
-    """What a device computes by itself: until it is done, the host can prepare and begin another batch."""
+    """A batch on a device that computes by itself. Until it is done, the host can prepare and launch another one."""
 
-    def share(self) -> float:
-        """How much of it is done, 1 at the end or when waiting is in vain; never raises."""
+    def fraction_done(self) -> float:
+        """How much of it is done, from 0 to 1; 1 also if waiting is in vain. Never raises."""
 
     def results(self) -> list[R]:
-        """Wait for the results, in the items' order; raises what went wrong."""
+        """Wait for the results, in the order of the items; raises what went wrong."""
 
 
 @dataclass(eq=False)
@@ -30,56 +30,56 @@ class Batch(Generic[T, R]):
     key: str
     jobs: list[Job[T, R]]
     started_at: float | None = None
-    firsts: list[Ticket[T, R]] = field(default_factory=list)
-    """The requests that begin to run in this batch."""
+    new: list[Submission[T, R]] = field(default_factory=list)
+    """The submissions whose first batch this is."""
 
     @property
     def cost(self) -> int:
-        """Of its jobs together."""
+        """Cost of its jobs together."""
         return sum(job.cost for job in self.jobs)
 
     @property
-    def tickets(self) -> list[Ticket[T, R]]:
-        """Whose jobs these are, each once."""
-        return list({job.ticket: None for job in self.jobs})
+    def submissions(self) -> list[Submission[T, R]]:
+        """The submissions of its jobs, each once."""
+        return list({job.submission: None for job in self.jobs})
 
     def claim(self, now: float) -> None:
-        """Leave out the jobs that nobody wants any more, and answer those whose deadline has passed."""
-        late = [job for job in self.jobs if job.ticket.deadline is not None and now >= job.ticket.deadline]
+        """Drop cancelled jobs, and fail those whose deadline has passed."""
+        late = [job for job in self.jobs if job.submission.deadline is not None and now >= job.submission.deadline]
         for job in late:
             job.fail(DeadlineExceeded("The deadline passed while the request waited."))
         self.jobs = [job for job in self.jobs if job.claim()]
 
     def begin(self, now: float) -> None:
-        """Note the time, and tell those whose first batch this is."""
+        """Record the time, and report to the submissions whose first batch this is."""
         self.started_at = now
-        self.firsts = [ticket for ticket in self.tickets if ticket.started_at is None]
-        for ticket in self.firsts:
-            ticket.started_at = now
-            ticket.tell("running")
+        self.new = [submission for submission in self.submissions if submission.started_at is None]
+        for submission in self.new:
+            submission.started_at = now
+            submission.report_progress("running")
 
     def deliver(self, results: list[R], now: float, seconds: float) -> None:
         """Resolve every job.
 
         Args:
-            results: of the jobs, in order.
-            now: when that is.
-            seconds: what the forward pass took.
+            results: one for each job, in order.
+            now: time of the clock.
+            seconds: duration of the forward pass.
 
         Raises:
             RuntimeError: if there is not one result for each job; then none is resolved.
         """
         if len(results) != len(self.jobs):
             raise RuntimeError(f"{len(self.jobs)} items gave {len(results)} results")
-        for ticket in self.tickets:
-            ticket.forward_seconds += seconds
-            ticket.finished_at = now
+        for submission in self.submissions:
+            submission.forward_seconds += seconds
+            submission.finished_at = now
         for job, result in zip(self.jobs, results, strict=True):
-            job.ticket.done += 1
+            job.submission.done += 1
             job.future.set_result(result)
 
     def split(self, *, starved: bool) -> list[Batch[T, R]]:
-        """What to try after a failure, last first: both halves; or, once, the same job again where memory was short."""
+        """The batches to try after a failure, last first: both halves, or the same job once more if memory ran out."""
         left = [job for job in self.jobs if not job.future.done()]
         if len(left) > 1:
             middle = len(left) // 2
@@ -90,55 +90,55 @@ class Batch(Generic[T, R]):
         return []
 
     def fail(self, error: Exception) -> None:
-        """Resolve with an error whatever is not resolved."""
+        """Resolve with an error what is not resolved."""
         for job in self.jobs:
             if not job.future.done():
                 job.fail(error)
 
 
 @dataclass
-class UnderWay(Generic[T, R]):
+class InFlight(Generic[T, R]):
     """The batches between the queue and their end."""
 
-    halves: list[Batch[T, R]] = field(default_factory=list)
-    """Of batches that failed; the last is next."""
-    taken: Batch[T, R] | None = None
-    """What the worker has in hand."""
+    retries: list[Batch[T, R]] = field(default_factory=list)
+    """Parts of batches that failed; the last is next."""
+    current: Batch[T, R] | None = None
+    """The batch that the worker prepares or computes."""
     running: deque[tuple[Batch[T, R], Running[R]]] = field(default_factory=deque)
-    """What a device has, in the order in which it was begun."""
-    share: float = 0.0
-    """How much of the oldest of these was done when somebody looked."""
+    """The batches on the device, in the order of their launch."""
+    fraction_done: float = 0.0
+    """How much of the oldest of these was done at the latest poll."""
 
-    def look(self) -> bool:
-        """Look again; whether something has happened."""
-        share = self.running[0][1].share() if self.running else 0.0
-        before, self.share = self.share, share
-        return share > before
+    def poll(self) -> bool:
+        """Ask the device how far it is; return whether it progressed."""
+        fraction = self.running[0][1].fraction_done() if self.running else 0.0
+        before, self.fraction_done = self.fraction_done, fraction
+        return fraction > before
 
     @property
-    def is_over(self) -> bool:
-        """Whether the oldest that a device has can be ended."""
-        return self.share >= 1
+    def oldest_is_done(self) -> bool:
+        """Whether the results of the oldest batch on the device are there."""
+        return self.fraction_done >= 1
 
     @property
     def all(self) -> list[Batch[T, R]]:
-        """Every batch, those that a device has first."""
-        return [*(batch for batch, _ in self.running), *([self.taken] if self.taken else []), *self.halves]
+        """Every batch, those on the device first."""
+        return [*(batch for batch, _ in self.running), *([self.current] if self.current else []), *self.retries]
 
     def clear(self) -> list[Job[T, R]]:
-        """Give up everything: the jobs, for whoever answers them."""
+        """Forget every batch and return its jobs; the caller resolves them."""
         jobs = [job for batch in self.all for job in batch.jobs]
-        self.halves, self.taken, self.running, self.share = [], None, deque(), 0.0
+        self.retries, self.current, self.running, self.fraction_done = [], None, deque(), 0.0
         return jobs
 
 
 @dataclass(frozen=True)
 class BatchReport:
-    """What one batch was: told to whoever counts, after its results were delivered."""
+    """Facts about one batch, for metrics; reported after its results were delivered."""
 
     key: str
     jobs: int
     cost: int
     seconds: float
     waits: tuple[float, ...]
-    """For each request that began to run in this batch: the seconds that it waited."""
+    """For each request whose first batch this was: the seconds that it waited."""

@@ -1,13 +1,14 @@
-"""The one place where requests wait, and the one thread that works on them.
+"""The batcher: the queue where requests wait, and the thread that runs them in batches.
 
-It knows no images: jobs have a key (only jobs of one key share a batch), a cost, and a callable that runs a batch.
-Every future is resolved exactly once, by whoever owns the job at that moment: the queue's lock decides who that is.
+It does not handle images: a job has a key (jobs of one key may share a batch), a cost, and an item for the callable
+that runs a batch. Every future is resolved exactly once, by the owner of the job; the queue's lock decides who that is.
 
     admitted -> waiting -> taken -> running -> result | error
                    |         |
                    +---------+-> cancelled | deadline passed | worker lost
 
-A device that computes by itself is given the next batch while it has one, so that it never waits for the host.
+A device that computes by itself is given the next batch shortly before it has finished the one before, so that it does
+not wait for the host. The worker never waits for a consumer: a submission whose results are not used gets no turn.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Generic, TypeVar
 
-from app.batching.admission import WaitingRoom
-from app.batching.batch import Batch, BatchReport, Running, UnderWay
-from app.batching.jobs import Job, Place, Progress, Status, Ticket
-from app.batching.memory_budget import Budget
-from app.batching.supervision import Pulse, SupervisedThread
+from app.batching.admission import AdmissionQueue
+from app.batching.batch import Batch, BatchReport, InFlight, Running
+from app.batching.jobs import Job, Progress, Reservation, Status, Submission
+from app.batching.memory_budget import BatchBudget
+from app.batching.supervision import Heartbeat, SupervisedThread
 from app.errors import Draining, InternalError, NotReady, OutOfMemory, ServiceError
 
 T = TypeVar("T")
@@ -31,32 +33,35 @@ R = TypeVar("R")
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 2
-"""Batches that a device has at a time: the one that it computes, and the next."""
+MAX_IN_FLIGHT = 2
+"""Batches on a device at a time: the one that it computes, and the next one."""
 
-GLANCE_SECONDS = 5e-4
-"""How often the worker looks at a device that has something: a device tells nobody that it is done. What a request may
-wait longer for that."""
+POLL_INTERVAL_S = 5e-4
+"""Interval at which the worker asks a device whether a batch is done."""
+
+PREFETCH_S = 0.01
+"""How long before the expected end of a batch the device is given the next one. More makes small requests wait longer
+behind a large one; less leaves the device idle when the host is late."""
 
 
 class Batcher(Generic[T, R]):
     """A bounded queue of jobs and the worker thread that runs them in batches.
 
     Args:
-        run: runs a batch of items of one key and returns the list of their results in order, or gives it to a device
-            and returns what becomes of it; called in the worker thread alone.
-        cost: what an item costs, at least 1; the budgets are in this unit.
-        max_batch_cost: what a batch may cost; less while memory is short.
-        max_queue_cost, max_queue_requests: what may wait.
+        run: runs a batch of items of one key and returns the list of their results in order, or launches it on a device
+            and returns a handle. Called in the worker thread only.
+        cost: cost of an item, at least 1; the budgets have the same unit.
+        max_batch_cost: largest cost of a job, and of a batch unless ``lower_budget`` says less.
+        max_queue_cost, max_queue_requests: bounds of what waits.
         max_queue_delay: seconds that a free worker waits for a fuller batch.
-        enough: cost from which on a batch is given to a device that still has another; by default a full one, for which
-            there is nothing to wait for.
+        prefetch_cost: cost from which a batch is launched on a device that still has another one; by default a full
+            batch.
         clock: monotonic seconds; deadlines are times of this clock.
-        on_batch: told about every batch that ran.
-        on_fatal: called when the worker has died too often in a row to be started again.
-        is_lost: whether after this error of a batch all others would fail too; then ``on_fatal`` is called at once.
+        on_batch: called with a report of every batch that ran.
+        on_fatal: called when the worker died too often in a row and is not restarted.
+        is_lost: whether all other batches would fail too after this error; then ``on_fatal`` is called at once.
         restart_delay: seconds before the first restart of a dead worker; doubled at each further death in a row.
-        pulse: beaten by whoever works, also within ``run`` where that takes long.
+        heartbeat: recorded by the worker, and by ``run`` where that takes long.
     """
 
     def __init__(
@@ -68,45 +73,45 @@ class Batcher(Generic[T, R]):
         max_queue_cost: int,
         max_queue_requests: int,
         max_queue_delay: float = 0.0,
-        enough: int | None = None,
+        prefetch_cost: int | None = None,
         clock: Callable[[], float] = time.monotonic,
         on_batch: Callable[[BatchReport], None] = lambda _report: None,
         on_fatal: Callable[[], None] = lambda: None,
         is_lost: Callable[[Exception], bool] = lambda _error: False,
         restart_delay: float = 0.1,
-        pulse: Pulse | None = None,
+        heartbeat: Heartbeat | None = None,
     ) -> None:
         self._run = run
         self._cost = cost
         self._max_queue_delay = max_queue_delay
-        self._enough = max_batch_cost if enough is None else enough
+        self._prefetch_cost = max_batch_cost if prefetch_cost is None else prefetch_cost
         self._clock = clock
         self._on_batch = on_batch
         self._is_lost = is_lost
-        self._pulse = pulse or Pulse(clock)
-        self._budget = Budget(max_batch_cost)
-        self._worker = SupervisedThread(self._work, self._bury, on_fatal=on_fatal, restart_delay=restart_delay)
-        self._room: WaitingRoom[T, R] = WaitingRoom(
-            max_batch_cost=max_batch_cost,
+        self._heartbeat = heartbeat or Heartbeat(clock)
+        self._budget = BatchBudget(max_batch_cost)
+        self._worker = SupervisedThread(self._work, self._fail_pending, on_fatal=on_fatal, restart_delay=restart_delay)
+        self._queue: AdmissionQueue[T, R] = AdmissionQueue(
+            max_job_cost=max_batch_cost,
             max_cost=max_queue_cost,
             max_requests=max_queue_requests,
             clock=clock,
             is_alive=lambda: self.alive,
         )
-        # All below is guarded by the room's lock.
-        self._under_way: UnderWay[T, R] = UnderWay()
-        self._ended_at = -math.inf  # the worker's own
+        # All below is guarded by the queue's lock.
+        self._in_flight: InFlight[T, R] = InFlight()
+        self._ended_at = -math.inf  # of the worker alone
 
-    # The callers' side: any thread.
+    # Called by callers, in any thread.
 
-    def reserve(self, cost: int, *, client: str = "") -> Place:
-        """Hold a place for a request that will cost ``cost`` at most, before its items are at hand.
+    def reserve(self, cost: int, *, client: str = "") -> Reservation:
+        """Reserve room for a request that will cost at most ``cost``, before its items exist.
 
         Raises:
-            QueueFull, Draining, NotReady: if it cannot be taken now.
-            ImageTooLarge: if it could never be.
+            QueueFull, Draining, NotReady: if it cannot be admitted now.
+            ImageTooLarge: if it can never be admitted.
         """
-        return self._room.reserve(cost, client)
+        return self._queue.reserve(cost, client)
 
     def admit(
         self,
@@ -116,59 +121,64 @@ class Batcher(Generic[T, R]):
         client: str = "",
         deadline: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
-        place: Place | None = None,
-    ) -> Ticket[T, R]:
-        """Take in all items of a request, or none.
+        reservation: Reservation | None = None,
+        result_window: int | None = None,
+    ) -> Submission[T, R]:
+        """Admit all items of a request, or none.
 
         Args:
-            key: only items of one key share a batch.
+            key: items of one key may share a batch.
             items: at least one.
-            client: whose request this is; clients take turns.
+            client: who sent the request; clients take turns.
             deadline: time of the clock after which the items are not run any more.
-            on_progress: called when the request's place or the number of finished items changes, mostly in the worker
-                thread; must neither block nor call the batcher.
-            place: an earlier reservation, which is used up.
+            on_progress: called when the position or the number of finished items changes, mostly in the worker thread;
+                must neither block nor call the batcher.
+            reservation: an earlier reservation, which is used up.
+            result_window: how many results may be computed and not yet released with ``Submission.release``. While
+                there are as many, none of the other items is run. Unlimited by default.
 
         Raises:
-            QueueFull, Draining, NotReady: if it cannot be taken now.
-            ImageTooLarge: if it could never be.
+            QueueFull, Draining, NotReady: if it cannot be admitted now.
+            ImageTooLarge: if it can never be admitted.
         """
-        ticket = Ticket(key, deadline, self._clock(), on_progress, self._cancel)
-        jobs = [Job(item, self._cost(item), ticket) for item in items]
-        ticket.futures = [job.future for job in jobs]
-        ticket.total = len(jobs)
-        with self._room.changed:
-            if not self._room.has_jobs and not self._under_way.all:
-                self._pulse.beat()  # silence counts from when there is work
-        self._room.admit(ticket, jobs, client, place)
-        return ticket
+        window = math.inf if result_window is None else result_window
+        submission: Submission[T, R] = Submission(
+            key, client, deadline, self._clock(), on_progress, window, self._cancel, self._release
+        )
+        submission.waiting.extend(Job(item, self._cost(item), submission) for item in items)
+        submission.futures = deque(job.future for job in submission.waiting)
+        submission.total = len(submission.waiting)
+        submission.cost = sum(job.cost for job in submission.waiting)
+        with self._queue.changed:
+            self._record_if_idle()
+            self._queue.admit(submission, reservation)
+        return submission
 
     def lower_budget(self, cost: int) -> None:
-        """Let a batch cost no more than this from now on; a single item above it still runs, alone."""
-        with self._room.changed:
+        """Let a batch cost at most this from now on; a single job above it still runs, alone."""
+        with self._queue.changed:
             self._budget.lower(cost)
 
     def status(self) -> Status:
-        """How things stand now."""
-        with self._room.changed:
-            begun = [batch for batch in self._under_way.all if batch.started_at is not None]
+        """The state now."""
+        with self._queue.changed:
+            begun = [batch for batch in self._in_flight.all if batch.started_at is not None]
             since = begun[0].started_at if begun else None
-            busy = bool(self._under_way.all) or self._room.has_jobs
             return Status(
-                waiting_requests=self._room.requests,
-                waiting_cost=self._room.cost,
+                waiting_requests=self._queue.requests,
+                waiting_cost=self._queue.cost,
                 running_jobs=sum(len(batch.jobs) for batch in begun),
                 running_seconds=0.0 if since is None else self._clock() - since,
-                silent_seconds=self._pulse.silent_seconds if busy else 0.0,
-                batch_budget=self._budget.now,
+                seconds_since_beat=self._heartbeat.seconds_since_beat if self._has_work else 0.0,
+                batch_budget=self._budget.current,
                 out_of_memory=self._budget.failures,
                 alive=self.alive,
-                draining=self._room.draining,
+                draining=self._queue.draining,
             )
 
     @property
     def alive(self) -> bool:
-        """Whether a worker is there, or will be again."""
+        """Whether a worker runs or will be restarted."""
         return self._worker.alive
 
     def start(self) -> None:
@@ -176,28 +186,42 @@ class Batcher(Generic[T, R]):
         self._worker.start()
 
     def drain(self) -> None:
-        """Refuse what is new from now on; what was admitted is finished."""
-        self._room.drain()
-        self._worker.hurry()
+        """Refuse new requests from now on; admitted ones are finished."""
+        self._queue.drain()
+        self._worker.skip_backoff()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Drain, and wait for the worker to finish everything, ``timeout`` seconds at most.
+        """Drain, and wait at most ``timeout`` seconds for the worker to finish everything.
 
         Returns:
             Whether everything was finished. If not, what waited was answered with ``Draining``.
         """
         self.drain()
         finished = not self._worker.started or self._worker.join(timeout)
-        for job in self._room.clear():
+        for job in self._queue.clear():
             job.fail(Draining("This server was shut down before the request's turn came. Send it again."))
         return finished
 
-    def _cancel(self, ticket: Ticket[T, R]) -> None:
-        ticket.cancelled = True
-        for job in self._room.remove(ticket):
+    def _cancel(self, submission: Submission[T, R]) -> None:
+        submission.cancelled = True
+        for job in self._queue.remove(submission):
             job.future.cancel()
 
-    # The worker's side: its thread alone.
+    def _release(self, submission: Submission[T, R], count: int) -> None:
+        with self._queue.changed:
+            self._record_if_idle()
+            self._queue.release(submission, count)
+
+    def _record_if_idle(self) -> None:
+        """Let silence count from when there is work."""
+        if not self._has_work:
+            self._heartbeat.record()
+
+    @property
+    def _has_work(self) -> bool:
+        return self._queue.has_ready or bool(self._in_flight.all)
+
+    # The worker's thread.
 
     def _work(self) -> None:
         while (step := self._next_step()) is not None:
@@ -205,80 +229,91 @@ class Batcher(Generic[T, R]):
 
     def _next_step(self) -> Callable[[], None] | None:
         """Wait until a batch can be begun or ended; None when draining is complete."""
-        room, under_way = self._room, self._under_way
+        queue, in_flight = self._queue, self._in_flight
         while True:
-            if under_way.look():  # without the lock: the device may be slow to answer
-                self._pulse.beat()
-            with room.changed:
+            if in_flight.poll():  # without the lock: the device may be slow to answer
+                self._heartbeat.record()
+            with queue.changed:
                 if self._can_take():
                     self._take()
-                    return self._begin_taken
-                if under_way.is_over:
+                    return self._begin_current
+                if in_flight.oldest_is_done:
                     return self._end_oldest
-                if room.expects_none and not under_way.running:
+                if queue.is_finished and not in_flight.running:
                     return None
-                room.changed.wait(self._patience())
+                queue.changed.wait(self._wait_timeout())
 
     def _can_take(self) -> bool:
-        room, under_way, budget = self._room, self._under_way, self._budget.now
-        if under_way.halves:
-            return not under_way.running
-        if not room.has_jobs or len(under_way.running) == AHEAD:
+        queue, in_flight, budget = self._queue, self._in_flight, self._budget.current
+        if in_flight.retries:
+            return not in_flight.running
+        if not queue.has_ready or len(in_flight.running) == MAX_IN_FLIGHT:
             return False
-        is_free = not under_way.running or under_way.is_over
-        return (is_free or room.holds(min(self._enough, budget))) and room.company(self._max_queue_delay, budget) <= 0
+        is_free = not in_flight.running or in_flight.oldest_is_done
+        if not is_free and not (queue.has_at_least(min(self._prefetch_cost, budget)) and self._ends_soon()):
+            return False
+        return queue.batching_delay(self._max_queue_delay, budget) <= 0
+
+    def _ends_soon(self) -> bool:
+        """Whether the batch on the device is expected to end within the prefetch time."""
+        batch, _ = self._in_flight.running[0]
+        assert batch.started_at is not None, "it was begun"
+        elapsed = self._clock() - max(batch.started_at, self._ended_at)
+        return self._queue.expected_seconds(batch.cost) - elapsed <= PREFETCH_S
 
     def _take(self) -> None:
-        self._pulse.beat()
-        if self._under_way.halves:
-            self._under_way.taken = self._under_way.halves.pop()
+        self._heartbeat.record()
+        if self._in_flight.retries:
+            self._in_flight.current = self._in_flight.retries.pop()
             return
-        self._under_way.taken = Batch(*self._room.take(self._budget.now))
-        self._room.tell_places()
+        self._in_flight.current = Batch(*self._queue.take(self._budget.current))
+        self._queue.report_positions()
 
-    def _patience(self) -> float | None:
-        """Seconds after which to look again, though nobody has said that something changed."""
-        if self._under_way.running:
-            return GLANCE_SECONDS
-        return self._room.company(self._max_queue_delay, self._budget.now) if self._room.has_jobs else None
+    def _wait_timeout(self) -> float | None:
+        """Seconds after which to look again if nothing was notified."""
+        if self._in_flight.running:
+            return POLL_INTERVAL_S
+        if not self._queue.has_ready:
+            return None
+        return self._queue.batching_delay(self._max_queue_delay, self._budget.current)
 
-    def _begin_taken(self) -> None:
-        batch = self._under_way.taken
-        assert batch is not None, "a step to begin it follows its taking"
+    def _begin_current(self) -> None:
+        batch = self._in_flight.current
+        assert batch is not None, "a batch was taken before this step"
         batch.claim(self._clock())
         if batch.jobs:
             self._attempt(batch, self._begin)
-        with self._room.changed:
-            self._under_way.taken = None
+        with self._queue.changed:
+            self._in_flight.current = None
 
     def _end_oldest(self) -> None:
-        batch, running = self._under_way.running[0]
+        batch, running = self._in_flight.running[0]
         self._attempt(batch, partial(self._receive, running=running))
-        with self._room.changed:
-            self._under_way.running.popleft()
-            self._under_way.share = 0.0
+        with self._queue.changed:
+            self._in_flight.running.popleft()
+            self._in_flight.fraction_done = 0.0
 
     def _attempt(self, batch: Batch[T, R], step: Callable[[Batch[T, R]], None]) -> None:
         try:
             step(batch)
         except Exception as error:  # noqa: BLE001 - whatever it was, it concerns these jobs alone
-            self._blame(batch, error)
+            self._split_or_fail(batch, error)
 
     def _begin(self, batch: Batch[T, R]) -> None:
-        self._pulse.beat()
+        self._heartbeat.record()
         started = self._clock()
         batch.begin(started)
-        found = self._run(batch.key, [job.item for job in batch.jobs])
-        if isinstance(found, list):
-            self._end(batch, found, started, self._clock())
+        outcome = self._run(batch.key, [job.item for job in batch.jobs])
+        if isinstance(outcome, list):
+            self._end(batch, outcome, started, self._clock())
             return
-        with self._room.changed:
-            self._under_way.taken = None
-            self._under_way.running.append((batch, found))
+        with self._queue.changed:
+            self._in_flight.current = None
+            self._in_flight.running.append((batch, outcome))
 
     def _receive(self, batch: Batch[T, R], running: Running[R]) -> None:
         assert batch.started_at is not None, "it was begun"
-        since = max(batch.started_at, self._ended_at)  # until then it stood behind another
+        since = max(batch.started_at, self._ended_at)  # until then it was behind another batch
         try:
             results = running.results()
         finally:
@@ -287,40 +322,40 @@ class Batcher(Generic[T, R]):
 
     def _end(self, batch: Batch[T, R], results: list[R], since: float, now: float) -> None:
         seconds = now - since
-        self._pulse.beat()
+        self._heartbeat.record()
         batch.deliver(results, now, seconds)
         self._worker.succeed()
-        with self._room.changed:
-            self._room.remember(batch.cost, seconds)
+        with self._queue.changed:
+            self._queue.record(batch.cost, seconds)
             self._budget.succeed()
-        for ticket in batch.tickets:
-            ticket.tell("running")
-        waits = tuple(since - ticket.admitted_at for ticket in batch.firsts)
+        for submission in batch.submissions:
+            submission.report_progress("running")
+        waits = tuple(since - submission.admitted_at for submission in batch.new)
         self._on_batch(BatchReport(batch.key, len(batch.jobs), batch.cost, seconds, waits))
 
-    def _blame(self, batch: Batch[T, R], error: Exception) -> None:
-        """Split a batch that failed, until the culprit is alone and the only one to fail."""
+    def _split_or_fail(self, batch: Batch[T, R], error: Exception) -> None:
+        """Split a batch that failed until the job at fault is alone and the only one to fail."""
         if self._is_lost(error):
-            self._worker.give_up_next()
+            self._worker.stop_restarting()
             raise error
         starved = isinstance(error, OutOfMemory | MemoryError)
         again = batch.split(starved=starved)
-        with self._room.changed:
-            self._under_way.halves += again
+        with self._queue.changed:
+            self._in_flight.retries += again
             if starved:
                 self._budget.shrink(batch.cost)
         if starved:
-            logger.warning("memory ran out; a batch has %d pixels at most now", self._budget.now)
+            logger.warning("memory ran out; a batch has %d pixels at most now", self._budget.current)
         elif not again and not isinstance(error, ServiceError):
             logger.error("a batch failed", exc_info=error)
         if not again:
-            answer = OutOfMemory() if starved else InternalError()
-            batch.fail(error if isinstance(error, ServiceError) else answer)
+            fault = OutOfMemory() if starved else InternalError()
+            batch.fail(error if isinstance(error, ServiceError) else fault)
 
-    def _bury(self) -> None:
-        """Leave nobody waiting after the worker died; who comes from now on is for the next one."""
-        with self._room.changed:
-            orphans = self._under_way.clear() + self._room.clear()
+    def _fail_pending(self) -> None:
+        """Leave no caller waiting after the worker died; later requests are for the next worker."""
+        with self._queue.changed:
+            orphans = self._in_flight.clear() + self._queue.clear()
         error = NotReady("The worker failed and is being started again. Send the request again.", retry_after=1)
         for job in orphans:
             job.fail(error)

@@ -1,143 +1,200 @@
 """The order in which waiting jobs are taken: fair between variants, clients and requests.
 
-Keys (variants) take turns batch by batch. Within a batch clients take turns, and within a client its requests do, one
-job (tile) at a time. A job that does not fit into what is left of a batch is passed over for smaller ones behind it,
-and heads the very next batch of its key. So one that waits is overtaken by every other request at most once per job,
-however many arrive after it, and never twice for being large.
+Keys (variants) take turns batch by batch. Within a batch clients take turns, and so do the requests of a client, one
+job (tile) at a time. Three rules bound the time that a request waits:
 
-No threads and no images here: whoever owns the queue holds a lock.
+- A job that does not fit into the rest of a batch is passed over for smaller ones. The first request that was passed
+  over heads the next batch of its key.
+- A new request stands before requests that had a turn in the batch that was taken last. So beside a large image a small
+  request is in the next batch.
+- Jobs of a request that has started join a batch that a new request heads only if they cost no more than the batch so
+  far. So the new request does not wait for a tile of the large image in its own batch.
+
+A request that was overtaken by new ones heads the next batch, so at least every second batch serves requests that have
+started. A request whose result window is full is set aside until its results are released.
+
+There are no threads and no images here: the owner of the queue holds a lock.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-J = TypeVar("J")
+from app.batching.jobs import Job, Submission
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(eq=False)
-class Line(Generic[J]):
-    """The waiting jobs of one request, with their costs, in the order in which they run."""
+class RoundRobin(Generic[T, R]):
+    """The submissions of one key that may have a turn: clients rotate, and so do the submissions of each client."""
 
-    key: str
-    client: str
-    jobs: deque[tuple[int, J]]
-
-    @property
-    def cost(self) -> int:
-        """What still waits in this line."""
-        return sum(cost for cost, _ in self.jobs)
-
-
-@dataclass(eq=False)
-class _Ring(Generic[J]):
-    """The lines of one key: clients in turn, and each client's lines in turn."""
-
-    clients: dict[str, deque[Line[J]]] = field(default_factory=dict)
-    owed: Line[J] | None = None
+    clients: dict[str, deque[Submission[T, R]]] = field(default_factory=dict)
+    skipped: Submission[T, R] | None = None
     cost: int = 0
 
-    def add(self, line: Line[J]) -> None:
-        self.clients.setdefault(line.client, deque()).append(line)
+    def add(self, submission: Submission[T, R]) -> None:
+        """Put a submission at the end; a new one before those that had a turn in the latest batch."""
+        queue = self.clients.get(submission.client)
+        if queue is None:
+            served = [] if submission.had_turn else [name for name, each in self.clients.items() if _count_served(each)]
+            self.clients[submission.client] = deque([submission])
+            for name in served:
+                self._move_to_end(name)
+        else:
+            queue.insert(len(queue) - (0 if submission.had_turn else _count_served(queue)), submission)
+        self.cost += submission.cost
 
-    def remove(self, line: Line[J]) -> None:
-        lines = self.clients[line.client]
-        lines.remove(line)
-        if not lines:
-            del self.clients[line.client]
-        if self.owed is line:
-            self.owed = None
+    def remove(self, submission: Submission[T, R]) -> None:
+        """Take a submission out."""
+        queue = self.clients[submission.client]
+        queue.remove(submission)
+        if not queue:
+            del self.clients[submission.client]
+        if self.skipped is submission:
+            self.skipped = None
+        self.cost -= submission.cost
 
-    def next_line(self, room: float) -> Line[J] | None:
-        """The line whose turn it is among those whose next job fits; the first passed over is owed the next batch."""
-        for line in self._in_turn():
-            if line.jobs[0][0] <= room:
-                return line
-            self.owed = self.owed or line
+    def choose(self, room: float, room_for_started: float, served: set[Submission[T, R]]) -> Submission[T, R] | None:
+        """The next submission whose first job fits. The first one passed over without a turn heads the next batch."""
+        for submission in self._in_turn():
+            if submission.waiting[0].cost <= (min(room, room_for_started) if submission.had_turn else room):
+                return submission
+            if submission not in served:
+                self.skipped = self.skipped or submission
         return None
 
-    def turn(self, line: Line[J]) -> None:
-        """Send a line that was served, and its client, to the back."""
-        self.remove(line)
-        if line.jobs:
-            self.add(line)
-        if line.client in self.clients:
-            self.clients[line.client] = self.clients.pop(line.client)
+    def rotate(self, submission: Submission[T, R], *, stays: bool) -> None:
+        """Send a submission that was served to the end, or take it out, and send its client to the end."""
+        self.remove(submission)
+        if stays:
+            self.clients.setdefault(submission.client, deque()).append(submission)
+            self.cost += submission.cost
+        if submission.client in self.clients:
+            self._move_to_end(submission.client)
 
-    def _in_turn(self) -> Iterator[Line[J]]:
-        if self.owed is not None:
-            yield self.owed
-        for lines in self.clients.values():
-            yield from lines
+    def end_batch(self, served: set[Submission[T, R]]) -> None:
+        """Note which submissions had a turn in the latest batch."""
+        for submission in itertools.chain(served, *self.clients.values()):
+            submission.had_turn |= submission in served
+            submission.yielded = submission not in served
+
+    def _move_to_end(self, client: str) -> None:
+        self.clients[client] = self.clients.pop(client)
+
+    def _in_turn(self) -> Iterator[Submission[T, R]]:
+        if self.skipped is not None:
+            yield self.skipped
+        for queue in self.clients.values():
+            yield from queue
 
 
-class FairQueue(Generic[J]):
-    """Lines of jobs, taken batch by batch, each batch of one key."""
+def _count_served(queue: deque[Submission[T, R]]) -> int:
+    """How many submissions had a turn in the latest batch; they stand at the end."""
+    return sum(each.had_turn and not each.yielded for each in queue)
+
+
+class FairQueue(Generic[T, R]):
+    """Submissions with waiting jobs, taken batch by batch, each batch of one key."""
 
     def __init__(self) -> None:
-        self._rings: dict[str, _Ring[J]] = {}
-        self._lines: dict[Line[J], None] = {}  # by admission
+        self._keys: dict[str, RoundRobin[T, R]] = {}
+        self._submissions: dict[Submission[T, R], None] = {}  # in the order of admission
+        self._set_aside: set[Submission[T, R]] = set()
         self.cost = 0
 
     def __len__(self) -> int:
-        """Requests with something waiting."""
-        return len(self._lines)
+        """Submissions with waiting jobs."""
+        return len(self._submissions)
 
-    def __iter__(self) -> Iterator[Line[J]]:
-        """Lines in the order of their admission."""
-        return iter(self._lines)
+    def __iter__(self) -> Iterator[Submission[T, R]]:
+        """Submissions in the order of their admission."""
+        return iter(self._submissions)
 
-    def __contains__(self, line: Line[J]) -> bool:
-        """Whether something of this line waits."""
-        return line in self._lines
+    @property
+    def has_ready(self) -> bool:
+        """Whether there is a job to take."""
+        return bool(self._keys)
 
-    def add(self, line: Line[J]) -> None:
-        """Put a line, with at least one job, behind the others."""
-        assert line.jobs, "a line without jobs would wait for ever"
-        ring = self._rings.setdefault(line.key, _Ring())
-        ring.add(line)
-        ring.cost += line.cost
-        self._lines[line] = None
-        self.cost += line.cost
+    def add(self, submission: Submission[T, R]) -> None:
+        """Add a submission with at least one waiting job."""
+        assert submission.waiting, "a submission without jobs would wait for ever"
+        self._submissions[submission] = None
+        self.cost += submission.cost
+        self._make_ready(submission)
 
-    def remove(self, line: Line[J]) -> list[J]:
-        """Take a line out of the queue, if it is still there, and return what waited in it."""
-        if line not in self._lines:
+    def remove(self, submission: Submission[T, R]) -> list[Job[T, R]]:
+        """Take a submission out, if it is there, and return its waiting jobs."""
+        if submission not in self._submissions:
             return []
-        ring = self._rings[line.key]
-        ring.remove(line)
-        ring.cost -= line.cost
-        if not ring.clients:
-            del self._rings[line.key]
-        del self._lines[line]
-        self.cost -= line.cost
-        return [job for _, job in line.jobs]
+        if submission in self._set_aside:
+            self._set_aside.discard(submission)
+        else:
+            self._make_unready(submission)
+        del self._submissions[submission]
+        self.cost -= submission.cost
+        jobs, submission.cost = list(submission.waiting), 0
+        submission.waiting.clear()
+        return jobs
+
+    def release(self, submission: Submission[T, R], count: int) -> None:
+        """Count results of a submission as used. If it was set aside and its window is open again, it waits again."""
+        submission.unreleased -= count
+        if submission in self._set_aside and submission.unreleased < submission.result_window:
+            self._set_aside.discard(submission)
+            self._make_ready(submission)
 
     def next_cost(self) -> int:
-        """What waits for the key whose turn is next; 0 when nothing waits."""
-        ring = next(iter(self._rings.values()), None)
+        """Cost of the waiting jobs of the next key; 0 when nothing can be taken."""
+        ring = next(iter(self._keys.values()), None)
         return ring.cost if ring else 0
 
-    def take(self, budget: int) -> tuple[str, list[J]]:
-        """The next batch: a key, and jobs whose costs add up to ``budget`` at most; a first job over it goes alone."""
-        key = next(iter(self._rings))
-        ring = self._rings.pop(key)
-        jobs: list[J] = []
-        room: float = float("inf")  # whoever's turn it is gets it
-        spent = 0
-        while (line := ring.next_line(room)) is not None:
-            cost, job = line.jobs.popleft()
-            ring.turn(line)
-            if not line.jobs:
-                del self._lines[line]
-            jobs.append(job)
-            spent += cost
+    def take(self, budget: int) -> tuple[str, list[Job[T, R]]]:
+        """The next batch: a key, and jobs that cost at most ``budget`` together. A single first job may cost more."""
+        key = next(iter(self._keys))
+        ring = self._keys.pop(key)
+        self._keys[key] = ring  # at the end: the other keys have the next turns
+        jobs: list[Job[T, R]] = []
+        served: set[Submission[T, R]] = set()
+        spent, headed_by_new = 0, False
+        room = room_for_started = math.inf
+        while (submission := ring.choose(room, room_for_started, served)) is not None:
+            headed_by_new |= not jobs and not submission.had_turn
+            jobs.append(self._take_job(ring, submission))
+            served.add(submission)
+            spent += jobs[-1].cost
             room = budget - spent
-        self.cost -= spent
-        ring.cost -= spent
-        if ring.clients:
-            self._rings[key] = ring
+            room_for_started = spent if headed_by_new else math.inf
+        ring.end_batch(served)
+        if not ring.clients:
+            del self._keys[key]
         return key, jobs
+
+    def _take_job(self, ring: RoundRobin[T, R], submission: Submission[T, R]) -> Job[T, R]:
+        job = submission.waiting.popleft()
+        submission.cost -= job.cost
+        ring.cost -= job.cost
+        self.cost -= job.cost
+        submission.unreleased += 1
+        is_open = submission.unreleased < submission.result_window
+        ring.rotate(submission, stays=bool(submission.waiting) and is_open)
+        if not submission.waiting:
+            del self._submissions[submission]
+        elif not is_open:
+            self._set_aside.add(submission)
+        return job
+
+    def _make_ready(self, submission: Submission[T, R]) -> None:
+        self._keys.setdefault(submission.key, RoundRobin()).add(submission)
+
+    def _make_unready(self, submission: Submission[T, R]) -> None:
+        ring = self._keys[submission.key]
+        ring.remove(submission)
+        if not ring.clients:
+            del self._keys[submission.key]

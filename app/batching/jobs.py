@@ -1,22 +1,24 @@
-"""What waits in the batcher: the jobs of a request, their futures, and the ticket that its caller holds."""
+"""What callers and the batcher share: submissions and their jobs, reservations, progress and status."""
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
-from app.batching.fair_queue import Line
-
 T = TypeVar("T")
 R = TypeVar("R")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a request is: its place among those that wait (1 is next, 0 is running), and jobs done of all."""
+    """Progress of a request: its position in the queue (1 is next, 0 is running), and finished jobs of all its jobs."""
 
     state: Literal["queued", "running"]
     position: int
@@ -26,51 +28,63 @@ class Progress:
 
 @dataclass(eq=False)
 class Job(Generic[T, R]):
-    """One item of a request, and the future that its caller waits for."""
+    """One item of a submission, and the future that its caller waits for."""
 
     item: T
     cost: int
-    ticket: Ticket[T, R]
+    submission: Submission[T, R]
     future: Future[R] = field(default_factory=Future)
     retried: bool = False
-    """Whether it ran out of memory alone once, and is given a second chance."""
+    """Whether it ran out of memory alone once, and has its second and last try."""
 
     def claim(self) -> bool:
-        """Whether the job is still wanted; from then on its future cannot be cancelled."""
+        """Return whether the job is still wanted. From then on its future cannot be cancelled."""
         if self.future.running():  # its batch failed and was split
-            if self.ticket.cancelled:
+            if self.submission.cancelled:
                 self.future.set_exception(CancelledError())
-            return not self.ticket.cancelled
-        if self.ticket.cancelled:
+            return not self.submission.cancelled
+        if self.submission.cancelled:
             self.future.cancel()
         return not self.future.done() and self.future.set_running_or_notify_cancel()
 
     def fail(self, error: BaseException) -> None:
-        """Resolve with an error, unless the caller has left."""
+        """Resolve with an error, unless the caller has cancelled."""
         if self.future.running() or (not self.future.done() and self.future.set_running_or_notify_cancel()):
             self.future.set_exception(error)
 
 
 @dataclass(eq=False)
-class Ticket(Generic[T, R]):
-    """A request that was admitted, and its times in seconds of the batcher's clock."""
+class Submission(Generic[T, R]):
+    """An admitted request. Times are seconds of the batcher's clock."""
 
     key: str
+    client: str
     deadline: float | None
     admitted_at: float
     on_progress: Callable[[Progress], None] | None
-    leave: Callable[[Ticket[T, R]], None]
-    futures: list[Future[R]] = field(default_factory=list)
-    """One per item, in order; whoever has used a result takes its future out, so that memory is bounded."""
+    result_window: float
+    """Results that may be computed and not yet released. A submission that has as many gets no turn."""
+    on_cancel: Callable[[Submission[T, R]], None]
+    on_release: Callable[[Submission[T, R], int], None]
+    waiting: deque[Job[T, R]] = field(default_factory=deque)
+    """Jobs in the queue, in order. Guarded by the queue's lock, like ``unreleased``, ``had_turn`` and ``yielded``."""
+    futures: deque[Future[R]] = field(default_factory=deque)
+    """One per item, in order. Take a future out when its result was used, so that its memory is freed."""
+    cost: int = 0
+    """Of the jobs that wait."""
     total: int = 0
     done: int = 0
-    line: Line[Job[T, R]] | None = None
+    unreleased: int = 0
+    had_turn: bool = False
+    """Whether a batch with one of its jobs was taken."""
+    yielded: bool = False
+    """Whether a batch of its key was taken without it since its last turn."""
     cancelled: bool = False
     position: int = 0
     started_at: float | None = None
     finished_at: float | None = None
     forward_seconds: float = 0.0
-    """Time in batches that held a job of this request, but for that in which they stood behind another on a device."""
+    """Time in batches with a job of this submission, without the time behind another batch on a device."""
 
     @property
     def queue_seconds(self) -> float:
@@ -78,26 +92,35 @@ class Ticket(Generic[T, R]):
         return max(0.0, (self.finished_at or self.admitted_at) - self.admitted_at - self.forward_seconds)
 
     def cancel(self) -> None:
-        """Leave: what waits is dropped at once, what runs is not waited for. Safe at any time, from any thread."""
-        self.leave(self)
+        """Drop the jobs that wait, and do not wait for those that run. Safe at any time, from any thread."""
+        self.on_cancel(self)
 
-    def tell(self, state: Literal["queued", "running"]) -> None:
-        """Report progress to the caller."""
-        if self.on_progress is not None:
+    def release(self, count: int) -> None:
+        """Report that ``count`` results were used. Safe from any thread."""
+        self.on_release(self, count)
+
+    def report_progress(self, state: Literal["queued", "running"]) -> None:
+        """Call the caller's callback. If it raises, it is logged and not called again."""
+        if self.on_progress is None:
+            return
+        try:
             self.on_progress(Progress(state, self.position if state == "queued" else 0, self.done, self.total))
+        except Exception:
+            self.on_progress = None
+            logger.exception("a progress callback failed and is not called again")
 
 
 @dataclass(frozen=True)
 class Status:
-    """A look at the batcher, consistent at one moment."""
+    """The state of the batcher, consistent at one moment."""
 
     waiting_requests: int
     waiting_cost: int
     running_jobs: int
     running_seconds: float
-    """How long ago the oldest batch that is running was begun; 0 when none is."""
-    silent_seconds: float
-    """How long nothing was heard of the worker though there is work; 0 when there is none."""
+    """Time since the oldest running batch was begun; 0 when none is."""
+    seconds_since_beat: float
+    """Time since the worker's last heartbeat while there is work for it; 0 when there is none."""
     batch_budget: int
     """What a batch may cost now."""
     out_of_memory: int
@@ -106,13 +129,13 @@ class Status:
     draining: bool
 
 
-class Place:
-    """A reservation in the queue, made before the work itself is at hand; left unused it is given back."""
+class Reservation:
+    """Room in the queue for a request whose jobs do not exist yet. If it is not used, leaving the block frees it."""
 
-    def __init__(self, cost: int, client: str, give_back: Callable[[Place], None]) -> None:
+    def __init__(self, cost: int, client: str, on_exit: Callable[[Reservation], None]) -> None:
         self.cost = cost
         self.client = client
-        self._give_back = give_back
+        self._on_exit = on_exit
 
     def __enter__(self) -> Self:
         return self
@@ -120,4 +143,4 @@ class Place:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._give_back(self)
+        self._on_exit(self)

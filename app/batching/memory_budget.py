@@ -1,43 +1,43 @@
-"""How much a batch may hold, learned from running out of memory."""
+"""How much a batch may cost, learned from running out of memory."""
 
 from __future__ import annotations
 
 SUCCESSES_BEFORE_GROWTH = 50
-"""Batches in a row that must have run before a lowered budget is raised: a wrong guess costs one batch's time."""
+"""Successful batches in a row before a lowered budget is raised. A wrong guess costs the time of one batch."""
 
 
-class Budget:
-    """What a batch may cost: halved below what did not fit, raised again by a quarter while things go well.
+class BatchBudget:
+    """The largest cost of a batch: halved after running out of memory, raised by a quarter after enough successes.
 
     Args:
-        most: the budget that was configured.
+        maximum: the configured budget.
 
     Attributes:
-        now: the budget; a single item above it still runs, alone.
+        current: the budget now. A single job above it still runs, alone.
         failures: how often memory ran out.
     """
 
-    def __init__(self, most: int) -> None:
-        self.now = self._most = most
+    def __init__(self, maximum: int) -> None:
+        self.current = self._maximum = maximum
         self.failures = 0
         self._successes = 0
 
-    def lower(self, most: int) -> None:
+    def lower(self, maximum: int) -> None:
         """Configure a smaller budget; a larger one changes nothing."""
-        self._most = max(1, min(self._most, most))
-        self.now = min(self.now, self._most)
+        self._maximum = max(1, min(self._maximum, maximum))
+        self.current = min(self.current, self._maximum)
 
     def shrink(self, cost: int) -> None:
-        """A batch of this cost ran out of memory."""
+        """Record that a batch of this cost ran out of memory."""
         self.failures += 1
         self._successes = 0
-        self.now = max(1, min(self.now, cost) // 2)
+        self.current = max(1, min(self.current, cost) // 2)
 
     def succeed(self) -> None:
-        """A batch ran."""
-        if self.now == self._most:
+        """Record that a batch ran."""
+        if self.current == self._maximum:
             return
         self._successes += 1
         if self._successes >= SUCCESSES_BEFORE_GROWTH:
             self._successes = 0
-            self.now = min(self._most, self.now + max(1, self.now // 4))
+            self.current = min(self._maximum, self.current + max(1, self.current // 4))

@@ -1,4 +1,4 @@
-"""Upscaling in this process with the service's pipeline, for ``swin2sr upscale`` without ``--url``."""
+"""The service's pipeline in this process, without HTTP: what ``swin2sr upscale`` does where no server is named."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from app.schemas import UpscaleOptions
 from app.service import build_service
 from app.settings import Settings
 
-NO_DEADLINE_S = 10 * 365 * 24 * 3600.0
-"""Seconds that stand for no deadline: the user can stop the command."""
+PATIENCE = 10 * 365 * 24 * 3600.0
+"""Seconds: a person stops a program with a key."""
 
 
-class LocalBackend:
-    """Upscales in this process with one variant and one set of options. Use it in a ``with`` block.
+class Local:
+    """Upscales with one variant and one set of options, as long as a ``with`` block lasts.
 
     Args:
-        options: of every image.
-        settings: of the service to build.
+        options: for every image.
+        settings: of the service that is built.
 
     Raises:
-        ValueError: if the device or the variant does not exist.
+        ValueError: if the device or the variant is not there.
     """
 
     def __init__(self, options: UpscaleOptions, settings: Settings) -> None:
@@ -35,42 +35,42 @@ class LocalBackend:
         self._service = build_service(settings)
 
     def __enter__(self) -> Self:
-        """Start the worker thread."""
+        """Start its thread."""
         self._service.batcher.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop all threads."""
+        """Stop its threads."""
         self._service.pipeline.close()
         self._service.registry.close()
         self._service.batcher.close(timeout=0)
 
     async def variant(self) -> str:
-        """The name of the variant that is used.
+        """The name of the variant that computes.
 
         Raises:
-            UnknownVariant, NotReady: if it does not exist, or its weights are not on this machine.
+            UnknownVariant, NotReady: if there is none.
         """
         registry = self._service.registry
         entry = registry.find(self._options.variant or registry.default)
         if entry.path is None and entry.origin == "official":
             fetch = f"swin2sr fetch {entry.name}"
-            raise NotReady(f"The weights of {entry.name!r} are not on this machine. Download them with: {fetch}")
+            raise NotReady(f"The weights of {entry.name!r} are not on this machine. Fetch them first: {fetch}")
         return registry.resolve(entry.name).name
 
     async def upscale(self, body: bytes, name: str, on_progress: client.answer.OnProgress) -> client.UpscaledImage:
         """Upscale one image.
 
         Raises:
-            ServiceError: as a server would send it.
+            ServiceError: as a server would answer.
         """
 
-        def report(step: jobs.Progress) -> None:
+        def tell(step: jobs.Progress) -> None:
             on_progress(client.Progress(step.state, step.position, step.done, step.total))
 
-        caller = Caller(time.monotonic() + NO_DEADLINE_S, on_progress=report)
+        caller = Caller(time.monotonic() + PATIENCE, on_progress=tell)
         upscaled = await self._service.pipeline.upscale(Upload(body, name), self._options, caller)
         encoded = upscaled.encoded
         return client.UpscaledImage(

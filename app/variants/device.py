@@ -41,7 +41,7 @@ def is_lost(error: BaseException, device: torch.device) -> bool:
     return False
 
 
-def give_back(device: torch.device) -> None:
+def release_memory(device: torch.device) -> None:
     """Return memory that nobody uses to the device and to the operating system."""
     gc.collect()
     if device.type == "cuda":
@@ -51,6 +51,12 @@ def give_back(device: torch.device) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # a C library without it
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def use_threads(count: int) -> None:
+    """Let the calling thread compute with ``count`` threads. The number belongs to the thread, so each one sets it."""
+    if torch.get_num_threads() != count:
+        torch.set_num_threads(count)
 
 
 def free(device: torch.device) -> int | None:

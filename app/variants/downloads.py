@@ -11,7 +11,7 @@ from model.official.fetch import FetchError, OfficialWeights, OnStep
 from model.variants import Variant
 
 
-class Deliveries:
+class Downloads:
     """What is being fetched.
 
     The threads end with the process, in the middle of a download if need be: the next one goes on from there.
@@ -24,7 +24,7 @@ class Deliveries:
         self._official = official
         self._on_the_way: dict[str, Future[Path]] = {}
 
-    async def bring(self, variant: Variant, on_step: OnStep) -> Path:
+    async def fetch(self, variant: Variant, on_step: OnStep) -> Path:
         """Fetch a variant's weights, or wait for those that are on their way.
 
         Args:

@@ -45,7 +45,7 @@ Load = Callable[[str, Path], TileUpscaler]
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class LoadedModel:
     """Weights that are ready. A reload makes another one; this one lives as long as a request holds it."""
 
     key: str
@@ -54,7 +54,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, eq=False)
-class Piece:
+class TileJob:
     """What the batcher carries: a tile (H,W,C), and the weights that its request was admitted for."""
 
     upscaler: TileUpscaler

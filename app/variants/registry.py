@@ -9,18 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
-from app.errors import NotReady, OutOfMemory
+from app.errors import NotReady
 from app.schemas import VariantDescription
 from app.variants.catalogue import Catalogue, Entry, fetchable
-from app.variants.device import give_back, is_out_of_memory
-from app.variants.downloads import Deliveries
-from app.variants.loaded_model import Load, Loaded, Piece, TileUpscaler, warm_up
-from app.variants.states import Condition, describe
-from model.gpu.runner import Flight
+from app.variants.device import release_memory, use_threads
+from app.variants.downloads import Downloads
+from app.variants.loaded_model import Load, LoadedModel, TileUpscaler, warm_up
+from app.variants.states import VariantState, describe
 from model.hooks import Beat
 from model.official.fetch import FetchError, OfficialWeights, Step
 from model.upscaler import Upscaler, find_device
@@ -38,7 +33,7 @@ class ModelRegistry:
         device, dtype: as in ``Upscaler``; the device decides what aliases stand for.
         threads: of a forward pass on a CPU.
         load: makes weights ready to call.
-        beat: called again and again while a network computes.
+        heartbeat: called again and again while a network computes.
 
     Raises:
         ValueError: if a wanted variant is unknown, or neither present nor to be fetched, or the device is not there.
@@ -54,18 +49,18 @@ class ModelRegistry:
         dtype: str = "auto",
         threads: int = 1,
         load: Load | None = None,
-        beat: Callable[[], None] = lambda: None,
+        heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = find_device(device)
         self._dtype = dtype
         self._threads = threads
         self._load = load or self._load_upscaler
-        self._beat = beat
+        self._heartbeat = heartbeat
         self._loader = ThreadPoolExecutor(1, "swin2sr-loader")
         official = official or OfficialWeights()
-        self._deliveries = Deliveries(official)
+        self._downloads = Downloads(official)
         self._catalogue = Catalogue(model_dir, self.device.type, official)
-        self._conditions = {name: Condition() for name in self._catalogue.entries}
+        self._conditions = {name: VariantState() for name in self._catalogue.entries}
         self._versions = itertools.count(1)
         self._boot = self._catalogue.choose(wanted)
         self.default = wanted[0]
@@ -132,7 +127,7 @@ class ModelRegistry:
         self._catalogue.bind_aliases()
         self.booted = True
 
-    async def obtain(self, entry: Entry) -> Loaded:
+    async def obtain(self, entry: Entry) -> LoadedModel:
         """The weights of a present variant, loaded first if nobody has asked for them yet.
 
         Raises:
@@ -169,23 +164,6 @@ class ModelRegistry:
         """Let a variant's weights go: new requests are refused, those that were admitted are finished first."""
         await self._in_loader(self._let_go, entry)
 
-    def forward(self, _key: str, pieces: list[Piece]) -> list[NDArray[np.float32]] | Flight:
-        """Run a batch of one variant, or give it to the device: what the batcher's worker calls.
-
-        Raises:
-            OutOfMemory: if there was not enough; what could be given back was.
-        """
-        self._set_threads()
-        upscaler, tiles = pieces[0].upscaler, [piece.tile for piece in pieces]
-        try:
-            return upscaler.launch(tiles) if upscaler.runs_ahead else upscaler.forward(tiles)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Here the failed pass is over, and its tensors are gone with its traceback.
-        give_back(self.device)
-        raise OutOfMemory("There is not enough memory now. Send the request later, or with a smaller `tile`.")
-
     @property
     def bytes_per_pixel(self) -> int:
         """What a pixel of a batch takes at most, whichever of the loaded variants computes it; 0 where none is."""
@@ -221,7 +199,7 @@ class ModelRegistry:
         condition.state, condition.reason = "loading", "being fetched"
         logger.info("fetching the weights of %s", entry.name)
         try:
-            path = await self._deliveries.bring(variant, tell)
+            path = await self._downloads.fetch(variant, tell)
         except FetchError as error:
             condition.state, condition.reason = "failed", f"could not be fetched: {error}"
             logger.warning("variant %s %s", entry.name, condition.reason)
@@ -231,7 +209,7 @@ class ModelRegistry:
     async def _in_loader(self, work: Callable[[Entry], str | None], entry: Entry) -> str | None:
         return await asyncio.wrap_future(self._loader.submit(work, entry))
 
-    def _loaded(self, entry: Entry) -> Loaded:
+    def _loaded(self, entry: Entry) -> LoadedModel:
         condition = self._conditions[entry.name]
         loaded = condition.loaded
         if loaded is None and condition.withdrawn:
@@ -256,10 +234,10 @@ class ModelRegistry:
         replaced = condition.loaded is not None
         reason: str | None = "something unexpected; the server's log has it"
         try:
-            self._set_threads()
+            use_threads(self._threads)
             upscaler = self._load(entry.name, entry.path)
             warm_up(upscaler)
-            condition.loaded = Loaded(f"{entry.name} {next(self._versions)}", upscaler)
+            condition.loaded = LoadedModel(f"{entry.name} {next(self._versions)}", upscaler)
             condition.state, condition.reason, reason = "ready", None, None
             logger.info("variant %s is ready on %s in %s", entry.name, upscaler.device, upscaler.dtype)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -269,7 +247,7 @@ class ModelRegistry:
             if condition.loaded is None:
                 condition.state, condition.reason = "failed", reason
         if replaced:
-            give_back(self.device)
+            release_memory(self.device)
         return reason
 
     def _let_go(self, entry: Entry) -> str | None:
@@ -277,7 +255,7 @@ class ModelRegistry:
         condition.withdrawn = True
         condition.state, condition.loaded = "absent", None
         condition.reason = f"was unloaded; POST /v1/variants/{entry.name}/load brings it back"
-        give_back(self.device)
+        release_memory(self.device)
         logger.info("variant %s was unloaded", entry.name)
         return None
 
@@ -286,13 +264,8 @@ class ModelRegistry:
         upscaler = Upscaler.from_pretrained(path, device=str(self.device), dtype=self._dtype)
         if self.device.type == "cpu":  # on a GPU a pass takes moments, and hooks would hinder compilation
             for module in upscaler.network.modules():
-                module.register_forward_pre_hook(Beat(self._beat))
+                module.register_forward_pre_hook(Beat(self._heartbeat))
         return upscaler
-
-    def _set_threads(self) -> None:
-        # The number is the calling thread's own, so every thread that computes sets it.
-        if torch.get_num_threads() != self._threads:
-            torch.set_num_threads(self._threads)
 
     def _describe(self, entry: Entry) -> VariantDescription:
         return describe(entry, self._conditions[entry.name], self._catalogue.aliases_of(entry))

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from app.schemas import State, VariantDescription
 from app.variants.catalogue import Entry, absent
-from app.variants.loaded_model import Loaded
+from app.variants.loaded_model import LoadedModel
 
 
 @dataclass
-class Condition:
+class VariantState:
     """How a variant is; changed by the thread that loads it or fetches its weights, read by everybody."""
 
     state: State = "absent"
     reason: str | None = "present, and loaded when it is first asked for"
-    loaded: Loaded | None = None
+    loaded: LoadedModel | None = None
     withdrawn: bool = False
     """Whether it was unloaded on purpose, and is not loaded again before somebody says so."""
 
@@ -25,7 +25,7 @@ class Condition:
         return self.loaded is not None or (present and self.state != "failed" and not self.withdrawn)
 
 
-def describe(entry: Entry, condition: Condition, aliases: list[str]) -> VariantDescription:
+def describe(entry: Entry, condition: VariantState, aliases: list[str]) -> VariantDescription:
     """A variant as ``GET /v1/variants`` shows it; of own weights, nothing is claimed that only the authors' have."""
     variant = entry.variant
     theirs = variant if entry.origin != "own" else None

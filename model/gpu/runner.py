@@ -88,7 +88,7 @@ class Flight:
         self._packs = packs
         self._arrived = 0
 
-    def share(self) -> float:
+    def fraction_done(self) -> float:
         """How many of the packs have arrived, of all; 1 also if waiting for them is in vain."""
         while self._arrived < len(self._packs) and self._packs[self._arrived][1].has_arrived:
             self._arrived += 1

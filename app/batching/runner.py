@@ -1,0 +1,47 @@
+"""Runs the batches that the batcher takes: the forward pass of one variant."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from app.batching.batch import Running
+from app.errors import OutOfMemory
+from app.variants.device import is_out_of_memory, release_memory, use_threads
+from app.variants.loaded_model import TileJob
+
+
+class BatchRunner:
+    """What the batcher's worker calls with the items of a batch.
+
+    Args:
+        device: of the variants.
+        threads: of a forward pass on a CPU.
+    """
+
+    def __init__(self, device: torch.device, threads: int) -> None:
+        self._device = device
+        self._threads = threads
+
+    def __call__(self, _key: str, jobs: list[TileJob]) -> list[NDArray[np.float32]] | Running[NDArray[np.float32]]:
+        """Run tiles of one variant, or launch them on the device.
+
+        Raises:
+            OutOfMemory: if there was not enough memory. What could be given back to the device was.
+        """
+        use_threads(self._threads)
+        upscaler, tiles = jobs[0].upscaler, [job.tile for job in jobs]
+        try:
+            return upscaler.launch(tiles) if upscaler.runs_ahead else upscaler.forward(tiles)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        # Here the failed pass is over, and its tensors are gone with its traceback.
+        release_memory(self._device)
+        raise OutOfMemory("There is not enough memory now. Send the request later, or with a smaller tile.")
+
+
+def cost_of(job: TileJob) -> int:
+    """Cost of a tile in the batcher's unit: pixels."""
+    return int(job.tile.shape[0] * job.tile.shape[1])
