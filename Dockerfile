@@ -3,7 +3,7 @@ ARG BASE_IMAGE=python:3.12-slim-bookworm
 # docker build --target cuda -t swin2sr:cuda . && docker run --rm --read-only --tmpfs /tmp -p 8000:8000 --gpus all swin2sr:cuda
 # --build-arg WEIGHTS="lightweight-x2 classical-x4" puts official weights into the image; else they are fetched to /cache.
 
-# A virtual environment with all that both kinds need, in the versions of the lock; and a compiler, which stays here.
+# A virtual environment with everything but PyTorch, each file checked against its hash; the compiler stays here.
 FROM ${BASE_IMAGE} AS build
 RUN apt-get update -qq \
     && apt-get install -y -qq --no-install-recommends gcc libc6-dev \
@@ -11,43 +11,42 @@ RUN apt-get update -qq \
 RUN python3 -m venv /opt/swin2sr
 ENV PATH=/opt/swin2sr/bin:$PATH PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
-COPY constraints.txt pyproject.toml ./
-RUN python3 -c "import tomllib; print('setuptools', *tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-      > requirements.txt \
-    && grep -v ^torch requirements.txt > without-torch.txt \
-    && pip install --quiet --constraint constraints.txt --requirement without-torch.txt
+COPY constraints.txt docker/requirements.txt ./
+RUN pip install --quiet --no-deps --require-hashes --requirement requirements.txt
 
 # The project itself, with its C kernel.
 FROM build AS package
-COPY setup.py README.md LICENSE NOTICE ./
+COPY setup.py pyproject.toml README.md LICENSE NOTICE ./
 COPY app app
 COPY model model
-RUN pip install --quiet --no-deps --no-build-isolation --target /srv/swin2sr . \
+RUN SWIN2SR_REQUIRE_KERNEL=1 pip install --quiet --no-deps --no-build-isolation --target /srv/swin2sr . \
     && ls /srv/swin2sr/model/kernels/*.so
 
 FROM build AS cpu-dependencies
-# An index, or a folder of wheels. Nothing but torch comes from it, it must not bring CUDA along, and what only those
-# who compile against it or test it need is left out: 145 MB.
+# An index, or a folder of wheels. Only torch comes from it, in the version of constraints.txt, and without CUDA. The
+# files for compiling against torch and for testing it are left out: 145 MB.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 RUN case "$TORCH_INDEX" in \
       http*) from="--retries 2 --index-url $TORCH_INDEX" ;; \
       *) from="--no-index --find-links $TORCH_INDEX" ;; \
     esac \
     && pip install --quiet --no-deps --constraint constraints.txt $from torch \
-    && pip install --quiet --constraint constraints.txt --requirement requirements.txt \
     && python3 -c "import torch; assert torch.version.cuda is None, 'this is not a CPU build of torch'" \
+    && pip check \
     && pip uninstall --quiet --yes pip \
     && cd "$(python3 -c 'import torch; print(*torch.__path__)')" && rm -r include test
 
 FROM build AS cuda-dependencies
-# The build of torch that pip takes by itself on Linux; it names the CUDA packages it needs.
-RUN pip install --quiet --constraint constraints.txt --requirement requirements.txt \
+# The build of torch that pip installs by default on Linux; it pins the CUDA packages it needs.
+RUN pip install --quiet --constraint constraints.txt torch \
     && python3 -c "import torch; assert torch.version.cuda, 'this is not a CUDA build of torch'" \
+    && pip check \
     && pip uninstall --quiet --yes pip
 
 # What both kinds are, but for what is installed.
 FROM ${BASE_IMAGE} AS service
-ARG VERSION=0.1.0
+# `make image` and releases name it; pyproject.toml has it.
+ARG VERSION=local
 LABEL org.opencontainers.image.title="swin2sr-serve" \
       org.opencontainers.image.description="An HTTP service that runs Swin2SR" \
       org.opencontainers.image.licenses="Apache-2.0" \

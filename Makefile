@@ -9,9 +9,11 @@ TEST ?=
 # What builds and runs images where there is no Docker; see docker/verify.sh.
 IMAGE_TOOL ?=
 SAMPLE := build/sample.png
+# Programs that build and describe releases; see tools/requirements.txt.
+TOOLS := build/tools
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: openapi pictures serve ray install test prove image check format lock clean help
+.PHONY: dist sbom openapi pictures serve ray install test prove image check format lock clean help
 
 serve: $(VENV)/.installed $(SAMPLE) ## make .venv, install, and serve on http://127.0.0.1:8000
 	@$(BIN)/swin2sr serve --sample $(SAMPLE) $(SERVE)
@@ -40,7 +42,7 @@ format: $(VENV)/.installed-dev ## apply what `make check` wants, where a machine
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-lock: ## take the newest versions of all but torch into constraints.txt
+lock: $(TOOLS)/.installed ## newest versions of everything but torch into constraints.txt, with hashes for the image
 	$(PYTHON) -m venv --clear build/lock
 	build/lock/bin/pip install --quiet --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) $(shell grep ^torch== constraints.txt)
 	build/lock/bin/pip install --quiet --editable '.[dev,bench]'
@@ -48,6 +50,28 @@ lock: ## take the newest versions of all but torch into constraints.txt
 	  build/lock/bin/pip freeze --all --exclude-editable --exclude pip | sed 's/+.*//'; echo 'colorama==0.4.6'; } \
 	  > build/constraints.txt
 	mv build/constraints.txt constraints.txt
+	$(MAKE) docker/requirements.txt PYTHON=build/lock/bin/python
+
+docker/requirements.txt: constraints.txt pyproject.toml tools/image_requirements.py | $(TOOLS)/.installed
+	$(PYTHON) -m tools.image_requirements > build/requirements.in
+	grep -v ^torch== constraints.txt > build/constraints-without-torch.txt
+	{ echo '# What the container image installs beside torch, with a hash for every file; `make lock` renews it.'; \
+	  $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	    --constraint build/constraints-without-torch.txt build/requirements.in; } > build/requirements.txt
+	mv build/requirements.txt $@
+
+dist: $(TOOLS)/.installed ## build the sdist, the wheel with the kernel, and the client's wheel into dist/
+	rm -rf build/lib* build/bdist* build/thin build/wheels dist
+	SWIN2SR_REQUIRE_KERNEL=1 $(TOOLS)/bin/python -m build --outdir build/wheels .
+	$(TOOLS)/bin/python -m build --wheel --outdir build/wheels app/thin
+	mkdir -p dist
+	mv build/wheels/*.tar.gz build/wheels/*-none-any.whl dist/
+	if [ "$$(uname)" = Linux ]; then PATH="$(abspath $(TOOLS))/bin:$$PATH" $(TOOLS)/bin/auditwheel repair --wheel-dir dist build/wheels/*.whl; \
+	  else mv build/wheels/*.whl dist/; fi
+
+sbom: $(TOOLS)/.installed $(VENV)/.installed ## describe everything that is installed in build/sbom.cdx.json (CycloneDX)
+	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.cdx.json \
+	  $(BIN)/python
 
 openapi: $(VENV)/.installed ## describe the HTTP interface anew in openapi.json
 	@mkdir -p build
@@ -73,6 +97,11 @@ $(VENV)/.torch: constraints.txt
 	@echo "Installing into $(VENV); the first time takes some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch
+	@touch $@
+
+$(TOOLS)/.installed: tools/requirements.txt
+	$(PYTHON) -m venv $(TOOLS)
+	PATH="$(abspath $(TOOLS))/bin:$$PATH" $(TOOLS)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(wildcard setup.py model/kernels/*.[ch])

@@ -11,13 +11,13 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
-from app import __version__
 from app.http.handlers import EXCEPTION_HANDLERS
 from app.http.middleware import RequestContext
 from app.routes import health, pages, upscale, variants
 from app.service import build_service
 from app.settings import Settings
 from app.variants.loaded_model import Load
+from app.version import service_version
 
 ROUTERS = (upscale.router, variants.router, variants.admin_router, health.router, pages.router)
 
@@ -67,7 +67,7 @@ def create_app(
 
     app = FastAPI(
         title="Swin2SR",
-        version=__version__,
+        version=service_version(),
         summary="Super-resolution and restoration of compressed images.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
         docs_url=None,  # the framework's own load their script from elsewhere

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
 
-from app import __version__
 from app.settings import Settings
+from tools.image_requirements import image_requirements, name_of
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
@@ -48,20 +49,46 @@ def test_the_cpu_is_the_default():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_dependencies_are_a_layer_of_their_own(kind):
-    """Installed from the lock alone, and copied before the project itself; the image for CPUs has no compiler."""
+    """They are copied before the project itself, and only the image for GPUs has a compiler."""
     assert instructions(kind, "COPY") == [
         f"--from={kind}-dependencies /opt/swin2sr /opt/swin2sr",
         "--from=package /srv/swin2sr /srv/swin2sr",
     ]
-    assert instructions("build", "COPY") == ["constraints.txt pyproject.toml ./"]
+    assert instructions("build", "COPY") == ["constraints.txt docker/requirements.txt ./"]
     assert instructions(f"{kind}-dependencies", "COPY") == []
-    commands = " && ".join(instructions("build", "RUN") + instructions(f"{kind}-dependencies", "RUN")).split(" && ")
-    installs = [command for command in commands if command.startswith("pip install")]
-    assert installs
-    assert all("--constraint constraints.txt" in command for command in installs)
     assert [stage for stage, text in STAGES.items() if "gcc" in text] == ["build", "cuda"]  # Triton needs one
     assert instructions(kind, "USER")[-1:] in ([], instructions("service", "USER"))
     assert STAGES[kind].startswith("service AS ")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_file_is_checked_against_its_hash_but_torchs(kind):
+    """The hashed list is installed as it is, then torch in its pinned version, and the whole is checked."""
+    commands = " && ".join(instructions("build", "RUN") + instructions(f"{kind}-dependencies", "RUN")).split(" && ")
+    hashed, torch = [command for command in commands if command.startswith("pip install")]
+    assert {"--require-hashes", "--no-deps"} <= set(hashed.split())
+    assert "--constraint constraints.txt" in torch
+    assert torch.endswith(" torch")
+    assert commands.index("pip check") > commands.index(torch)
+
+
+def test_the_hashed_list_is_the_locks():
+    """``docker/requirements.txt`` has the versions of ``constraints.txt``, each with hashes, and every dependency."""
+    logical = (ROOT / "docker" / "requirements.txt").read_text("utf-8").replace("\\\n", " ").splitlines()
+    hashed = {line.split()[0].lower(): line for line in logical if line and not line.startswith("#")}
+    assert all("--hash=sha256:" in line for line in hashed.values())
+    lock = {normal(line) for line in (ROOT / "constraints.txt").read_text("utf-8").splitlines()}
+    ours = {normal(pin) for pin, line in hashed.items() if "sys_platform == 'emscripten'" not in line}
+    assert ours <= lock
+    wanted = image_requirements((ROOT / "pyproject.toml").read_text("utf-8"), requires("torch"))
+    assert {normal(name_of(each)) for each in wanted} <= {pin.partition("==")[0] for pin in ours}
+    assert "torch" not in {pin.partition("==")[0] for pin in ours}
+
+
+def normal(pin):
+    """A distribution's name, or pin, in the spelling of PEP 503."""
+    name, equals, version = pin.lower().partition("==")
+    return re.sub(r"[-_.]+", "-", name) + equals + version
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,11 +120,12 @@ def test_it_is_process_one_as_a_nobody():
 
 
 def test_its_labels_have_the_version():
-    """The image's version is the package's; the Open Container Initiative's names say what it is."""
-    assert f"ARG VERSION={__version__}\n" in STAGES["service"]
+    """The builder passes the version; the Open Container Initiative's names say what the image is."""
+    assert "ARG VERSION=local\n" in STAGES["service"]
     labels = instruction("LABEL")
     for name in ("title", "description", "licenses", "version"):
         assert f"org.opencontainers.image.{name}=" in labels
+    assert 'org.opencontainers.image.version="${VERSION}"' in labels
 
 
 def test_only_what_is_needed_is_sent_to_the_builder():

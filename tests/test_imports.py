@@ -35,10 +35,12 @@ def import_order():
 
 
 def modules():
-    """Every module's dotted name with its syntax tree."""
+    """Every module's dotted name with its syntax tree; ``app/thin/setup.py`` builds a distribution and is none."""
     found = {}
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
+            if file.name == "setup.py":
+                continue
             name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
             found[name] = ast.parse(file.read_text("utf-8"))
     return found

@@ -10,7 +10,6 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from app import __version__
 from app.main import create_app
 from app.settings import Settings
 from tests.server import ROOT
@@ -69,14 +68,18 @@ def test_the_overlay_for_gpus_is_valid():
     [container] = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
     assert {"name": "SWIN2SR_DEVICE", "value": "cuda"} in container["env"]
-    assert container["image"] == f"swin2sr:{__version__}-cuda"
+    assert container["image"] == "swin2sr:cuda"
     assert container["readinessProbe"] == CONTAINER["readinessProbe"]
 
 
-def test_the_image_has_the_version_of_the_package():
-    """``kubectl apply --kustomize`` takes the image that belongs to these files."""
-    [image] = yaml.safe_load((FOLDER / "base" / "kustomization.yaml").read_text("utf-8"))["images"]
-    assert (image["name"], image["newTag"]) == (CONTAINER["image"], __version__)
+@pytest.mark.parametrize(("folder", "command"), [("base", "build -t"), ("gpu", "build --target cuda -t")])
+def test_the_images_are_those_that_the_documented_builds_make(folder, command):
+    """``docker build`` as the first lines of the Dockerfile write it makes the image that the manifests run."""
+    [image] = yaml.safe_load((FOLDER / folder / "kustomization.yaml").read_text("utf-8"))["images"]
+    tag = image["newName"] if image["newTag"] == "latest" else f"{image['newName']}:{image['newTag']}"
+    assert f"docker {command} {tag} ." in DOCKERFILE
+    assert image["name"] == CONTAINER["image"]
+    assert CONTAINER["imagePullPolicy"] == "IfNotPresent"
 
 
 def test_everything_finds_the_pods():

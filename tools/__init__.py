@@ -1,0 +1,1 @@
+"""Programs for building and releasing; no part of what is installed."""
