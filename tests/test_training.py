@@ -17,18 +17,12 @@ from model.config import Swin2SRConfig
 from model.degradations import compress, resize_bicubic
 from model.network import Swin2SR
 from model.training import __main__ as command
+from model.training.crops import Crops
+from model.training.held_out import HeldOut
 from model.training.initialise import interpolation_kernels, solve_second, start_at_interpolation
-from model.training.loop import (
-    HeldOut,
-    Limits,
-    Report,
-    Trainer,
-    learning_rate,
-    parameter_groups,
-    reconstruction_loss,
-    train,
-)
-from model.training.photos import Crops, Photo, Sample, cut, read_photos, split, stack, turn
+from model.training.loop import Limits, Report, Trainer, learning_rate, parameter_groups, reconstruction_loss, train
+from model.training.pairs import Photo, Sample, cut, stack, turn
+from model.training.photos import read_photos, split
 from model.training.recipe import RECIPES, Recipe
 
 
@@ -74,7 +68,7 @@ def start(photos: list[Photo], seed: int = 0) -> tuple[Trainer, Crops, HeldOut]:
     network = Swin2SR(recipe.config)
     start_at_interpolation(network)
     crops = Crops(photos, crop=16, batch=2, seed=seed)
-    return Trainer(network, recipe), crops, HeldOut(photos[:1], None, 8)
+    return Trainer(network, recipe), crops, HeldOut(photos[:1], [], None, 8)
 
 
 def go(trainer: Trainer, crops: Crops, held_out: HeldOut, folder: Path, steps: int) -> list[Report]:
@@ -135,7 +129,7 @@ def test_strong_compression_is_as_likely_as_weak(monkeypatch: pytest.MonkeyPatch
         levels.append(level)
         return pixels
 
-    monkeypatch.setattr("model.training.photos.compress", compress)
+    monkeypatch.setattr("model.training.pairs.compress", compress)
     generator = np.random.default_rng(0)
     photo = Photo("", draw(24, 24), draw(24, 24))
     for _ in range(2000):
@@ -160,7 +154,7 @@ def test_batches_depend_on_seed_and_step_alone(photos: list[Photo]) -> None:
 def test_batches_are_channels_first() -> None:
     """Stacked samples are (B, C, h, w) bytes."""
     image = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    batch = stack([Sample(image, image, image)] * 2)
+    batch = stack([Sample(image, image, image, (2, 2))] * 2)
     assert batch.sharp.shape == (2, 3, 2, 2)
     assert batch.sharp[1, 2, 0, 1] == image[0, 1, 2]
 
@@ -308,12 +302,14 @@ def test_vectors_do_not_decay() -> None:
 def test_training_improves_on_interpolation(photos: list[Photo], tmp_path: Path) -> None:
     """A few hundred steps on stripes are worth half a decibel over bicubic, and progress is reported."""
     trainer, crops, _ = start(photos)
-    held_out = HeldOut(photos, None, 8)
+    held_out = HeldOut(photos, [], None, 8)
     trainer.recipe = dataclasses.replace(trainer.recipe, ema_decay=0.98)
     reports = go(trainer, crops, held_out, tmp_path / "run", 300)
-    assert [report.step for report in reports] == [100, 200, 300]
-    assert reports[-1].psnr > reports[-1].baseline + 0.5
-    assert reports[-1].loss < reports[0].loss
+    assert [report.step for report in reports] == [0, 100, 200, 300]
+    assert reports[-1].photos.psnr > reports[-1].photos.baseline + 0.5
+    assert reports[0].loss is None
+    assert reports[-1].loss < reports[1].loss
+    assert {report.start for report in reports} == {(reports[0].photos.psnr, reports[0].graphics.psnr)}
 
 
 def test_the_same_seed_trains_the_same_weights(photos: list[Photo], tmp_path: Path) -> None:
@@ -348,7 +344,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(photos: list[Photo], tmp
     for key, tensor in whole.average.state_dict().items():
         assert torch.equal(tensor, again.average.state_dict()[key]), key
     history = (tmp_path / "half" / "history.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["step"] for line in history] == [2, 4, 6]
+    assert [json.loads(line)["step"] for line in history] == [0, 2, 4, 6]
 
 
 def test_the_clock_ends_a_run(photos: list[Photo], tmp_path: Path) -> None:
@@ -368,7 +364,7 @@ def test_the_clock_ends_a_run(photos: list[Photo], tmp_path: Path) -> None:
         on_report=reports.append,
         clock=lambda: float(next(ticks)),
     )
-    assert [(report.step, report.seconds, report.progress) for report in reports] == [(3, 60.0, 1.0)]
+    assert [(report.step, report.seconds, report.progress) for report in reports] == [(0, 30.0, 0.0), (3, 60.0, 1.0)]
 
 
 def test_exported_weights_are_the_average_in_bfloat16(photos: list[Photo], tmp_path: Path) -> None:
@@ -402,7 +398,8 @@ def test_auxiliary_image_is_held_to_the_clean_input() -> None:
     with torch.no_grad():
         result = network(clean)
         image, aux = F.l1_loss(result.image, sharp), F.l1_loss(result.aux, clean)
-        assert reconstruction_loss(result, sharp, clean, 0.5) == pytest.approx(float(image + 0.5 * aux))
+        loss = reconstruction_loss(result, sharp, clean, 0.5, torch.tensor([[8, 8]]))
+        assert loss == pytest.approx(float(image + 0.5 * aux))
 
 
 def test_bfloat16_trains_too(photos: list[Photo]) -> None:
@@ -451,9 +448,10 @@ def test_command_trains_resumes_and_hands_a_body_on(
     assert command.main([*run, "--steps", "4", "--resume"]) == 0
     assert "step       4" in capsys.readouterr().out
     trained = load_network(out / "small-x2.safetensors")
-    bigger = command.build(command.RECIPES["small-x4"], out / "small-x2.safetensors")
+    bigger, whole = command.build(command.RECIPES["small-x4"], out / "small-x2.safetensors")
     assert torch.equal(bigger.layers[0].conv.weight, trained.layers[0].conv.weight)
     assert bigger.upsample[0].weight.shape[0] == 48
+    assert not whole
 
 
 @pytest.mark.usefixtures("tiny_recipes")
@@ -462,8 +460,9 @@ def test_command_starts_from_any_layout_and_refuses_another_body(tmp_path: Path)
     torch.manual_seed(1)
     network = Swin2SR(tiny())
     write_pretrained(network, tmp_path / "same")
-    built = command.build(command.RECIPES["small-x2"], tmp_path / "same")
+    built, whole = command.build(command.RECIPES["small-x2"], tmp_path / "same")
     assert torch.equal(built.upsample[0].weight, network.upsample[0].weight)
+    assert whole
     write_pretrained(Swin2SR(dataclasses.replace(tiny(), embed_dim=32)), tmp_path / "other")
     with pytest.raises(ValueError, match="body"):
         command.build(command.RECIPES["small-x2"], tmp_path / "other")

@@ -12,9 +12,13 @@ import torch
 from model.checkpoints import read_checkpoint
 from model.network import Swin2SR
 from model.state_dict_keys import is_huggingface, to_official
+from model.training.crops import Crops
+from model.training.fonts import find_fonts
+from model.training.held_out import HeldOut, Score, draw_held_out
 from model.training.initialise import start_at_interpolation
-from model.training.loop import CHECKPOINT_NAME, HeldOut, Limits, Report, Trainer, train
-from model.training.photos import Crops, read_photos, split
+from model.training.loop import CHECKPOINT_NAME, Limits, Report, Trainer, train
+from model.training.pairs import Photo
+from model.training.photos import read_photos, split
 from model.training.recipe import RECIPES, Recipe
 
 HEAD = ("upsample.", "conv_last.", "conv_before_upsample.", "conv_bicubic.", "conv_aux.", "conv_after_aux.")
@@ -23,42 +27,61 @@ HEAD = ("upsample.", "conv_last.", "conv_before_upsample.", "conv_bicubic.", "co
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the process's exit code."""
     options = _parse(arguments)
-    recipe = _override(RECIPES[options.variant], options)
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.threads:
         torch.set_num_threads(options.threads)
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    # Nothing here reads what it has not written.
+    # No code here reads memory that it has not written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
     torch.manual_seed(options.seed)
-    network = build(recipe, options.init).to(device)
+    network, continued = build(RECIPES[options.variant], options.init)
+    recipe = _override(RECIPES[options.variant], options, continued=continued)
     bfloat16 = device.type == "cuda" if options.bfloat16 is None else options.bfloat16
-    trainer = Trainer(network, recipe, bfloat16=bfloat16, compiled=options.compile)
+    trainer = Trainer(network.to(device), recipe, bfloat16=bfloat16, compiled=options.compile, flat=recipe.flat)
     folder = options.out or Path("build") / "training" / options.variant
     if options.resume:
         trainer.resume(folder)
     elif (folder / CHECKPOINT_NAME).exists():
         raise ValueError(f"{folder} holds a run already: --resume it, or choose another --out")
     threads = options.loaders or min(8, os.cpu_count() or 1)
-    config = recipe.config
-    photos, held_out = split(read_photos(options.photos, config.upscale, config.num_channels, recipe.crop, threads))
+    photos, held_out = _read(options, recipe, threads)
+    fonts = find_fonts() if options.fonts is None else find_fonts([options.fonts])
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    _print(f"{options.variant}: {parameters:,} parameters on {device}, {len(photos)} photos, {len(held_out)} held out")
+    _print(
+        f"{options.variant}: {parameters:,} parameters on {device}, {len(photos)} photos, {len(held_out)} held out, "
+        f"graphics {recipe.graphics:.0%} with {len(fonts)} fonts"
+    )
+    window = recipe.config.window_size
     train(
         trainer,
-        Crops(photos, crop=recipe.crop, batch=recipe.batch, quality=recipe.quality, seed=options.seed, threads=threads),
-        HeldOut(held_out, recipe.quality, config.window_size),
+        Crops(
+            photos, crop=recipe.crop, batch=recipe.batch, quality=recipe.quality, graphics=recipe.graphics, fonts=fonts,
+            window=window, seed=options.seed, threads=threads,
+        ),
+        HeldOut(
+            held_out, draw_held_out(recipe.config.upscale, recipe.config.num_channels), recipe.quality, window
+        ),
         Limits(steps=options.steps, minutes=options.minutes),
         folder=folder,
         weights=f"{options.variant}.safetensors",
         every=options.every,
         on_report=_print_report,
-    )
+    )  # fmt: skip
     return 0
 
 
-def build(recipe: Recipe, init: Path | None) -> Swin2SR:
+def _read(options: argparse.Namespace, recipe: Recipe, threads: int) -> tuple[list[Photo], list[Photo]]:
+    def read(folder: Path) -> list[Photo]:
+        return read_photos(folder, recipe.config.upscale, recipe.config.num_channels, recipe.crop, threads)
+
+    return split(read(options.photos)) if options.held_out is None else (read(options.photos), read(options.held_out))
+
+
+def build(recipe: Recipe, init: Path | None) -> tuple[Swin2SR, bool]:
     """Build the network: fresh, from all of a checkpoint that fits it, or from the body of one with another head.
+
+    Returns:
+        The network, and whether all its weights come from the checkpoint.
 
     Raises:
         ValueError: if the checkpoint's body is another network's.
@@ -67,31 +90,37 @@ def build(recipe: Recipe, init: Path | None) -> Swin2SR:
     network = Swin2SR(recipe.config)
     if init is None:
         start_at_interpolation(network)
-        return network
+        return network, False
     checkpoint = read_checkpoint(init)
     given = to_official(checkpoint.state) if is_huggingface(checkpoint.state) else checkpoint.state
     wanted = network.state_dict()
     if given.keys() == wanted.keys() and all(given[key].shape == wanted[key].shape for key in wanted):
         network.load_state_dict(given)
-        return network
+        return network, True
     body = {key: tensor for key, tensor in given.items() if not key.startswith(HEAD)}
     expected = {key: tensor.shape for key, tensor in wanted.items() if not key.startswith(HEAD)}
     if {key: tensor.shape for key, tensor in body.items()} != expected:
         raise ValueError(f"the body in {init} is not that of this variant: it cannot be started from")
     network.load_state_dict(body, strict=False)
     start_at_interpolation(network)
-    return network
+    return network, False
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m model.training", description=__doc__)
     parser.add_argument("--variant", required=True, choices=RECIPES)
     parser.add_argument("--photos", required=True, type=Path, help="folder of sharp photos")
+    parser.add_argument("--held-out", type=Path, help="folder of photos to measure on (every fortieth of --photos)")
+    parser.add_argument("--graphics", type=float, help="share of drawn graphics, 0 to 1, instead of the recipe's")
+    parser.add_argument("--fonts", type=Path, help="folder of fonts for graphics (those of the machine)")
+    parser.add_argument(
+        "--flat", action=argparse.BooleanOptionalAction, help="keep flat areas by construction (the recipe's choice)"
+    )
     parser.add_argument("--out", type=Path, help="checkpoints, history and weights (build/training/VARIANT)")
     parser.add_argument("--steps", type=int, help="length of the run, and of the cosine, in steps")
     parser.add_argument("--minutes", type=float, help="the same in minutes; with both, whichever ends first")
-    parser.add_argument("--init", type=Path, help="checkpoint to go on from, or whose body to start from")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--init", type=Path, help="checkpoint to continue from, or whose body to start from")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (cuda where there is one)")
     parser.add_argument("--threads", type=int, help="of torch, on a CPU")
@@ -100,7 +129,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="let torch compile the network first")
     parser.add_argument("--crop", type=int, help="low-resolution pixels a side, instead of the recipe's")
     parser.add_argument("--batch", type=int, help="crops a step, instead of the recipe's")
-    parser.add_argument("--learning-rate", type=float, help="peak, instead of the recipe's")
+    parser.add_argument("--learning-rate", type=float, help="peak (the recipe's, which is lower with --init)")
     parser.add_argument("--every", type=int, default=500, help="steps between reports and checkpoints")
     options = parser.parse_args(arguments)
     if options.steps is None and options.minutes is None:
@@ -108,8 +137,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _override(recipe: Recipe, options: argparse.Namespace) -> Recipe:
-    given = {name: getattr(options, name) for name in ("crop", "batch", "learning_rate")}
+def _override(recipe: Recipe, options: argparse.Namespace, *, continued: bool) -> Recipe:
+    if continued:
+        recipe = dataclasses.replace(recipe, learning_rate=recipe.continued_rate)
+    given = {name: getattr(options, name) for name in ("crop", "batch", "learning_rate", "graphics", "flat")}
     return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -119,10 +150,14 @@ def _print(line: str) -> None:
 
 
 def _print_report(report: Report) -> None:
+    def score(name: str, now: Score, start: float) -> str:
+        return f"{name} {now.psnr:.3f} dB ({now.psnr - start:+.3f}, over plain {now.psnr - now.baseline:+.3f})"
+
+    loss = "      -" if report.loss is None else f"{report.loss:.5f}"
     _print(
         f"step {report.step:7d}  {report.seconds / 60:6.1f} min  {100 * report.progress:5.1f} %  "
-        f"rate {report.learning_rate:.2e}  loss {report.loss:.5f}  "
-        f"held out {report.psnr:.3f} dB ({report.psnr - report.baseline:+.3f})"
+        f"rate {report.learning_rate:.2e}  loss {loss}  "
+        f"{score('photos', report.photos, report.start[0])}  {score('graphics', report.graphics, report.start[1])}"
     )
 
 

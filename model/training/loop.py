@@ -1,4 +1,4 @@
-"""The training loop: AdamW, warm-up and cosine, an average of weights, checkpoints that a stopped run goes on from."""
+"""The training loop: AdamW, warm-up and cosine, an average of weights, and checkpoints from which a run resumes."""
 
 from __future__ import annotations
 
@@ -6,27 +6,25 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from model.checkpoints import write_official
-from model.degradations import resize_bicubic
-from model.evaluate import measure
 from model.network import Swin2SR
 from model.packing import PackedLayout
 from model.reconstruction import Reconstruction
-from model.training.photos import Batch, Crops, Photo, cut, stack
+from model.training.crops import Crops
+from model.training.flat_areas import keep_flat, round_to_bfloat16
+from model.training.held_out import HeldOut, Score
+from model.training.pairs import Batch
 from model.training.recipe import Recipe
 
 CHECKPOINT_NAME = "training.pt"
 HISTORY_NAME = "history.jsonl"
-HELD_OUT_CROP = 96
 AVERAGE_RAMP = 10
 
 
@@ -57,15 +55,24 @@ class Limits:
 
 @dataclass(frozen=True)
 class Report:
-    """How a run stands: PSNR on Y in dB over held-out crops, of the averaged weights and of plain interpolation."""
+    """The state of a run: PSNR on Y in dB over held-out images of the weights that a file would hold now.
+
+    Attributes:
+        step, seconds, progress: how far the run is; progress is 0 to 1.
+        learning_rate: of the next step.
+        loss: mean since the report before; None at the start.
+        photos, graphics: what the weights and plain interpolation reach on held-out photographs and graphics.
+        start: what the weights reached on both before the first step of the run.
+    """
 
     step: int
     seconds: float
     progress: float
     learning_rate: float
-    loss: float
-    psnr: float
-    baseline: float
+    loss: float | None
+    photos: Score
+    graphics: Score
+    start: tuple[float, float]
 
 
 def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
@@ -74,15 +81,33 @@ def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
     return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * cosine
 
 
-def reconstruction_loss(result: Reconstruction, sharp: Tensor, clean: Tensor, aux_weight: float) -> Tensor:
+def reconstruction_loss(
+    result: Reconstruction, sharp: Tensor, clean: Tensor, aux_weight: float, sizes: Tensor
+) -> Tensor:
     """Return the L1 distance to the wanted image, plus that of the auxiliary image to the uncompressed input.
+
+    Padding does not count, because serving cuts it off.
+
+    Args:
+        result: of the network.
+        sharp: wanted image (B, C, s H, s W).
+        clean: input before JPEG (B, C, H, W).
+        aux_weight: of the auxiliary image's distance.
+        sizes: (B, 2), height and width of the inputs without padding.
 
     Source: Swin2SR, the auxiliary loss of compressed super-resolution.
     """
-    loss = F.l1_loss(result.image.float(), sharp)
+    loss = _distance(result.image, sharp, sizes * (sharp.shape[2] // clean.shape[2]))
     if result.aux is not None:
-        loss = loss + aux_weight * F.l1_loss(result.aux.float(), clean)
+        loss = loss + aux_weight * _distance(result.aux, clean, sizes)
     return loss
+
+
+def _distance(image: Tensor, wanted: Tensor, sizes: Tensor) -> Tensor:
+    rows = torch.arange(image.shape[2], device=image.device) < sizes[:, :1]  # (B, H)
+    columns = torch.arange(image.shape[3], device=image.device) < sizes[:, 1:]  # (B, W)
+    inside = rows[:, None, :, None] & columns[:, None, None, :]
+    return ((image.float() - wanted).abs() * inside).sum() / (inside.sum() * image.shape[1])
 
 
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -101,9 +126,25 @@ class Trainer:
         recipe: how.
         bfloat16: whether forward passes compute in bfloat16; weights and optimiser stay in float32.
         compiled: whether torch compiles the network first: a minute, and a C++ compiler on a CPU.
+        flat: whether flat areas keep their value by construction (``model.training.flat_areas``).
+
+    Raises:
+        ValueError: if ``flat`` is asked for and the network's head does not allow it.
     """
 
-    def __init__(self, network: Swin2SR, recipe: Recipe, *, bfloat16: bool = False, compiled: bool = False) -> None:
+    def __init__(
+        self,
+        network: Swin2SR,
+        recipe: Recipe,
+        *,
+        bfloat16: bool = False,
+        compiled: bool = False,
+        flat: bool = False,
+    ) -> None:
+        self.flat = flat
+        self.start: tuple[float, float] | None = None
+        if flat:
+            keep_flat(network)
         self.network = network.train()
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.step = 0
@@ -123,11 +164,13 @@ class Trainer:
         degraded, clean, sharp = (self._to_unit(image) for image in (batch.degraded, batch.clean, batch.sharp))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             result = self._forward(degraded, self._layout(degraded))
-        loss = reconstruction_loss(result, sharp, clean, self.recipe.aux_weight)
+        loss = reconstruction_loss(result, sharp, clean, self.recipe.aux_weight, batch.sizes.to(self._device))
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip, foreach=True)
         self._optimiser.step()
+        if self.flat:
+            keep_flat(self.network)
         self._follow()
         self.step += 1
         return loss.detach()
@@ -145,12 +188,16 @@ class Trainer:
         decay = min(self.recipe.ema_decay, (1 + self.step) / (AVERAGE_RAMP + self.step))
         torch._foreach_lerp_(list(self.average.parameters()), list(self.network.parameters()), 1 - decay)
 
-    @torch.inference_mode()
-    def reconstruct(self, degraded: Tensor) -> Tensor:
-        """Return what the averaged weights make of (B, C, h, w) uint8, as uint8."""
-        self.average.train().eval()  # position biases are computed again from the weights of now
-        image: Tensor = self.average(self._to_unit(degraded)).image
-        return (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()
+    @torch.no_grad()
+    def finish(self) -> Swin2SR:
+        """Return the averaged weights as a file would hold them: rounded to bfloat16, in float32."""
+        network = copy.deepcopy(self.average).eval()
+        if self.flat:
+            keep_flat(network)  # an average of networks that keep flat areas need not keep them
+            round_to_bfloat16(network)
+        else:
+            network.to(torch.bfloat16).float()
+        return network
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint, replacing the one before only when it is complete."""
@@ -160,13 +207,14 @@ class Trainer:
             "optimiser": self._optimiser.state_dict(),
             "step": self.step,
             "seconds": self.seconds,
+            "start": self.start,
         }
         unfinished = folder / f"{CHECKPOINT_NAME}.unfinished"
         torch.save(state, unfinished)
         unfinished.replace(folder / CHECKPOINT_NAME)
 
     def resume(self, folder: Path) -> None:
-        """Go on from a folder's checkpoint.
+        """Continue from a folder's checkpoint.
 
         Raises:
             FileNotFoundError: if there is none.
@@ -175,39 +223,15 @@ class Trainer:
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])
-        self.step, self.seconds = state["step"], state["seconds"]
-
-    def export(self, file: Path) -> None:
-        """Write the averaged weights in bfloat16 with official names, the configuration in the file's metadata."""
-        unfinished = file.with_name(f"unfinished-{file.name}")
-        write_official(copy.deepcopy(self.average).to(torch.bfloat16), unfinished)
-        unfinished.chmod(0o644)  # safetensors writes for its owner alone
-        unfinished.replace(file)
+        self.step, self.seconds, self.start = state["step"], state["seconds"], state["start"]
 
 
-class HeldOut:
-    """Crops of photos that are never trained on, always the same."""
-
-    def __init__(self, photos: Sequence[Photo], quality: tuple[int, int] | None, window: int) -> None:
-        self._batches = []
-        baseline = []
-        for n, photo in enumerate(photos):
-            crop = min(HELD_OUT_CROP, *photo.reduced.shape[:2]) // window * window
-            sample = cut(photo, crop, quality, np.random.default_rng(n))
-            self._batches.append(stack([sample]))
-            height, width = sample.sharp.shape[:2]
-            self._border = height // crop if height > crop else 0
-            plain = resize_bicubic(np.ascontiguousarray(sample.degraded), height, width)
-            baseline.append(measure(plain, sample.sharp, self._border).psnr_y)
-        self.baseline = float(np.mean(baseline))
-
-    def psnr(self, reconstruct: Callable[[Tensor], Tensor]) -> float:
-        """Return the mean PSNR on Y in dB over the crops."""
-        scores = []
-        for batch in self._batches:
-            image, sharp = (i[0].permute(1, 2, 0).numpy() for i in (reconstruct(batch.degraded), batch.sharp))
-            scores.append(measure(image, sharp, self._border).psnr_y)
-        return float(np.mean(scores))
+def export(network: Swin2SR, file: Path) -> None:
+    """Write weights in bfloat16 with official names, the configuration in the file's metadata."""
+    unfinished = file.with_name(f"unfinished-{file.name}")
+    write_official(copy.deepcopy(network).to(torch.bfloat16), unfinished)
+    unfinished.chmod(0o644)  # safetensors writes for its owner alone
+    unfinished.replace(file)
 
 
 def train(
@@ -222,13 +246,13 @@ def train(
     on_report: Callable[[Report], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
-    """Train until the limits, reporting, saving and exporting every so many steps and at the end.
+    """Train until the limits. Report before the first step; report, save and export every so many steps and at the end.
 
     Args:
         trainer: fresh or resumed.
-        crops: what it learns from.
-        held_out: what progress is measured on.
-        limits: when it ends.
+        crops: training data.
+        held_out: images on which progress is measured.
+        limits: when the run ends.
         folder: where checkpoint, history and weights go; created if absent.
         weights: file name of the exported weights.
         every: steps between reports.
@@ -239,8 +263,29 @@ def train(
         ValueError: if the loss is no longer finite; the checkpoint before is kept.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    began = clock() - trainer.seconds
     losses: list[Tensor] = []
+
+    def report(progress: float) -> None:
+        loss = float(torch.stack(losses).mean()) if losses else None
+        losses.clear()
+        if loss is not None and not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} at step {trainer.step}: lower the learning rate")
+        network = trainer.finish()
+        photos, graphics = held_out.measure(network)
+        if trainer.start is None:
+            trainer.start = photos.psnr, graphics.psnr
+        rate = learning_rate(trainer.recipe, trainer.step, progress)
+        state = Report(trainer.step, trainer.seconds, progress, rate, loss, photos, graphics, trainer.start)
+        if trainer.step:
+            trainer.save(folder)
+            export(network, folder / weights)
+        with (folder / HISTORY_NAME).open("a", encoding="utf-8") as history:
+            history.write(json.dumps(asdict(state)) + "\n")
+        on_report(state)
+
+    if trainer.step == 0:
+        report(0.0)
+    began = clock() - trainer.seconds
     for batch in crops.batches(trainer.step):
         progress = limits.progress(trainer.step, trainer.seconds)
         if progress >= 1:
@@ -249,24 +294,4 @@ def train(
         trainer.seconds = clock() - began
         progress = limits.progress(trainer.step, trainer.seconds)
         if progress >= 1 or trainer.step % every == 0:
-            report = _stand(trainer, held_out, progress, float(torch.stack(losses).mean()))
-            losses.clear()
-            trainer.save(folder)
-            trainer.export(folder / weights)
-            with (folder / HISTORY_NAME).open("a", encoding="utf-8") as history:
-                history.write(json.dumps(asdict(report)) + "\n")
-            on_report(report)
-
-
-def _stand(trainer: Trainer, held_out: HeldOut, progress: float, loss: float) -> Report:
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss is {loss} at step {trainer.step}: lower the learning rate")
-    return Report(
-        trainer.step,
-        trainer.seconds,
-        progress,
-        learning_rate(trainer.recipe, trainer.step, progress),
-        loss,
-        held_out.psnr(trainer.reconstruct),
-        held_out.baseline,
-    )
+            report(progress)

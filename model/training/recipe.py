@@ -25,6 +25,9 @@ class Recipe:
         ema_decay: of the average of weights, which is what is kept.
         quality: lowest and highest JPEG quality of the inputs, as ``cut`` draws them; None leaves them uncompressed.
         aux_weight: weight of the auxiliary loss, for ``pixelshuffle_aux``.
+        continued_rate: peak of the learning rate where all weights come from ``--init``.
+        graphics: share of drawn graphics among the crops, 0 to 1.
+        flat: whether flat areas keep their value by construction.
     """
 
     config: Swin2SRConfig
@@ -38,12 +41,17 @@ class Recipe:
     ema_decay: float = 0.999
     quality: tuple[int, int] | None = None
     aux_weight: float = 1.0
+    continued_rate: float = 2e-5
+    graphics: float = 0.0
+    flat: bool = False
 
     def __post_init__(self) -> None:
         if self.crop < 1 or self.crop % self.config.window_size:
             raise ValueError(f"crop must be a multiple of the window {self.config.window_size}, not {self.crop}")
         if min(self.batch, self.warmup) < 1 or self.learning_rate <= 0 or not 0 <= self.ema_decay < 1:
             raise ValueError("batch and warmup must be 1 or more, learning_rate positive, ema_decay in [0, 1)")
+        if not 0 <= self.graphics <= 1 or self.continued_rate <= 0:
+            raise ValueError("graphics must be a share from 0 to 1, continued_rate positive")
         if self.quality is not None and not 1 <= self.quality[0] <= self.quality[1] <= 95:
             raise ValueError(f"quality must rise within 1 to 95, not {self.quality}")
 
@@ -69,12 +77,33 @@ _LIGHTWEIGHT_X2 = Swin2SRConfig(
 )
 _JPEG = Swin2SRConfig(image_size=126, num_channels=1, window_size=7, img_range=255.0, upscale=1, upsampler=None)
 
+
+def _embedded(
+    config: Swin2SRConfig,
+    *,
+    learning_rate: float = 1e-3,
+    crop: int = 48,
+    batch: int = 8,
+    quality: tuple[int, int] | None = None,
+) -> Recipe:
+    return Recipe(
+        config=config,
+        learning_rate=learning_rate,
+        continued_rate=5e-4,
+        crop=crop,
+        batch=batch,
+        quality=quality,
+        graphics=0.4,
+        flat=True,
+    )
+
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "small-x2": Recipe(config=_small(2, "pixelshuffledirect")),
-        "small-x4": Recipe(config=_small(4, "pixelshuffledirect"), learning_rate=1e-3),
-        "small-jpeg": Recipe(config=_small(1, None), learning_rate=1e-3, crop=64, batch=6, quality=(10, 95)),
-        "small-compressed-x4": Recipe(config=_small(4, "pixelshuffle_aux"), learning_rate=1e-3, quality=(10, 95)),
+        "small-x2": _embedded(_small(2, "pixelshuffledirect"), learning_rate=2e-3),
+        "small-x4": _embedded(_small(4, "pixelshuffledirect")),
+        "small-jpeg": _embedded(_small(1, None), crop=64, batch=6, quality=(10, 95)),
+        "small-compressed-x4": _embedded(_small(4, "pixelshuffle_aux"), quality=(10, 95)),
         # Official networks, for fine-tuning with --init.
         "lightweight-x2": Recipe(config=_LIGHTWEIGHT_X2, crop=64, batch=16, learning_rate=1e-4),
         "classical-x2": Recipe(config=_classical(2, "pixelshuffle"), learning_rate=1e-4),

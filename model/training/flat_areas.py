@@ -1,0 +1,158 @@
+"""Networks that keep flat areas, and the mean of any image, by construction.
+
+On a flat area every token of the body is the same, up to what reaches it from the border. A 3x3 convolution whose
+kernels each sum to zero answers nothing there, and over a whole image its answers average to zero. With such a
+convolution at the end of the correcting path and without biases behind it, a flat area's value and an image's mean
+depend on the other path alone. That path is linear, so one linear condition makes it exact:
+
+- ``pixelshuffledirect`` and no upsampler: the correcting path ends in ``conv_after_body``, the other one is
+  ``conv_first`` followed by the head.
+- ``pixelshuffle_aux``: it ends in ``upsample.0``, the other one is ``conv_bicubic`` of the enlarged input followed by
+  ``conv_last``.
+
+The heads ``pixelshuffle`` and ``nearest+conv`` have no linear path and cannot be held to this.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.config import Swin2SRConfig
+from model.network import Swin2SR
+
+BFLOAT16_STEPS = 255
+FLIPS = 400
+
+
+@dataclass(frozen=True)
+class _Paths:
+    """The layers that the construction concerns.
+
+    Attributes:
+        ending: the convolution whose kernels sum to zero and whose bias is zero.
+        unbiased: another layer of the correcting path behind it, whose bias is zero, if there is one.
+        first, last: the convolutions of the linear path.
+        wanted: (outputs, channels), what the linear path does to a flat area.
+    """
+
+    ending: nn.Conv2d
+    unbiased: nn.Conv2d | None
+    first: nn.Conv2d
+    last: nn.Conv2d
+    wanted: Tensor
+
+
+def can_keep_flat(config: Swin2SRConfig) -> bool:
+    """Whether a network with this configuration can be held to the construction."""
+    if config.upsampler == "pixelshuffle_aux":
+        return True
+    return config.upsampler in ("pixelshuffledirect", None) and config.resi_connection == "1conv"
+
+
+def _paths(network: Swin2SR) -> _Paths:
+    config = network.config
+    if not can_keep_flat(config):
+        raise ValueError(f"flat areas cannot be kept by construction with {config.upsampler}, {config.resi_connection}")
+    same = torch.eye(config.num_channels, dtype=torch.float64)
+
+    def layer(name: str) -> nn.Conv2d:
+        found = network.get_submodule(name)
+        assert isinstance(found, nn.Conv2d)
+        return found
+
+    if config.upsampler == "pixelshuffle_aux":
+        return _Paths(layer("upsample.0"), layer("upsample.2"), layer("conv_bicubic"), layer("conv_last"), same)
+    if config.upsampler is None:
+        return _Paths(layer("conv_after_body"), None, layer("conv_first"), layer("conv_last"), 0 * same)
+    wanted = same.repeat_interleave(config.upscale**2, 0)
+    return _Paths(layer("conv_after_body"), None, layer("conv_first"), layer("upsample.0"), wanted)
+
+
+@torch.no_grad()
+def keep_flat(network: Swin2SR) -> None:
+    """Move the weights to the nearest ones with which flat areas keep their value.
+
+    Raises:
+        ValueError: if the head does not allow it.
+    """
+    paths = _paths(network)
+    ending, first, last = paths.ending, paths.first, paths.last
+    ending.weight -= ending.weight.mean((2, 3), keepdim=True)
+    for layer in (ending, paths.unbiased):
+        if layer is not None and layer.bias is not None:
+            layer.bias.zero_()
+    gains = first.weight.double().sum((2, 3))  # (features, channels)
+    lacking = paths.wanted.to(gains.device) - last.weight.double().sum((2, 3)) @ gains
+    change = lacking @ torch.linalg.pinv(gains) / 9
+    last.weight += change[:, :, None, None].to(last.weight.dtype)
+    _balance_bias(first, last)
+
+
+def _balance_bias(first: nn.Conv2d, last: nn.Conv2d) -> None:
+    """Set the last bias so that the linear path adds no constant."""
+    assert first.bias is not None
+    assert last.bias is not None
+    last.bias.copy_(-(last.weight.double().sum((2, 3)) @ first.bias.double()))
+
+
+@torch.no_grad()
+def round_to_bfloat16(network: Swin2SR) -> None:
+    """Round all weights to values that bfloat16 holds, and keep what ``keep_flat`` made.
+
+    Kernels that sum to zero are rounded onto one grid each, where their sum stays zero. The last convolution's weights
+    are rounded up or down so that the errors of each output cancel.
+
+    Raises:
+        ValueError: if the head does not allow it.
+    """
+    paths = _paths(network)
+    ending, last = paths.ending.weight.clone(), paths.last.weight.double()
+    for parameter in network.parameters():
+        parameter.copy_(parameter.bfloat16())
+    paths.ending.weight.copy_(round_zero_sum(ending))
+    gains = paths.first.weight.double().sum((2, 3))
+    paths.last.weight.copy_(_round_rows(last, gains, paths.wanted.to(gains.device)))
+    _balance_bias(paths.first, paths.last)
+    assert paths.last.bias is not None
+    paths.last.bias.copy_(paths.last.bias.bfloat16())
+
+
+def round_zero_sum(kernels: Tensor) -> Tensor:
+    """Round kernels (..., 3, 3) that sum to zero to values that bfloat16 holds, without changing that sum.
+
+    Each kernel's values become whole multiples of a power of two, at most 256 of it: bfloat16 has 8 bits.
+    """
+    flat = kernels.double().flatten(-2)
+    flat = flat - flat.mean(-1, keepdim=True)
+    largest = flat.abs().amax(-1, keepdim=True).clamp_min(2.0**-100)
+    step = torch.exp2(torch.ceil(torch.log2(largest / BFLOAT16_STEPS)))
+    wanted = flat / step
+    whole = wanted.round()
+    excess = whole.sum(-1, keepdim=True)  # a whole number, at most 4 either way
+    direction = excess.sign()
+    ranks = ((wanted - whole) * direction).argsort(-1).argsort(-1)
+    whole -= direction * (ranks < excess.abs())
+    return (whole * step).reshape(kernels.shape).to(kernels.dtype)
+
+
+def _round_rows(weight: Tensor, gains: Tensor, wanted: Tensor) -> Tensor:
+    """Round a convolution (outputs, features, 3, 3) so that its sums times ``gains`` stay as ``wanted``.
+
+    For each output, repeatedly rounds that weight the other way which brings its sums nearest.
+    """
+    rounded = weight.bfloat16().double()
+    towards = torch.where(rounded > weight, -torch.inf, torch.inf).float()
+    other = torch.nextafter(rounded.float().bfloat16(), towards.bfloat16()).double()
+    reach = gains.repeat_interleave(weight[0, 0].numel(), 0)  # (features * 9, channels)
+    for row, choices, target in zip(rounded.flatten(1), other.flatten(1), wanted, strict=True):
+        for _ in range(FLIPS):
+            error = target - row @ reach
+            after = (error - (choices - row)[:, None] * reach).norm(dim=1)
+            best = int(after.argmin())
+            if after[best] >= error.norm():
+                break
+            row[best], choices[best] = choices[best].clone(), row[best].clone()
+    return rounded
