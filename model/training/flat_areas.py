@@ -24,7 +24,8 @@ from model.config import Swin2SRConfig
 from model.network import Swin2SR
 
 BFLOAT16_STEPS = 255
-FLIPS = 400
+FLIPS = 100
+TOLERANCE = 1e-12
 
 
 @dataclass(frozen=True)
@@ -109,15 +110,16 @@ def round_to_bfloat16(network: Swin2SR) -> None:
         ValueError: if the head does not allow it.
     """
     paths = _paths(network)
-    ending, last = paths.ending.weight.clone(), paths.last.weight.double()
+    ending, exact = paths.ending.weight.clone(), paths.last.weight.double()
     for parameter in network.parameters():
         parameter.copy_(parameter.bfloat16())
+    first, last = paths.first, paths.last
+    assert first.bias is not None
+    assert last.bias is not None
     paths.ending.weight.copy_(round_zero_sum(ending))
-    gains = paths.first.weight.double().sum((2, 3))
-    paths.last.weight.copy_(_round_rows(last, gains, paths.wanted.to(gains.device)))
-    _balance_bias(paths.first, paths.last)
-    assert paths.last.bias is not None
-    paths.last.bias.copy_(paths.last.bias.bfloat16())
+    sums = torch.cat([first.weight.double().sum((2, 3)), first.bias.double()[:, None]], 1)  # (features, channels + 1)
+    wanted = torch.cat([paths.wanted.to(sums.device), -last.bias.double()[:, None]], 1)
+    last.weight.copy_(_round_rows(exact, sums, wanted))
 
 
 def round_zero_sum(kernels: Tensor) -> Tensor:
@@ -138,21 +140,31 @@ def round_zero_sum(kernels: Tensor) -> Tensor:
     return (whole * step).reshape(kernels.shape).to(kernels.dtype)
 
 
-def _round_rows(weight: Tensor, gains: Tensor, wanted: Tensor) -> Tensor:
-    """Round a convolution (outputs, features, 3, 3) so that its sums times ``gains`` stay as ``wanted``.
+def _round_rows(weight: Tensor, sums: Tensor, wanted: Tensor) -> Tensor:
+    """Round a convolution (outputs, features, 3, 3) so that its own sums times ``sums`` are as ``wanted``.
 
-    For each output, repeatedly rounds that weight the other way which brings its sums nearest.
+    For each output, repeatedly gives one or two weights their other neighbour in bfloat16, the two with which the result
+    is nearest.
+
+    Args:
+        weight: not rounded.
+        sums: (features, n).
+        wanted: (outputs, n).
     """
-    rounded = weight.bfloat16().double()
-    towards = torch.where(rounded > weight, -torch.inf, torch.inf).float()
-    other = torch.nextafter(rounded.float().bfloat16(), towards.bfloat16()).double()
-    reach = gains.repeat_interleave(weight[0, 0].numel(), 0)  # (features * 9, channels)
+    rounded = weight.bfloat16().double().contiguous()
+    towards = torch.where(rounded > weight, -torch.inf, torch.inf).bfloat16()
+    other = torch.nextafter(rounded.bfloat16(), towards).double()
+    reach = sums.repeat_interleave(weight[0, 0].numel(), 0)  # (features * 9, n)
     for row, choices, target in zip(rounded.flatten(1), other.flatten(1), wanted, strict=True):
         for _ in range(FLIPS):
+            moves = (choices - row)[:, None] * reach
             error = target - row @ reach
-            after = (error - (choices - row)[:, None] * reach).norm(dim=1)
-            best = int(after.argmin())
-            if after[best] >= error.norm():
+            alone = moves.square().sum(1) - 2 * moves @ error  # change of the squared error
+            pairs = alone[:, None] + alone + 2 * moves @ moves.T
+            pairs.diagonal().copy_(alone)
+            best = int(pairs.argmin())
+            if pairs.flatten()[best] >= -TOLERANCE:
                 break
-            row[best], choices[best] = choices[best].clone(), row[best].clone()
+            chosen = sorted({best // len(row), best % len(row)})
+            row[chosen], choices[chosen] = choices[chosen].clone(), row[chosen].clone()
     return rounded
