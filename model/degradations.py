@@ -1,7 +1,7 @@
-"""What happens to a photo before it reaches an upscaler: MATLAB's bicubic reduction and JPEG.
+"""Degradations of images: MATLAB's bicubic reduction, and JPEG.
 
-Both the published figures and the training of the embedded variants rest on them. Pure functions over
-``uint8`` pixels of shape (H, W, C), C being 1 or 3.
+Evaluation and training make their inputs with them. Pure functions over ``uint8`` pixels of shape (H, W, C), C being 1
+or 3.
 """
 
 from functools import lru_cache
@@ -26,7 +26,7 @@ def cubic(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=64)
 def _taps(size: int, wanted: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
-    """Return for every wanted sample the input samples it reads, (wanted, n), and their weights, (wanted, n)."""
+    """Return for every wanted sample the input samples that it reads, (wanted, n), and their weights, (wanted, n)."""
     ratio = wanted / size
     stretch = max(1.0, 1 / ratio)  # antialiasing: a reduction stretches the kernel, an enlargement does not
     centre = (np.arange(wanted) + 0.5) / ratio - 0.5
@@ -96,7 +96,7 @@ def reduce(pixels: Pixels, scale: int) -> Pixels:
 
 
 def compress(pixels: Pixels, quality: int, subsampling: Subsampling = "4:2:0") -> Pixels:
-    """Return what is left of the pixels after JPEG.
+    """Compress pixels with JPEG and return the decoded result.
 
     Args:
         pixels: (H, W, C) uint8; one channel is stored as gray, and ``subsampling`` does not apply.

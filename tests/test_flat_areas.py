@@ -28,7 +28,7 @@ def scrambled(upscale: int, upsampler: str | None, seed: int = 0) -> Swin2SR:
     network = Swin2SR(tiny(upscale, upsampler))
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return network.eval()
 
 

@@ -251,9 +251,12 @@ def test_rate_warms_up_and_falls_to_its_floor() -> None:
     assert learning_rate(recipe, 500, 1) == pytest.approx(0.01)
 
 
-@pytest.mark.parametrize("wrong", [{"crop": 20}, {"batch": 0}, {"ema_decay": 1.0}, {"quality": (90, 10)}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"crop": 20}, {"batch": 0}, {"ema_decay": 1.0}, {"quality": (90, 10)}, {"graphics": 1.5}, {"continued_rate": 0.0}],
+)
 def test_impossible_recipes_are_refused(wrong: dict[str, object]) -> None:
-    """A crop off the window grid, no crops, an average that never moves, qualities that fall."""
+    """A crop off the window grid, no crops, a fixed average, falling qualities, a share above 1, a rate of zero."""
     with pytest.raises(ValueError, match="must"):
         Recipe(**{"config": tiny(), "crop": 16, **wrong})
 
@@ -485,3 +488,78 @@ def test_training_needs_four_packages_alone() -> None:
     root = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.usefixtures("tiny_recipes", "threads")
+def test_command_prints_the_start_and_the_gain(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first line of progress is step 0 with a gain of zero; a resumed run still counts from there."""
+    run = [
+        "--variant",
+        "small-x2",
+        "--photos",
+        str(folder),
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+        "--loaders",
+        "1",
+    ]
+    assert command.main([*run, "--steps", "2"]) == 0
+    assert command.main([*run, "--steps", "4", "--resume"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step")]
+    assert [line.split()[1] for line in lines] == ["0", "2", "4"]
+    assert lines[0].count("(+0.000, over plain") == 2
+    history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert history[0]["start"] == history[2]["start"] == [history[0]["photos"]["psnr"], history[0]["graphics"]["psnr"]]
+
+
+@pytest.mark.usefixtures("tiny_recipes", "threads")
+def test_command_measures_on_a_folder_of_its_own(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --held-out every photo of --photos is trained on; the score is that of the other folder."""
+    other = tmp_path / "other"
+    other.mkdir()
+    Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(other / "gray.png")
+    run = ["--variant", "small-x2", "--photos", str(folder), "--steps", "1", "--device", "cpu", "--loaders", "1"]
+    assert command.main([*run, "--out", str(tmp_path / "a")]) == 0
+    assert "2 photos, 1 held out" in capsys.readouterr().out
+    assert command.main([*run, "--out", str(tmp_path / "b"), "--held-out", str(other)]) == 0
+    assert "3 photos, 1 held out" in capsys.readouterr().out
+    first = json.loads((tmp_path / "b" / "history.jsonl").read_text(encoding="utf-8").splitlines()[0])
+    assert first["photos"]["baseline"] == 60  # a flat image
+
+
+@pytest.mark.usefixtures("tiny_recipes", "threads")
+def test_command_continues_at_a_lower_rate(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rate is lower where all weights come from a file; a new head has the usual rate, and an option its own."""
+    rates: list[float] = []
+    monkeypatch.setattr(command, "train", lambda trainer, *_, **__: rates.append(trainer.recipe.learning_rate))
+    torch.manual_seed(0)
+    write_pretrained(Swin2SR(tiny()), tmp_path / "x2")
+    common = ["--photos", str(folder), "--steps", "1", "--device", "cpu", "--loaders", "1", "--out", str(tmp_path)]
+    init = ["--init", str(tmp_path / "x2")]
+    command.main(["--variant", "small-x2", *common])
+    command.main(["--variant", "small-x2", *common, *init])
+    command.main(["--variant", "small-x4", *common, *init])
+    command.main(["--variant", "small-x2", *common, *init, "--learning-rate", "0.125"])
+    fresh, continued = (getattr(Recipe(config=tiny(), crop=16), name) for name in ("learning_rate", "continued_rate"))
+    assert rates == [fresh, continued, fresh, 0.125]
+    for recipe in RECIPES.values():
+        assert recipe.continued_rate < recipe.learning_rate
+
+
+@pytest.mark.usefixtures("tiny_recipes", "threads")
+def test_command_reproduces_a_run_by_steps(folder: Path, tmp_path: Path) -> None:
+    """Two runs with one seed write the same file to the bit, graphics, padding and construction included."""
+    run = ["--variant", "small-x2", "--photos", str(folder), "--steps", "3", "--device", "cpu"]
+    mixed = ["--graphics", "0.5", "--flat"]
+    assert command.main([*run, *mixed, "--loaders", "1", "--out", str(tmp_path / "a")]) == 0
+    assert command.main([*run, *mixed, "--loaders", "3", "--out", str(tmp_path / "b")]) == 0
+    assert command.main([*run, *mixed, "--loaders", "1", "--seed", "1", "--out", str(tmp_path / "c")]) == 0
+    first, again, other = ((tmp_path / name / "small-x2.safetensors").read_bytes() for name in "abc")
+    assert first == again
+    assert first != other

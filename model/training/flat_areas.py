@@ -143,8 +143,8 @@ def round_zero_sum(kernels: Tensor) -> Tensor:
 def _round_rows(weight: Tensor, sums: Tensor, wanted: Tensor) -> Tensor:
     """Round a convolution (outputs, features, 3, 3) so that its own sums times ``sums`` are as ``wanted``.
 
-    For each output, repeatedly gives one or two weights their other neighbour in bfloat16, the two with which the result
-    is nearest.
+    For each output, repeatedly gives one or two weights their other neighbour in bfloat16: those that bring the result
+    nearest.
 
     Args:
         weight: not rounded.

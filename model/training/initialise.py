@@ -1,8 +1,8 @@
-"""Start where plain interpolation stands: the skip path interpolates and the body adds almost nothing.
+"""Start at plain interpolation: the skip path interpolates and the body adds almost nothing.
 
 The skip path is ``conv_first`` followed by the head's first convolution: together a linear filter over 5x5 pixels,
-enough for bicubic interpolation (Keys, a = -0.5) at any scale. ``conv_first`` keeps whatever weights it has, fresh or
-trained; the convolution behind it is solved for by least squares.
+enough for bicubic interpolation (Keys, a = -0.5) at any scale. ``conv_first`` keeps its weights, fresh or trained; the
+convolution behind it is solved for by least squares.
 """
 
 from collections.abc import Mapping
