@@ -1,31 +1,37 @@
-"""How an image that does not fit is cut into tiles, and how the upscaled tiles become one image again.
+"""Cuts an image into overlapping tiles, and stitches the upscaled tiles.
 
-A tile is only the same function of its pixels as the whole image if it sees the same window grid, so origins and sides
-are multiples of the window. Pixels near a tile's edge lack neighbours and are the wrong ones, so every tile is used up
+A tile is the same function of its pixels as the whole image only if it has the same window grid, so origins and sides
+are multiples of the window. Pixels near the edge of a tile lack neighbours and are inaccurate, so every tile is used up
 to the middle of what it shares with its neighbour, with a narrow linear blend around that seam.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.padding import quantise
+from model.padding import quantise_into
 
 BLEND = 8
 """Width of the blend around a seam, in low-resolution pixels."""
 
+BAND_SAMPLES = 2**20
+"""Samples of a band that one thread quantises: enough that handing it over costs little."""
+
 Pixels = NDArray[np.uint8] | NDArray[np.uint16]
 Values = NDArray[np.float32]
+Parallel = Callable[[Sequence[Callable[[], None]]], None]
+"""Runs calls that do not depend on each other, in any order or at once, and returns when all have returned."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """A rectangle of the padded image in low-resolution pixels, and its place in the grid of tiles."""
+    """A rectangle of the padded image in low-resolution pixels, and its row and column in the grid of tiles."""
 
     top: int
     left: int
@@ -36,7 +42,7 @@ class Tile:
 
     @property
     def area(self) -> int:
-        """Pixels in this tile."""
+        """Number of pixels."""
         return self.height * self.width
 
     def cut(self, pixels: Pixels) -> Pixels:
@@ -47,16 +53,16 @@ class Tile:
 def plan(height: int, width: int, tile_size: int, overlap: int, window: int) -> list[Tile]:
     """Cover a padded image with equal overlapping rectangles in reading order.
 
-    Origins and sides are multiples of the window, because a tile off the window grid is another function of its pixels.
+    Origins and sides are multiples of the window: a tile off the window grid computes a different function.
 
     Args:
         height, width: padded low-resolution size in pixels, multiples of the window.
-        tile_size: largest side of a tile in pixels; the smallest that needs no more tiles is used.
-        overlap: least number of pixels shared by neighbours; rounded up to the window grid.
+        tile_size: largest side of a tile in pixels. The smallest size that needs no more tiles is used.
+        overlap: minimum number of pixels shared by neighbours; rounded up to the window grid.
         window: side of the network's attention window in pixels.
 
     Raises:
-        ValueError: if a size is off the window grid or ``overlap`` leaves a tile nothing of its own.
+        ValueError: if a size is off the window grid, or ``overlap`` leaves a tile no pixels of its own.
     """
     if height < window or width < window or height % window or width % window:
         raise ValueError(f"{height}x{width} is not on the window grid of {window} pixels")
@@ -77,7 +83,7 @@ def _intervals(length: int, tile_size: int, overlap: int, window: int) -> tuple[
     if cells <= most:
         return length, [0]
     if most <= shared:
-        raise ValueError(f"an overlap of {overlap} pixels leaves a tile of {tile_size} nothing of its own")
+        raise ValueError(f"an overlap of {overlap} pixels leaves a tile of {tile_size} no pixels of its own")
     count = -(-(cells - shared) // (most - shared))
     side = -(-(cells + (count - 1) * shared) // count)
     return side * window, [index * (cells - side) // (count - 1) * window for index in range(count)]
@@ -85,7 +91,7 @@ def _intervals(length: int, tile_size: int, overlap: int, window: int) -> tuple[
 
 @dataclass(frozen=True)
 class _Span:
-    """What a tile contributes along one axis in low-resolution pixels, from its first ramp to its last."""
+    """The part of a tile that is used, along one axis in low-resolution pixels, ramps included."""
 
     start: int
     stop: int
@@ -108,9 +114,10 @@ def _spans(origins: Sequence[int], side: int, length: int) -> list[_Span]:
 
 
 class Stitcher:
-    """Joins upscaled tiles, added in reading order, into one image of whole numbers.
+    """Stitches upscaled tiles, added in reading order, into one image of integers.
 
-    Only the seams are held in float: the strip under the row of tiles being added and the side of the last tile. So an
+    Only the seams are held in floating point: the strip below the row of tiles being added, and the right side of the
+    latest tile. The rest of a tile is quantised from the network's output into the image in one pass over memory. So an
     image of any size costs its own bytes and little more.
 
     Args:
@@ -119,6 +126,7 @@ class Stitcher:
         scale: upscaled pixels per low-resolution pixel.
         tiles: the plan; all of its tiles have to be added in this order.
         dtype: ``uint8`` or ``uint16``.
+        parallel: runs the quantisation of several bands at once; one after the other by default.
     """
 
     def __init__(
@@ -130,6 +138,7 @@ class Stitcher:
         scale: int,
         tiles: Sequence[Tile],
         dtype: np.dtype[np.generic] | type,
+        parallel: Parallel | None = None,
     ) -> None:
         rows = [tile for tile in tiles if tile.column == 0]
         columns = [tile for tile in tiles if tile.row == 0]
@@ -138,6 +147,7 @@ class Stitcher:
         self._tiles = list(tiles)
         self._added = 0
         self._scale = scale
+        self._parallel = parallel or _run_in_turn
         self._image: Pixels = np.empty((height * scale, width * scale, channels), dtype)
         ramp = max(span.ramp_after for span in self._rows) * scale
         self._above: Values = np.empty((ramp, width * scale, channels), np.float32)
@@ -145,10 +155,10 @@ class Stitcher:
         self._side: Values = np.empty((0, 0, channels), np.float32)
 
     def add(self, tile: Tile, output: Values) -> None:
-        """Take in the upscaled tile, (s h, s w, C) with values in about [0,1].
+        """Add the upscaled tile, (s h, s w, C) with values in about [0, 1].
 
         Raises:
-            ValueError: if this is not the next tile of the plan or its output has another size.
+            ValueError: if this is not the next tile of the plan, its output has another size, or a value is not finite.
         """
         scale = self._scale
         if self._added == len(self._tiles) or tile != self._tiles[self._added]:
@@ -161,11 +171,15 @@ class Stitcher:
         part = output[
             (rows.start - tile.top) * scale : (rows.stop - tile.top) * scale,
             (columns.start - tile.left) * scale : (columns.stop - tile.left) * scale,
-        ].copy()
-        part = self._join_left(part, columns)
-        part = self._join_above(part, rows, columns.start * scale)
-        top, left = rows.start * scale, columns.start * scale
-        self._image[top : top + part.shape[0], left : left + part.shape[1]] = quantise(part, self._image.dtype)
+        ]
+        left, calls = columns.start * scale, list[Callable[[], None]]()
+        if before := columns.ramp_before * scale:
+            blended = _blend(self._side, part[:, :before], _ramp(before)[:, None])
+            calls += self._place_columns(blended, rows, left)
+        after = part.shape[1] - columns.ramp_after * scale
+        self._side = part[:, after:].copy()
+        calls += self._place_columns(part[:, before:after], rows, left + before)
+        self._parallel(calls)
         self._added += 1
 
     def finish(self) -> Pixels:
@@ -178,28 +192,31 @@ class Stitcher:
             raise ValueError(f"{len(self._tiles) - self._added} of {len(self._tiles)} tiles are missing")
         return self._image
 
-    def _join_left(self, part: Values, span: _Span) -> Values:
-        """Blend with the side that the tile on the left held back, and hold back this one's."""
-        if before := span.ramp_before * self._scale:
-            part[:, :before] = _blend(self._side, part[:, :before], _ramp(before)[:, None])
-        if after := span.ramp_after * self._scale:
-            self._side = part[:, -after:]
-            return part[:, :-after]
-        return part
+    def _place_columns(self, values: Values, span: _Span, left: int) -> list[Callable[[], None]]:
+        """Blend with the strip above, keep the strip below, and return the calls that quantise the rest."""
+        top, columns = span.start * self._scale, slice(left, left + values.shape[1])
+        before, after = span.ramp_before * self._scale, values.shape[0] - span.ramp_after * self._scale
+        self._below[: values.shape[0] - after, columns] = values[after:]
+        calls = self._quantise_bands(values[before:after], top + before, columns)
+        if before:
+            blended = _blend(self._above[:before, columns], values[:before], _ramp(before)[:, None, None])
+            calls += self._quantise_bands(blended, top, columns)
+        return calls
 
-    def _join_above(self, part: Values, span: _Span, left: int) -> Values:
-        """Blend with the strip that the row of tiles above held back, and hold back this one's."""
-        columns = slice(left, left + part.shape[1])
-        if before := span.ramp_before * self._scale:
-            part[:before] = _blend(self._above[:before, columns], part[:before], _ramp(before)[:, None, None])
-        if after := span.ramp_after * self._scale:
-            self._below[:after, columns] = part[-after:]
-            return part[:-after]
-        return part
+    def _quantise_bands(self, values: Values, top: int, columns: slice) -> list[Callable[[], None]]:
+        target = self._image[top : top + len(values), columns]
+        rows = max(1, BAND_SAMPLES // max(1, values[:1].size))
+        bands = [slice(row, row + rows) for row in range(0, len(values), rows)]
+        return [partial(quantise_into, target[band], values[band]) for band in bands]
+
+
+def _run_in_turn(calls: Sequence[Callable[[], None]]) -> None:
+    for call in calls:
+        call()
 
 
 def _ramp(length: int) -> Values:
-    """Weights of the later tile over a seam, rising from near 0 to near 1."""
+    """Weights of the later tile across a seam, rising from near 0 to near 1."""
     return (np.arange(length, dtype=np.float32) + 0.5) / np.float32(length)
 
 

@@ -135,6 +135,38 @@ def test_tiles_out_of_order_misshaped_or_missing_are_refused():
         stitcher.add(tiles[1], fitting)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_bands_may_be_quantised_in_any_order(dtype):
+    """A large tile gives several calls that do not depend on each other; the image is the same."""
+    pixels = np.random.default_rng(0).integers(0, np.iinfo(dtype).max + 1, (600, 1000, 3), dtype)
+    tiles = plan(600, 1000, 544, 64, 8)
+    counts = []
+
+    def backwards(calls):
+        counts.append(len(calls))
+        for call in reversed(calls):
+            call()
+
+    stitcher = Stitcher(600, 1000, 3, scale=2, tiles=tiles, dtype=dtype, parallel=backwards)
+    for tile in tiles:
+        values = tile.cut(pixels).astype(np.float32) / np.iinfo(dtype).max
+        stitcher.add(tile, values.repeat(2, 0).repeat(2, 1))
+    assert min(counts) > 1
+    np.testing.assert_array_equal(stitcher.finish(), pixels.repeat(2, 0).repeat(2, 1))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_is_refused_wherever_it_is(value):
+    """In the middle of a tile and in a seam: no image is better than a wrong one."""
+    tiles = plan(16, 48, 32, 8, 8)
+    for place in ((3, 3, 0), (3, 2 * tiles[0].width - 8, 0)):
+        stitcher = Stitcher(16, 48, 1, scale=2, tiles=tiles, dtype=np.uint8)
+        outputs = [np.zeros((32, tile.width * 2, 1), np.float32) for tile in tiles]
+        outputs[0][place] = value
+        with pytest.raises(ValueError, match="finite"):
+            [stitcher.add(tile, output) for tile, output in zip(tiles, outputs, strict=True)]
+
+
 def test_a_tile_is_cut_without_copying():
     """Cutting gives a view, so queued tiles cost no memory of their own."""
     pixels = np.zeros((16, 16, 3), np.uint8)
