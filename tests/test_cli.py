@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 
 from app.cli import local_backend
 from app.cli.commands import build
-from app.cli.upscale import Order, carry_out
+from app.cli.upscale import UpscaleArgs
+from app.cli.upscale import run as run_upscale
 from app.service import build_service
 from app.settings import Settings
 from app.variants.states import Condition
@@ -71,19 +72,35 @@ def photos(tmp_path, monkeypatch):
 
 
 def test_every_setting_is_an_option_of_serve(run):
-    """With what it trades off, and its default."""
-    text = re.sub(r"\s+", " ", run("serve", "--help").output)
+    """``serve --help`` shows each setting with its type or choices, default, and environment variable."""
+    text = re.sub(r"[\s│]+", " ", run("serve", "--help").output)
     for name, field in Settings.model_fields.items():
         assert f"--{name.replace('_', '-')}" in text
         assert field.description
-    assert "544" in text
+        assert f"[env var: SWIN2SR_{name.upper()}]" in text
+    for part in ("INTEGER", "text|json", "0..65535", "[default: 544]", "[default: 0]", "SECRET"):
+        assert part in text
+    assert "<str>" not in text
 
 
-def test_a_wrong_setting_is_named(run):
-    """One sentence on standard error, and a status that scripts notice."""
-    answer = run("serve", "--port", "many")
-    assert answer.exit_code != 0
-    assert "SWIN2SR_PORT" in answer.stderr
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (("--port", "many"), {}, "--port: Input should be a valid integer"),
+        ((), {"SWIN2SR_PORT": "many"}, "SWIN2SR_PORT: Input should be a valid integer"),
+        (("--port", "many"), {"SWIN2SR_PORT": "8000"}, "--port: Input should be a valid integer"),
+        (("--tile-overlap", "544"), {}, "--tile-overlap"),
+        (("--tile-overlap", "544"), {"SWIN2SR_TILE_SIZE": "500"}, "SWIN2SR_TILE_SIZE"),
+    ],
+)
+def test_a_wrong_setting_is_named_as_it_was_given(run, monkeypatch, arguments, environment, message):
+    """A fault names the option that was typed, or the environment variable that was set."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    answer = run("serve", *arguments)
+    assert answer.exit_code == 1
+    assert message in answer.stderr
+    assert not (set(re.findall("SWIN2SR_[A-Z_]+", answer.stderr)) - set(environment))
 
 
 def test_a_mistyped_variable_is_told(run, monkeypatch):
@@ -153,7 +170,7 @@ def test_a_second_run_does_what_is_missing(run, upscaler, photos, tmp_path):
     upscaler.calls.clear()
     answer = run("upscale", photos, "-o", "out", "--skip-existing", "--json")
     assert answer.exit_code == 0
-    assert "1 image left out" in answer.stderr
+    assert "1 image skipped" in answer.stderr
     skipped, done = sorted(map(json.loads, answer.stdout.splitlines()), key=lambda line: "skipped" not in line)
     assert skipped == {
         "source": str(photos / "a.png"), "target": str(Path("out") / "a-lightweight-x2.png"), "skipped": True,
@@ -162,7 +179,7 @@ def test_a_second_run_does_what_is_missing(run, upscaler, photos, tmp_path):
     assert upscaler.calls.count([(8, 8)]) == 1
     answer = run("upscale", photos, "-o", "out", "--skip-existing", "--force")
     assert answer.exit_code != 0
-    assert "give one of them" in answer.stderr
+    assert "exclude each other" in answer.stderr
 
 
 @pytest.mark.usefixtures("upscaler")
@@ -205,11 +222,11 @@ def test_bars_show_the_whole_and_the_file(photos):
     """On a terminal, while an image of several tiles is computed."""
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     (photos / "large.png").write_bytes(png(noise(300, 20)))
-    order = Order(
+    order = UpscaleArgs(
         ("photos/large.png",), Path("out.png"), None, None, 60, force=False, skip=False, jobs=1, as_json=False
     )
     options = order.options(variant="x2", format=None)
-    assert asyncio.run(carry_out(order, options, Settings(), console)) == 0
+    assert asyncio.run(run_upscale(order, options, Settings(), console)) == 0
     text = console.file.getvalue()
     assert "1 image" in text
     assert "large.png" in text
@@ -254,7 +271,7 @@ def test_weights_that_are_not_on_this_machine_are_told_with_the_command_that_bri
     """And with nothing about servers and their administrators."""
     answer = run("upscale", photos / "a.png", "-o", "out", "--variant", "realworld-x4", "--device", "cpu")
     assert answer.exit_code == 1
-    assert "on this machine. Fetch them first: swin2sr fetch realworld-x4" in answer.stderr
+    assert "on this machine. Download them with: swin2sr fetch realworld-x4" in answer.stderr
     assert "administrator" not in answer.stderr
     assert "swin2sr fetch NAME" in run("variants", "--device", "cpu").output
 
@@ -291,12 +308,12 @@ def test_a_bad_file_makes_the_exit_status_1(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("empty", "-o", "out"), "no images in empty: files that end in .avif, "),
-        (("a.png", "-o", "out.gif"), "out.gif is named as no format that is written: .png, .jpg, "),
-        (("a.png", "-o", "out.jpg", "--format", "webp"), "out.jpg is named as jpeg, and --format says webp"),
+        (("empty", "-o", "out"), "No images found in empty. Recognised extensions: .avif, "),
+        (("a.png", "-o", "out.gif"), "Unsupported output extension '.gif'; use one of .png, .jpg, "),
+        (("a.png", "-o", "out.jpg", "--format", "webp"), "Output extension .jpg contradicts --format webp"),
         (("a.png", "-o", "out.png", "--factor", "1", "--width", "3"), "factor"),
         (("a.png", "-o", "out.png", "--factor", "-1"), "--factor"),
-        (("*.png", "-o", "out.png"), "into a folder"),
+        (("*.png", "-o", "out.png"), "need an output folder"),
         (("*.png", "-o", "-"), "one image"),
         (("a.png", "-o", "-", "--json"), "standard output"),
     ],

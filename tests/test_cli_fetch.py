@@ -141,7 +141,7 @@ def test_each_variant_is_tried_and_each_fault_is_a_sentence(run, hub):
     assert answer.stdout.startswith(f"{NAME}: ")
     faults = [line for line in answer.stderr.splitlines() if line.startswith("swin2sr: ")]
     assert [fault.split()[1] for fault in faults] == ["x3:", "x2:", "small-x2:", "jpeg:"]
-    assert "no such variant" in faults[0]
+    assert "Unknown variant" in faults[0]
     assert "classical-x2, lightweight-x2" in faults[1]
     assert "comes with the package" in faults[2]
     assert f"answered 404 Not Found for {hub.release_url}/Swin2SR_Jpeg_dynamic.pth" in faults[3]

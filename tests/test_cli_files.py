@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.cli.files import find_images, place_results
+from app.cli.files import find_images, plan_outputs
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def tree(tmp_path, monkeypatch):
 def results(*places, output="out", variant="v", format_="png"):
     """Names of what would be written, by the names of what is read."""
     return {
-        str(job.source): str(job.target) for job in place_results(find_images(places), Path(output), variant, format_)
+        str(job.source): str(job.target) for job in plan_outputs(find_images(places), Path(output), variant, format_)
     }
 
 
@@ -62,9 +62,7 @@ def test_images_that_differ_in_their_ending_alone_get_different_names(tree):
 def test_two_images_never_become_one_file(tree):
     """As names that a shell found would, whatever is said of overwriting; given with their folders, they do not."""
     tree("one/a.png", "two/a.png")
-    with pytest.raises(
-        ValueError, match=r"one/a.png and two/a.png would both become out/a-png-v.png: give the folders"
-    ):
+    with pytest.raises(ValueError, match=r"one/a.png and two/a.png have the same output file out/a-png-v.png"):
         results("one/a.png", "two/a.png")
 
 
@@ -78,7 +76,7 @@ def test_results_are_not_read_again(tree):
     """Where they go into the folder that is searched."""
     tree("in/a.png", "in/out/a-v.png")
     found = find_images(["in"], without=Path("in/out"))
-    assert [str(each.source) for each in found] == ["in/a.png"]
+    assert [str(each.path) for each in found] == ["in/a.png"]
     assert len(find_images(["in"], without=Path("in"))) == 2
 
 

@@ -1,4 +1,4 @@
-"""Many images, several at a time, with bars for the whole and for each, and a report at the end."""
+"""Bulk upscaling: several images at a time, with progress bars and a report of failures."""
 
 from __future__ import annotations
 
@@ -11,43 +11,48 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from app import client
-from app.cli.files import Job
+from app.cli.files import FileTask
 from app.errors import ServiceError
 
-_CHOICES = "--force overwrites it, --skip-existing leaves such images out"
+_EXISTS = "Use --force to overwrite it, or --skip-existing to skip such images."
 
 
-class Upscaling(Protocol):
-    """What upscales one image: this process, or a server."""
+class Backend(Protocol):
+    """Upscales one image at a time: in this process, or on a server."""
 
     async def upscale(self, body: bytes, name: str, on_progress: client.answer.OnProgress) -> client.UpscaledImage:
-        """Upscale an image's bytes; the name is a file's.
+        """Upscale an encoded image.
+
+        Args:
+            body: the encoded image.
+            name: its file name, without a folder; may be empty.
+            on_progress: called with each step.
 
         Raises:
-            ServiceError, OSError: if it cannot be done.
+            ServiceError, OSError: if the image cannot be upscaled.
         """
 
 
-class Errand:
-    """Jobs on their way.
+class BulkUpscaler:
+    """Upscales a list of files.
 
     Args:
-        upscaling: does the work.
-        console: for people; standard output is not touched.
-        force: overwrite files.
-        skip: leave out images whose result is there.
-        lines: where a line of JSON is written for each image, or None.
-        streams: standard input and output.
+        backend: upscales each image.
+        console: for messages and progress bars, on standard error.
+        force: overwrite existing files.
+        skip: skip images whose output file exists.
+        lines: text stream that gets one line of JSON for each image, or None.
+        streams: standard input and standard output.
     """
 
     def __init__(
         self,
-        upscaling: Upscaling,
+        backend: Backend,
         console: Console,
         *,
         force: bool = False,
@@ -55,67 +60,71 @@ class Errand:
         lines: Any = None,  # noqa: ANN401 - a text stream
         streams: tuple[BinaryIO, BinaryIO] | None = None,
     ) -> None:
-        self._upscaling = upscaling
+        self._backend = backend
         self._console = console
         self._force = force
         self._skip = skip
         self._skipped = 0
         self._lines = lines
         self._streams = streams
-        self._failures: list[tuple[Job, str]] = []
+        self._failures: list[tuple[FileTask, str]] = []
 
-    async def run(self, jobs: Sequence[Job], at_once: int) -> int:
-        """Do them all, whatever becomes of each.
+    async def run(self, tasks: Sequence[FileTask], concurrency: int) -> int:
+        """Upscale all images, and continue after a failure.
+
+        Args:
+            tasks: images to read and files to write.
+            concurrency: images processed at a time.
 
         Returns:
-            How many failed; each is named on the console with its reason, and again at the end.
+            The number of failures. Each is printed with its reason, and again at the end.
         """
-        queue = iter(jobs)
+        queue = iter(tasks)
         with self._bars() as bars:
-            whole = bars.add_task(_plural(len(jobs)), total=len(jobs))
+            total = bars.add_task(_plural(len(tasks)), total=len(tasks))
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(at_once, len(jobs))):
-                    group.create_task(self._work(queue, bars, whole))
+                for _ in range(min(concurrency, len(tasks))):
+                    group.create_task(self._work(queue, bars, total))
         if self._skipped:
-            self._say(f"{_plural(self._skipped)} left out: the results are there")
-        if self._failures and len(jobs) > 1:
-            done = len(jobs) - len(self._failures) - self._skipped
-            self._say(f"{_plural(done)} upscaled, {len(self._failures)} failed:")
-            for job, reason in self._failures:
-                self._say(f"  {job.name}: {reason}", "red")
+            self._print(f"{_plural(self._skipped)} skipped: the output file exists")
+        if self._failures and len(tasks) > 1:
+            done = len(tasks) - len(self._failures) - self._skipped
+            self._print(f"{_plural(done)} upscaled, {len(self._failures)} failed:")
+            for task, reason in self._failures:
+                self._print(f"  {task.name}: {reason}", "red")
         return len(self._failures)
 
-    async def _work(self, queue: Iterator[Job], bars: Progress, whole: Any) -> None:  # noqa: ANN401 - rich's task id
-        for job in queue:
-            bar = bars.add_task(job.source.name if job.source else job.name, total=None)
+    async def _work(self, queue: Iterator[FileTask], bars: progress.Progress, total: progress.TaskID) -> None:
+        for task in queue:
+            bar = bars.add_task(task.source.name if task.source else task.name, total=None)
 
-            def show(step: client.Progress, bar: Any = bar) -> None:  # noqa: ANN401
+            def show(step: client.Progress, bar: progress.TaskID = bar) -> None:
                 bars.update(bar, total=step.tiles or None, completed=step.tile)
 
             try:
-                await self._do(job, show)
+                await self._process(task, show)
             except (ServiceError, OSError) as error:
-                self._fail(job, error)
+                self._fail(task, error)
             bars.remove_task(bar)
-            bars.advance(whole)
+            bars.advance(total)
 
-    async def _do(self, job: Job, show: client.answer.OnProgress) -> None:
+    async def _process(self, task: FileTask, show: client.answer.OnProgress) -> None:
         started = time.monotonic()
-        if job.target is not None and job.target.exists() and not self._force:
+        if task.target is not None and task.target.exists() and not self._force:
             if self._skip:
                 self._skipped += 1
-                self._tell(job, target=str(job.target), skipped=True)
+                self._write_json(task, target=str(task.target), skipped=True)
                 return
-            raise FileExistsError(f"{job.target} exists already; {_CHOICES}")
-        body = await asyncio.to_thread(self._read, job)
-        upscaled = await self._upscaling.upscale(body, job.source.name if job.source else "", show)
-        target = await asyncio.to_thread(self._write, job, upscaled)
-        self._say(f"{job.name} -> {target or 'standard output'}")
+            raise FileExistsError(f"{task.target} already exists. {_EXISTS}")
+        body = await asyncio.to_thread(self._read, task)
+        upscaled = await self._backend.upscale(body, task.source.name if task.source else "", show)
+        target = await asyncio.to_thread(self._write, task, upscaled)
+        self._print(f"{task.name} -> {target or 'standard output'}")
         notice = {"notice": upscaled.notice} if upscaled.notice else {}
         if upscaled.notice:
-            self._say(f"  {upscaled.notice}", "yellow")
-        self._tell(
-            job,
+            self._print(f"  {upscaled.notice}", "yellow")
+        self._write_json(
+            task,
             target=str(target) if target else None,
             variant=upscaled.variant,
             scale=upscaled.scale,
@@ -124,52 +133,53 @@ class Errand:
             **notice,
         )
 
-    def _read(self, job: Job) -> bytes:
-        return job.source.read_bytes() if job.source else self._stream(0).read()
+    def _read(self, task: FileTask) -> bytes:
+        return task.source.read_bytes() if task.source else self._stream(0).read()
 
-    def _write(self, job: Job, upscaled: client.UpscaledImage) -> Path | None:
-        if job.target is None:
+    def _write(self, task: FileTask, upscaled: client.UpscaledImage) -> Path | None:
+        if task.target is None:
             self._stream(1).write(upscaled.content)
             self._stream(1).flush()
             return None
-        target = job.target if job.exact else job.target.with_suffix(Path(upscaled.filename).suffix)
+        target = task.target if task.exact else task.target.with_suffix(Path(upscaled.filename).suffix)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(target, upscaled.content, force=self._force)
+        _write_atomically(target, upscaled.content, force=self._force)
         return target
 
     def _stream(self, number: int) -> BinaryIO:
         return (self._streams or (sys.stdin.buffer, sys.stdout.buffer))[number]
 
-    def _fail(self, job: Job, error: ServiceError | OSError) -> None:
-        reason = error.detail if isinstance(error, ServiceError) else _sentence(error)
+    def _fail(self, task: FileTask, error: ServiceError | OSError) -> None:
+        reason = error.detail if isinstance(error, ServiceError) else _message(error)
         code = error.code if isinstance(error, ServiceError) else "file_error"
         if isinstance(error, client.ServerUnreachable):
             code = "unreachable"
-        self._failures.append((job, reason))
-        self._say(f"{job.name}: {reason}", "red")
-        self._tell(job, error={"code": code, "detail": reason})
+        self._failures.append((task, reason))
+        self._print(f"{task.name}: {reason}", "red")
+        self._write_json(task, error={"code": code, "detail": reason})
 
-    def _tell(self, job: Job, **facts: object) -> None:
+    def _write_json(self, task: FileTask, **fields: object) -> None:
         if self._lines:
-            line = {"source": str(job.source) if job.source else None, **facts}
+            line = {"source": str(task.source) if task.source else None, **fields}
             self._lines.write(json.dumps(line) + "\n")
             self._lines.flush()
 
-    def _say(self, text: str, style: str = "") -> None:
+    def _print(self, text: str, style: str = "") -> None:
         self._console.print(Text(text, style), soft_wrap=True)
 
-    def _bars(self) -> Progress:
+    def _bars(self) -> progress.Progress:
         columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TimeElapsedColumn(),
         )
-        return Progress(*columns, console=self._console, transient=True, disable=not self._console.is_terminal)
+        hidden = not self._console.is_terminal
+        return progress.Progress(*columns, console=self._console, transient=True, disable=hidden)
 
 
-def _write_whole(target: Path, content: bytes, *, force: bool) -> None:
-    """Write a file so that it is there whole or not at all, and never over another one unless forced to."""
+def _write_atomically(target: Path, content: bytes, *, force: bool) -> None:
+    """Write a file completely or not at all, and replace an existing file only if ``force`` is set."""
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)
@@ -177,13 +187,13 @@ def _write_whole(target: Path, content: bytes, *, force: bool) -> None:
             try:
                 target.open("xb").close()
             except FileExistsError:
-                raise FileExistsError(f"{target} exists already; {_CHOICES}") from None
+                raise FileExistsError(f"{target} already exists. {_EXISTS}") from None
         part.replace(target)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _sentence(error: OSError) -> str:
+def _message(error: OSError) -> str:
     return error.strerror or str(error)
 
 

@@ -1,11 +1,11 @@
-"""`swin2sr fetch`: official weights brought into the cache, with a bar on a terminal and lines elsewhere."""
+"""The ``swin2sr fetch`` command: downloads official weights, with a bar on a terminal and lines elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from rich import progress
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.text import Text
 
 from model.official.fetch import FetchError, OfficialWeights, Step, megabytes
@@ -15,23 +15,23 @@ from model.variants import ALIASES, VARIANTS, Variant
 def fetch_all(
     names: Sequence[str], official: OfficialWeights, console: Console, say: Callable[[str], object]
 ) -> list[str]:
-    """Fetch variants one after the other, whatever becomes of each.
+    """Download variants one after the other, and continue after a failure.
 
     Args:
-        names: of the table.
-        official: where they lie, and how they get there.
-        console: for people; on a terminal it has a bar for each file.
-        say: told one line for each variant that is here now: its name, file, and SHA-256.
+        names: of official variants, in any case.
+        official: the weights cache.
+        console: for messages; on a terminal it shows a bar for each file.
+        say: called with one line for each variant: its name, file, and SHA-256.
 
     Returns:
-        A sentence for each that could not be fetched.
+        One message for each variant that failed.
     """
     faults = []
     for name in names:
         try:
             variant = find_official(name)
-            with _bars(console) as bars:  # over before anything is said: they take standard output for themselves
-                file = official.fetch(variant, _Shown(name, bars))
+            with _bars(console) as bars:  # closed before `say`, because rich redirects standard output
+                file = official.fetch(variant, _StepPrinter(name, bars))
             digest = official.digest(variant, file)
         except FetchError as error:
             faults.append(f"{name}: {error}")
@@ -40,38 +40,45 @@ def fetch_all(
     return faults
 
 
-def _bars(console: Console) -> Progress:
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    description = TextColumn("{task.description}", markup=False)
-    return Progress(description, *columns, console=console, transient=True, disable=not console.is_terminal)
-
-
 def find_official(name: str) -> Variant:
-    """The official variant of a name.
+    """The official variant with a name.
 
     Raises:
-        FetchError: if there is none; the text says which names there are.
+        FetchError: if there is none; the message lists the names.
     """
-    wish = name.lower()
+    lower = name.lower()
     official = [each for each in VARIANTS if not VARIANTS[each].embedded]
-    if wish in ALIASES:
-        candidates = [each for each in ALIASES[wish]["cuda"] if each in official]
-        raise FetchError(f"this is an alias; name a variant: {', '.join(candidates)}.")
-    if wish not in VARIANTS:
-        raise FetchError(f"there is no such variant. Official ones are {', '.join(official)}.")
-    return VARIANTS[wish]
+    if lower in ALIASES:
+        candidates = [each for each in ALIASES[lower]["cuda"] if each in official]
+        raise FetchError(f"This is an alias. Name a variant: {', '.join(candidates)}.")
+    if lower not in VARIANTS:
+        raise FetchError(f"Unknown variant. Official variants: {', '.join(official)}.")
+    return VARIANTS[lower]
 
 
-class _Shown:
-    """Shows each step of one variant: a bar that grows, and a line for whatever is new."""
+def _bars(console: Console) -> progress.Progress:
+    return progress.Progress(
+        progress.TextColumn("{task.description}", markup=False),
+        progress.BarColumn(),
+        progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
+        progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
 
-    def __init__(self, name: str, bars: Progress) -> None:
+
+class _StepPrinter:
+    """Shows the steps of one download: a bar that grows, and a line for each new text."""
+
+    def __init__(self, name: str, bars: progress.Progress) -> None:
         self._name = name
         self._bars = bars
         self._text = ""
 
     def __call__(self, step: Step) -> None:
-        """Show how far it is."""
+        """Show a step."""
         if step.text != self._text:
             self._text = step.text
             self._begin(step)
@@ -85,5 +92,5 @@ class _Shown:
             self._bars.add_task(f"{self._name}: {step.text}")
             return
         size = f", {megabytes(step.total)} MB" if step.total is not None else ""
-        here = f", {megabytes(step.done)} MB of it from before" if step.done else ""
-        self._bars.console.print(Text(f"{self._name}: {step.text}{size}{here}"), soft_wrap=True)
+        resumed = f", resumed after {megabytes(step.done)} MB" if step.done else ""
+        self._bars.console.print(Text(f"{self._name}: {step.text}{size}{resumed}"), soft_wrap=True)

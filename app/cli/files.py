@@ -1,4 +1,4 @@
-"""Which files a command reads, and where it writes what becomes of them."""
+"""Input files of a command, and the output file of each."""
 
 from __future__ import annotations
 
@@ -9,28 +9,36 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".gif", ".heic", ".heif"})
-"""Files in folders that are taken for images."""
+"""Suffixes of the image files that are found in folders and by patterns."""
 
 STREAM = "-"
-"""What a person writes for standard input and standard output."""
+"""Stands for standard input and standard output."""
 
 EXTENSIONS = {"jpeg": ".jpg"}
-"""Of the formats whose files are not named as the format is."""
+"""File extensions that differ from the name of the format."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """An image to read; ``place`` is its path below the folder that was given, or its name."""
+class InputFile:
+    """An image file to read.
 
-    source: Path
-    place: Path
+    Attributes:
+        path: of the file.
+        relative: path below the folder that was given, or the file's name. The output keeps it.
+    """
+
+    path: Path
+    relative: Path
 
 
 @dataclass(frozen=True)
-class Job:
-    """An image to read and a file to write; None stands for standard input and output.
+class FileTask:
+    """One image to upscale: the file to read, and the file to write.
 
-    ``exact`` says that the target's name was given, and must not get the suffix of what comes out.
+    Attributes:
+        source: None for standard input.
+        target: None for standard output.
+        exact: whether the user gave the target's full name. If not, it gets the extension of the output format.
     """
 
     source: Path | None
@@ -39,60 +47,66 @@ class Job:
 
     @property
     def name(self) -> str:
-        """What the image is called."""
+        """The name of the source in messages."""
         return str(self.source) if self.source else "standard input"
 
 
-def find_images(places: Sequence[str], *, without: Path | None = None) -> list[Found]:
-    """The files that were given, and the images in folders and behind patterns, by name.
+def find_images(inputs: Sequence[str], *, without: Path | None = None) -> list[InputFile]:
+    """Find the image files behind the arguments of a command, without duplicates.
+
+    A file that is named explicitly is returned even if it does not exist, so that its error is reported later.
 
     Args:
-        places: files, folders (searched to the bottom), and patterns such as ``photos/**/*.jpg``.
-        without: where results go; if it lies inside a folder that is searched, it is left out.
+        inputs: files, folders (searched recursively), and patterns such as ``photos/**/*.jpg``.
+        without: output folder. If it lies inside a folder that is searched, its files are skipped.
     """
-    folders = [place for place in places if Path(place).is_dir()]
-    found: dict[Path, Found] = {}
-    for place in places:
-        path = Path(place)
+    folders = [each for each in inputs if Path(each).is_dir()]
+    found: dict[Path, InputFile] = {}
+    for each in inputs:
+        path = Path(each)
         if path.is_dir():
             root = path.parent if len(folders) > 1 else path  # like cp: several folders keep their names
             results = without.resolve() if without and without.resolve() != path.resolve() else None
             files = (file for file in _images(path.rglob("*")) if not results or not _lies_in(file, results))
-            new = [Found(file, file.relative_to(root)) for file in files]
-        elif glob.has_magic(place) and not path.exists():
-            matches = [Path(match) for match in glob.glob(place, recursive=True)]  # noqa: PTH207 - paths of any root
+            new = [InputFile(file, file.relative_to(root)) for file in files]
+        elif glob.has_magic(each) and not path.exists():
+            matches = [Path(match) for match in glob.glob(each, recursive=True)]  # noqa: PTH207 - paths of any root
             root = _root(path)
-            new = [Found(file, file.relative_to(root)) for file in _images(matches)]
+            new = [InputFile(file, file.relative_to(root)) for file in _images(matches)]
         else:
-            new = [Found(path, Path(path.name))]
-        found |= {each.source: each for each in new if each.source not in found}
+            new = [InputFile(path, Path(path.name))]
+        found |= {file.path: file for file in new if file.path not in found}
     return list(found.values())
 
 
-def place_results(found: Sequence[Found], output: Path, variant: str, format_: str) -> list[Job]:
-    """A job for each image: below ``output``, sub-folders kept, named after the image and the variant.
+def plan_outputs(inputs: Sequence[InputFile], output: Path, variant: str, format_: str) -> list[FileTask]:
+    """Name the output file of each input: below ``output``, in the same sub-folders, with the variant in the name.
 
     Args:
-        found: as ``find_images`` has it.
-        output: a folder; it need not exist.
-        variant: name of the variant that computes.
-        format_: of the results, as in ``UpscaleOptions``; ``same`` guesses by the image's name, and the answer decides.
+        inputs: as ``find_images`` returns them.
+        output: a folder, which need not exist.
+        variant: name of the variant that is used.
+        format_: output format, as in ``UpscaleOptions``. With ``same`` the extension is that of the input, and is
+            corrected when the result is written.
 
     Raises:
-        ValueError: if two images would become one file.
+        ValueError: if two inputs have the same output file.
     """
-    twins = Counter(each.place.with_suffix("") for each in found)
-    jobs: dict[Path, Job] = {}
-    for each in found:
-        suffix = each.place.suffix
-        kind = f"-{suffix[1:].lower()}" if twins[each.place.with_suffix("")] > 1 and suffix else ""
-        name = f"{each.place.stem}{kind}-{variant}{_extension(format_, suffix)}"
-        target = output / each.place.parent / name
-        job = Job(each.source, target)
-        other = jobs.setdefault(target, job)
-        if other is not job:
-            raise ValueError(f"{other.name} and {job.name} would both become {target}: give the folders they lie in")
-    return list(jobs.values())
+    stems = Counter(file.relative.with_suffix("") for file in inputs)
+    tasks: dict[Path, FileTask] = {}
+    for file in inputs:
+        suffix = file.relative.suffix
+        kind = f"-{suffix[1:].lower()}" if stems[file.relative.with_suffix("")] > 1 and suffix else ""
+        name = f"{file.relative.stem}{kind}-{variant}{_extension(format_, suffix)}"
+        target = output / file.relative.parent / name
+        task = FileTask(file.path, target)
+        other = tasks.setdefault(target, task)
+        if other is not task:
+            raise ValueError(
+                f"{other.name} and {task.name} have the same output file {target}. Give their folders as inputs, so "
+                "that sub-folders are kept."
+            )
+    return list(tasks.values())
 
 
 def _images(paths: Iterator[Path] | Sequence[Path]) -> Iterator[Path]:
@@ -106,7 +120,7 @@ def _lies_in(file: Path, folder: Path) -> bool:
 
 
 def _root(pattern: Path) -> Path:
-    """The folder above a pattern's first part that is one."""
+    """The part of a pattern before its first wildcard."""
     fixed: list[str] = []
     for part in pattern.parts[:-1]:
         if glob.has_magic(part):

@@ -1,4 +1,4 @@
-"""A server in the place of this process: what ``swin2sr upscale --url`` does."""
+"""Upscaling on a server, for ``swin2sr upscale --url``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from app.errors import NotReady
 from app.schemas import UpscaleOptions, VariantDescription
 
 
-class Remote:
-    """Upscales with one variant and one set of options on a server, as long as an ``async with`` block lasts.
+class HttpBackend:
+    """Upscales on a server with one variant and one set of options. Use it in an ``async with`` block.
 
     Args:
-        options: for every image.
+        options: of every request.
         url: of the server.
-        api_key: where it wants one.
+        api_key: sent as bearer token; None sends none.
         timeout: seconds for each image.
     """
 
@@ -26,33 +26,33 @@ class Remote:
         self._client = client.AsyncClient(url, api_key=api_key, timeout=timeout)
 
     async def __aenter__(self) -> Self:
-        """Itself."""
+        """Return the backend."""
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close its connections."""
+        """Close the connections."""
         await self._client.aclose()
 
     async def variant(self) -> str:
-        """The name of the variant that computes, or will when its weights have come.
+        """The name of the variant that the server uses for these options.
 
         Raises:
-            UnknownVariant, NotReady: if the server has none.
-            ServerUnreachable: if there is no server.
+            UnknownVariant, NotReady: if the server cannot use it.
+            ServerUnreachable: if no server answers.
         """
         found = await self._describe(self._options.get("variant"))
         if not found.available and found.state != "loading":
-            raise NotReady(f"{found.name} cannot be used there. {found.reason or ''}".strip())
+            raise NotReady(f"The server cannot use {found.name}. {found.reason or ''}".strip())
         return found.name
 
     async def upscale(self, body: bytes, name: str, on_progress: client.answer.OnProgress) -> client.UpscaledImage:
         """Upscale one image.
 
         Raises:
-            ServiceError: that the server answers.
-            ServerUnreachable: if there is no server, for longer than the client's patience.
+            ServiceError: that the server sends.
+            ServerUnreachable: if no server answers within the client's time limits.
         """
         file = io.BytesIO(body)
         file.name = name

@@ -1,4 +1,4 @@
-"""The service's pipeline in this process, without HTTP: what ``swin2sr upscale`` does where no server is named."""
+"""Upscaling in this process with the service's pipeline, for ``swin2sr upscale`` without ``--url``."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from app.schemas import UpscaleOptions
 from app.service import build_service
 from app.settings import Settings
 
-PATIENCE = 10 * 365 * 24 * 3600.0
-"""Seconds: a person stops a program with a key."""
+NO_DEADLINE_S = 10 * 365 * 24 * 3600.0
+"""Seconds that stand for no deadline: the user can stop the command."""
 
 
-class Local:
-    """Upscales with one variant and one set of options, as long as a ``with`` block lasts.
+class LocalBackend:
+    """Upscales in this process with one variant and one set of options. Use it in a ``with`` block.
 
     Args:
-        options: for every image.
-        settings: of the service that is built.
+        options: of every image.
+        settings: of the service to build.
 
     Raises:
-        ValueError: if the device or the variant is not there.
+        ValueError: if the device or the variant does not exist.
     """
 
     def __init__(self, options: UpscaleOptions, settings: Settings) -> None:
@@ -35,42 +35,42 @@ class Local:
         self._service = build_service(settings)
 
     def __enter__(self) -> Self:
-        """Start its thread."""
+        """Start the worker thread."""
         self._service.batcher.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop its threads."""
+        """Stop all threads."""
         self._service.pipeline.close()
         self._service.registry.close()
         self._service.batcher.close(timeout=0)
 
     async def variant(self) -> str:
-        """The name of the variant that computes.
+        """The name of the variant that is used.
 
         Raises:
-            UnknownVariant, NotReady: if there is none.
+            UnknownVariant, NotReady: if it does not exist, or its weights are not on this machine.
         """
         registry = self._service.registry
         entry = registry.find(self._options.variant or registry.default)
         if entry.path is None and entry.origin == "official":
             fetch = f"swin2sr fetch {entry.name}"
-            raise NotReady(f"The weights of {entry.name!r} are not on this machine. Fetch them first: {fetch}")
+            raise NotReady(f"The weights of {entry.name!r} are not on this machine. Download them with: {fetch}")
         return registry.resolve(entry.name).name
 
     async def upscale(self, body: bytes, name: str, on_progress: client.answer.OnProgress) -> client.UpscaledImage:
         """Upscale one image.
 
         Raises:
-            ServiceError: as a server would answer.
+            ServiceError: as a server would send it.
         """
 
-        def tell(step: jobs.Progress) -> None:
+        def report(step: jobs.Progress) -> None:
             on_progress(client.Progress(step.state, step.position, step.done, step.total))
 
-        caller = Caller(time.monotonic() + PATIENCE, on_progress=tell)
+        caller = Caller(time.monotonic() + NO_DEADLINE_S, on_progress=report)
         upscaled = await self._service.pipeline.upscale(Upload(body, name), self._options, caller)
         encoded = upscaled.encoded
         return client.UpscaledImage(

@@ -1,4 +1,4 @@
-"""What a person orders on the command line, carried out: from names of files to files."""
+"""The ``swin2sr upscale`` command: from file names to files."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from app.cli.bulk import Errand
-from app.cli.files import EXTENSIONS, STREAM, SUFFIXES, Job, find_images, place_results
+from app.cli.bulk import BulkUpscaler
+from app.cli.files import EXTENSIONS, STREAM, SUFFIXES, FileTask, find_images, plan_outputs
 from app.schemas import UpscaleOptions
 from app.settings import Settings
 
 _FORMATS = [name for name in get_args(UpscaleOptions.model_fields["format"].annotation) if name != "same"]
-_WRITTEN = {EXTENSIONS.get(name, f".{name}"): name for name in _FORMATS}
-_WRITTEN |= {".jpeg": "jpeg", ".tif": "tiff"}
+_FORMAT_BY_SUFFIX = {EXTENSIONS.get(name, f".{name}"): name for name in _FORMATS}
+_FORMAT_BY_SUFFIX |= {".jpeg": "jpeg", ".tif": "tiff"}
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is read, where it goes, and who computes; as the options of ``swin2sr upscale``."""
+class UpscaleArgs:
+    """The arguments of ``swin2sr upscale`` that are not options of a request."""
 
-    places: tuple[str, ...]
+    inputs: tuple[str, ...]
     output: Path | None
     url: str | None
     api_key: str | None
@@ -35,88 +35,90 @@ class Order:
     as_json: bool
 
     @property
-    def into_stream(self) -> bool:
-        """Whether the result goes to standard output: when asked for, or when nothing else is said of a stream."""
-        return str(self.output) == STREAM or (self.output is None and self.places == (STREAM,))
+    def writes_to_stdout(self) -> bool:
+        """Whether the result goes to standard output: with ``-o -``, or with input ``-`` and no output."""
+        return str(self.output) == STREAM or (self.output is None and self.inputs == (STREAM,))
 
-    def options(self, *, format: str | None, **wishes: object) -> UpscaleOptions:  # noqa: A002 - the option's name
-        """The options of every request; the format is by the output's name where it is not said.
+    def options(self, *, format: str | None, **values: object) -> UpscaleOptions:  # noqa: A002 - the option's name
+        """The options of every request. Without ``format``, the output's extension decides.
 
         Raises:
-            pydantic.ValidationError: if one cannot be.
-            ValueError: if the output's name is that of no format, or of another one.
+            pydantic.ValidationError: if a value is invalid.
+            ValueError: if the output's extension is not supported, or contradicts ``format``.
         """
         suffix = self.output.suffix.lower() if self.output and self._is_file(self.output) else ""
-        named = _WRITTEN.get(suffix)
-        if suffix and named is None:
-            raise ValueError(f"{self.output} is named as no format that is written: {', '.join(_WRITTEN)}")
-        if format not in (None, "same") and named not in (None, format):
-            raise ValueError(f"{self.output} is named as {named}, and --format says {format}: let them agree")
-        chosen: Any = format or named or "png"
-        return UpscaleOptions(format=chosen, **wishes)
+        by_suffix = _FORMAT_BY_SUFFIX.get(suffix)
+        if suffix and by_suffix is None:
+            raise ValueError(f"Unsupported output extension '{suffix}'; use one of {', '.join(_FORMAT_BY_SUFFIX)}")
+        if format not in (None, "same") and by_suffix not in (None, format):
+            raise ValueError(f"Output extension {suffix} contradicts --format {format}. Change one of them.")
+        chosen: Any = format or by_suffix or "png"
+        return UpscaleOptions(format=chosen, **values)
 
-    def plan(self, variant: str, format_: str) -> list[Job]:
-        """The jobs.
+    def plan(self, variant: str, format_: str) -> list[FileTask]:
+        """The images to read and the files to write.
 
         Raises:
-            ValueError: if nothing is found, or what is found does not go where it should.
+            ValueError: if there are no images, or the inputs do not fit the output.
         """
-        if STREAM in self.places and len(self.places) > 1:
-            raise ValueError("standard input is one image and goes alone")
+        if STREAM in self.inputs and len(self.inputs) > 1:
+            raise ValueError("'-' (standard input) cannot be combined with other inputs")
         output = self.output or Path()
-        if STREAM in self.places:
+        if STREAM in self.inputs:
             target = output if self._is_file(output) else output / f"image-{variant}.{format_}"
-            return [Job(None, None if self.into_stream else target, exact=self._is_file(output))]
-        found = find_images(self.places, without=output if self.output else None)
+            return [FileTask(None, None if self.writes_to_stdout else target, exact=self._is_file(output))]
+        found = find_images(self.inputs, without=output if self.output else None)
         if not found:
-            places = ", ".join(self.places)
-            raise ValueError(f"there are no images in {places}: files that end in {', '.join(sorted(SUFFIXES))}")
-        if self.into_stream:
+            raise ValueError(
+                f"No images found in {', '.join(self.inputs)}. Recognised extensions: {', '.join(sorted(SUFFIXES))}"
+            )
+        if self.writes_to_stdout:
             if len(found) > 1:
-                raise ValueError("standard output takes one image")
-            return [Job(found[0].source, None)]
+                raise ValueError(f"Standard output takes one image, not {len(found)}. Use -o FOLDER.")
+            return [FileTask(found[0].path, None)]
         if self._is_file(output) and len(found) == 1:
-            return [Job(found[0].source, output, exact=True)]
+            return [FileTask(found[0].path, output, exact=True)]
         if output.suffix.lower() in SUFFIXES and not output.is_dir():
-            raise ValueError(f"several images go into a folder, not into {output}")
-        return place_results(found, output, variant, format_)
+            raise ValueError(f"Several inputs need an output folder, but {output} names a file. Use -o FOLDER.")
+        return plan_outputs(found, output, variant, format_)
 
     def _is_file(self, output: Path) -> bool:
-        """Whether what was given is the name of one file: it has a suffix, and one image is asked for."""
-        one = len(self.places) == 1 and not Path(self.places[0]).is_dir()
+        """Whether the output names one file: it has an extension, and there is one input that is not a folder."""
+        one = len(self.inputs) == 1 and not Path(self.inputs[0]).is_dir()
         return one and output.suffix != "" and not output.is_dir()
 
 
-async def carry_out(order: Order, options: UpscaleOptions, settings: Settings | None, console: Console) -> int:
-    """Upscale everything that was ordered.
+async def run(args: UpscaleArgs, options: UpscaleOptions, settings: Settings | None, console: Console) -> int:
+    """Upscale all inputs.
 
     Args:
-        order, options: what is to be done.
-        settings: of the service in this process, where no server is named.
-        console: for people.
+        args: inputs, output, and how to run.
+        options: of every request.
+        settings: of the service in this process; unused if ``args`` names a server.
+        console: for messages, on standard error.
 
     Returns:
-        How many images failed.
+        The number of images that failed.
 
     Raises:
-        ValueError, ServiceError, OSError: if nothing can be begun; the text says what to do.
+        ValueError, ServiceError, OSError: if nothing can be started.
     """
-    if order.force and order.skip:
-        raise ValueError("--force overwrites what --skip-existing leaves out: give one of them")
-    if order.as_json and order.into_stream:
-        raise ValueError("--json and the image both want standard output; give one of them a file")
-    order.plan("", options.format)  # before anything is loaded
+    if args.force and args.skip:
+        raise ValueError("--force and --skip-existing exclude each other. Use one of them.")
+    if args.as_json and args.writes_to_stdout:
+        raise ValueError("--json and the image cannot both go to standard output. Use -o FILE.")
+    args.plan("", options.format)  # reports wrong arguments before weights are loaded
     async with AsyncExitStack() as stack:
-        if order.url:
-            from app.cli.http_backend import Remote  # noqa: PLC0415
+        if args.url:
+            from app.cli.http_backend import HttpBackend  # noqa: PLC0415
 
-            upscaling: Any = await stack.enter_async_context(Remote(options, order.url, order.api_key, order.timeout))
+            backend: Any = await stack.enter_async_context(HttpBackend(options, args.url, args.api_key, args.timeout))
         else:
-            from app.cli.local_backend import Local  # noqa: PLC0415 - torch takes its time
+            from app.cli.local_backend import LocalBackend  # noqa: PLC0415 - importing torch takes seconds
 
-            assert settings is not None, "without a server, this process computes"
-            upscaling = stack.enter_context(Local(options, settings))
-        work = order.plan(await upscaling.variant(), options.format)
-        lines = sys.stdout if order.as_json else None
-        errand = Errand(upscaling, console, force=order.force, skip=order.skip, lines=lines)
-        return await errand.run(work, order.jobs)
+            assert settings is not None, "needed without a server"
+            backend = stack.enter_context(LocalBackend(options, settings))
+        tasks = args.plan(await backend.variant(), options.format)
+        lines = sys.stdout if args.as_json else None
+        upscaler = BulkUpscaler(backend, console, force=args.force, skip=args.skip, lines=lines)
+        return await upscaler.run(tasks, args.jobs)

@@ -1,0 +1,180 @@
+"""Options of commands: those that several commands share, and one for each setting."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+import typer
+from pydantic import SecretStr, ValidationError
+from pydantic.fields import FieldInfo
+
+from app.ray.settings import RaySettings
+from app.settings import PREFIX, Settings
+
+S = TypeVar("S", bound=Settings)
+
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|cpu|cuda|cuda:N",
+        help="device of the network; auto uses a GPU if available",
+        envvar="SWIN2SR_DEVICE",
+    ),
+]
+ModelDir = Annotated[
+    Path | None, typer.Option(help="folder of your own checkpoints, each a variant", envvar="SWIN2SR_MODEL_DIR")
+]
+CacheDir = Annotated[
+    Path | None,
+    typer.Option(help="weights cache folder", envvar="SWIN2SR_CACHE_DIR", show_default="the Hugging Face cache"),
+]
+Url = Annotated[str | None, typer.Option(help="use this server instead of computing locally", envvar="SWIN2SR_URL")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(help="API key for --url, sent as bearer token", envvar="SWIN2SR_API_KEY", show_default=False),
+]
+
+
+def complete_variant(prefix: str) -> list[str]:
+    """Variants and aliases that begin with a prefix, for shell completion."""
+    from model.variants import ALIASES, VARIANTS  # noqa: PLC0415
+
+    return [name for name in (*ALIASES, *VARIANTS) if name.startswith(prefix)]
+
+
+VariantName = Annotated[
+    str, typer.Option(help="variant or task alias, see `swin2sr variants`", autocompletion=complete_variant)
+]
+
+
+def with_settings(command: Callable[..., None], settings: type[Settings]) -> Callable[..., None]:
+    """Give a command one option for each setting.
+
+    The command gets the options of the command line only: the settings read the environment themselves.
+    """
+    parameters = [
+        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+        inspect.Parameter(
+            "sample",
+            inspect.Parameter.KEYWORD_ONLY,
+            default="photo.jpg",
+            annotation=Annotated[str, typer.Option(metavar="FILE", help="image path shown in the startup hint")],
+        ),
+        *(_parameter(name, field) for name, field in settings.model_fields.items()),
+    ]
+
+    def run(context: typer.Context, sample: str, **options: Any) -> None:  # noqa: ANN401 - see the signature below
+        sources = {name: context.get_parameter_source(name) for name in options}
+        typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+        command(sample, **{name: options[name] for name in typed})
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def read_settings(kind: type[S], **values: object) -> S:
+    """Build settings from options and the environment, and print a warning for each misspelt variable.
+
+    Args:
+        kind: class of the settings.
+        values: options by name; None is not passed on.
+
+    Raises:
+        typer.Exit: after printing what is wrong: by option if it was typed, else by environment variable.
+    """
+    for sentence in RaySettings.mistaken(os.environ):  # knows the settings of the plain service too
+        typer.echo(f"swin2sr: {sentence}", err=True)
+    try:
+        return kind(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise failure("\n".join(_settings_fault(kind, values, fault) for fault in error.errors())) from None
+
+
+def option_fault(fault: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
+    """A fault of request options, with the option as it is typed."""
+    name = "".join(f"{option_name(str(part))}: " for part in fault["loc"][:1])
+    return f"{name}{_fault_text(fault)}"
+
+
+def option_name(field: str) -> str:
+    """The command line's name of an option."""
+    return f"--{field.replace('_', '-')}"
+
+
+def failure(text: str) -> typer.Exit:
+    """Print an error message on standard error. Raise what this returns to exit with status 1."""
+    typer.echo(f"swin2sr: {text}", err=True)
+    return typer.Exit(1)
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    switch = field.annotation is bool
+    flag = option_name(name)
+    default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    unset = default in (None, "")
+    kind: Any = bool if switch else str | None if unset else str
+    option = typer.Option(
+        f"{flag}/--no-{name.replace('_', '-')}" if switch else flag,
+        help=field.description,
+        metavar=None if switch else metavar(field),
+        envvar=f"{PREFIX}{name.upper()}",
+        show_default=not unset,
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default if switch else None if unset else str(default),
+        annotation=Annotated[kind, option],
+    )
+
+
+def metavar(field: FieldInfo) -> str:
+    """What can be given for a setting: choices, or a type with its range."""
+    bounds = {name: getattr(each, name) for each in field.metadata for name in ("ge", "le") if hasattr(each, name)}
+    return "|".join(_choices(field.annotation, bounds))
+
+
+def _choices(annotation: Any, bounds: dict[str, int]) -> list[str]:  # noqa: ANN401 - a type
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    if origin in (typing.Union, types.UnionType):
+        return [each for part in get_args(annotation) if part is not type(None) for each in _choices(part, bounds)]
+    if origin is Annotated:
+        return _choices(get_args(annotation)[0], bounds)
+    if origin is tuple:
+        return [f"{_choices(get_args(annotation)[0], {})[0]},..."]
+    if annotation is int:
+        return [f"{bounds['ge']}..{bounds['le']}" if len(bounds) == 2 else "INTEGER"]
+    return [{Path: "PATH", SecretStr: "SECRET", float: "NUMBER"}.get(annotation, "TEXT")]
+
+
+def _settings_fault(kind: type[Settings], values: dict[str, object], fault: Any) -> str:  # noqa: ANN401 - pydantic's own
+    """A fault of settings. Each setting is named as the user gave it: as an option or as an environment variable."""
+
+    def given_as(name: str, otherwise: str) -> str:
+        variable = f"{PREFIX}{name.upper()}"
+        in_environment = [text for each, text in os.environ.items() if each.upper() == variable]
+        if values.get(name) is not None and str(values[name]) not in in_environment:
+            return option_name(name)
+        return variable if in_environment else otherwise
+
+    known = "|".join(sorted((name.upper() for name in kind.model_fields), key=len, reverse=True))
+    text = re.sub(
+        rf"(?<![\w-])({known})(?![\w-])", lambda match: given_as(match[1].lower(), match[1]), _fault_text(fault)
+    )
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    return f"{given_as(name, PREFIX + name.upper())}: {text}" if name else text
+
+
+def _fault_text(fault: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
+    return str(fault["msg"]).removeprefix("Value error, ")
