@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from app import codec
 from app.batching.batcher import Batcher
 from app.batching.jobs import Progress, Submission
-from app.errors import DeadlineExceeded, RequestError
+from app.errors import DeadlineExceeded
 from app.http.uploads import Upload
 from app.imaging.channels import Pass, Pixels, Values, fit, fit_transparency, is_constant, turn, turn_back
+from app.imaging.refusals import codec_errors_as_refusals
 from app.imaging.work_plan import Outline, final_size, outline, reduce_to
 from app.schemas import UpscaleOptions
 from app.settings import Settings
@@ -80,7 +81,7 @@ class Pipeline:
         self._registry = registry
         self._batcher = batcher
         self._settings = settings
-        self._limits = codec.Limits(max_pixels=settings.max_input_pixels)
+        self._limits = codec.DecodeLimits(max_pixels=settings.max_input_pixels)
         self._pool = ThreadPoolExecutor(codec_threads, "swin2sr-codec")
         # Apart, because a refusal must not wait until others' images are encoded.
         self._door = ThreadPoolExecutor(1, "swin2sr-door")
@@ -101,7 +102,8 @@ class Pipeline:
         """
         try:
             async with asyncio.timeout(caller.deadline - time.monotonic()):
-                return await self._upscale(upload, options, caller)
+                with codec_errors_as_refusals():
+                    return await self._upscale(upload, options, caller)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was upscaled.") from None
 
@@ -112,9 +114,9 @@ class Pipeline:
         upscaler = loaded.upscaler
         _refuse_early(header, options, upscaler.scale)
         watch = _Stopwatch()
-        least = await _in(self._door, self._outline, header.height, header.width, options, upscaler)
+        least = await _in(self._door, self._outline, header.upright_height, header.upright_width, options, upscaler)
         with self._batcher.reserve(least.cost, client=caller.client) as reservation:
-            work = await _in(self._pool, self._prepare, upload.body, options, upscaler)
+            work = await _in(self._pool, self._prepare, upload.body, header, options, upscaler)
             watch.lap("decode")
             submission = self._batcher.admit(
                 loaded.key,
@@ -142,9 +144,9 @@ class Pipeline:
         window, scale = upscaler.window_size, upscaler.scale
         return outline(height, width, options, self._settings, scale=scale, window=window)
 
-    def _prepare(self, body: bytes, options: UpscaleOptions, upscaler: TileUpscaler) -> _Work:
+    def _prepare(self, body: bytes, header: codec.Header, options: UpscaleOptions, upscaler: TileUpscaler) -> _Work:
         """Decode, refuse what could not be answered, and cut into what the network sees."""
-        image = codec.decode(body, self._limits)
+        image = codec.decode(body, self._limits, header)
         height, width = final_size(image.height, image.width, upscaler.scale, options)
         codec.check_output(codec.output_format(options.format, image.format), width, height)
         work = self._outline(image.height, image.width, options, upscaler)
@@ -205,22 +207,14 @@ class _Stopwatch:
 
 
 def _refuse_early(header: codec.Header, options: UpscaleOptions, scale: int) -> None:
-    """Refuse what could not be answered whichever way the image turns out to stand; nothing is decoded yet.
+    """Refuse what could not be answered; nothing is decoded yet.
 
     Raises:
-        OutputTooLarge: if the format cannot hold the answer.
+        codec.TooLargeForFormat: if the format cannot hold the answer.
         InvalidOption: if the wished size is larger than the upscaled image.
     """
-    name = codec.output_format(options.format, header.format)
-    refusals = []
-    for height, width in ((header.height, header.width), (header.width, header.height)):
-        try:
-            tall, wide = final_size(height, width, scale, options)
-            codec.check_output(name, wide, tall)
-        except RequestError as error:
-            refusals.append(error)
-    if len(refusals) == 2:
-        raise refusals[0]
+    tall, wide = final_size(header.upright_height, header.upright_width, scale, options)
+    codec.check_output(codec.output_format(options.format, header.format), wide, tall)
 
 
 def _passes(image: codec.Image, upscaler: TileUpscaler) -> list[Pass]:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from app import codec
 
-LIMITS = codec.Limits(max_pixels=1_000_000)
+LIMITS = codec.DecodeLimits(max_pixels=1_000_000)
 ORIENTED_EXIF = (
     b"II*\0\x08\0\0\0\x02\0" + struct.pack("<HHIHHHHII", 0x0112, 3, 1, 6, 0, 0x010F, 2, 4, 0x534147) + bytes(4)
 )

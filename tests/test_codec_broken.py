@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from app import codec
-from app.errors import ImageTooLarge, InvalidImage, InvalidOption, OutputTooLarge, UnsupportedFormat
+from app.codec.errors import BrokenImage, InvalidEncodeOption, TooLarge, TooLargeForFormat, UnsupportedImage
 from tests.pictures import (
     LIMITS,
     ORIENTED_EXIF,
@@ -70,9 +70,9 @@ def test_a_truncated_file_is_refused_wherever_it_ends(kind):
     for end in sorted(ends):
         try:
             decoded = codec.decode(body[:end], LIMITS)
-        except InvalidImage:
+        except BrokenImage:
             continue
-        except UnsupportedFormat:
+        except UnsupportedImage:
             assert end < 32, "a file is known by its first bytes"
         else:
             assert end >= len(body) - 2
@@ -97,7 +97,7 @@ def test_mutated_files_are_read_or_refused_and_never_crash(kind):
                     mutated[at] = chance.choice([0, 1, 127, 128, 255, chance.randrange(256)])
         try:
             decoded = codec.decode(bytes(mutated), LIMITS)
-        except (InvalidImage, UnsupportedFormat, ImageTooLarge):
+        except (BrokenImage, UnsupportedImage, TooLarge):
             continue
         for name in ("png", "tiff", "jpeg"):
             assert codec.encode(decoded, codec.EncodeOptions(name)).body
@@ -105,7 +105,7 @@ def test_mutated_files_are_read_or_refused_and_never_crash(kind):
 
 def test_nothing_is_not_an_image():
     """Zero bytes are a broken image."""
-    with pytest.raises(InvalidImage, match="empty"):
+    with pytest.raises(BrokenImage, match="empty"):
         codec.decode(b"", LIMITS)
 
 
@@ -125,7 +125,7 @@ def test_nothing_is_not_an_image():
 )
 def test_other_formats_are_refused_by_name(body, name):
     """Nothing but the listed formats is opened, though Pillow knows dozens; the answer lists them."""
-    with pytest.raises(UnsupportedFormat, match=name) as caught:
+    with pytest.raises(UnsupportedImage, match=name) as caught:
         codec.decode(body, LIMITS)
     assert caught.value.facts["supported"] == list(codec.READABLE)
 
@@ -133,7 +133,7 @@ def test_other_formats_are_refused_by_name(body, name):
 def test_what_is_not_installed_is_not_offered(monkeypatch):
     """Without pillow-heif the advice does not name HEIF."""
     monkeypatch.setattr("app.codec.formats.find_spec", lambda _name: None)
-    with pytest.raises(UnsupportedFormat) as caught:
+    with pytest.raises(UnsupportedImage) as caught:
         codec.decode(b"hello", LIMITS)
     assert "heif" not in str(caught.value)
     assert caught.value.facts["supported"] == [name for name in codec.READABLE if name != "heif"]
@@ -141,11 +141,11 @@ def test_what_is_not_installed_is_not_offered(monkeypatch):
 
 def test_formats_are_known_by_their_bytes_alone():
     """One format's body behind another's signature is broken, not read as what it is."""
-    with pytest.raises(InvalidImage):
+    with pytest.raises(BrokenImage):
         codec.decode(b"\x89PNG\r\n\x1a\n" + saved(photograph(), "JPEG"), LIMITS)
-    with pytest.raises(InvalidImage):
+    with pytest.raises(BrokenImage):
         codec.decode(b"\xff\xd8\xff" + written(image()), LIMITS)
-    with pytest.raises(InvalidImage):
+    with pytest.raises(BrokenImage):
         codec.decode(b"II*\0" + saved(photograph(), "GIF"), LIMITS)
 
 
@@ -184,8 +184,8 @@ def test_a_billion_pixels_are_refused_on_their_header_and_cost_no_memory(name):
     body = header_of(name, 40_000, 25_000)
     for work in (codec.read_header, codec.decode):
         tracemalloc.start()
-        with pytest.raises(ImageTooLarge) as caught:
-            work(body, codec.Limits())
+        with pytest.raises(TooLarge) as caught:
+            work(body, codec.DecodeLimits())
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert caught.value.facts == {"limit": 50_000_000, "actual": 10**9}
@@ -195,21 +195,21 @@ def test_a_billion_pixels_are_refused_on_their_header_and_cost_no_memory(name):
 def test_the_limit_is_exact():
     """One pixel more than the limit is one too many."""
     body = written(image())
-    assert codec.read_header(body, codec.Limits(max_pixels=40 * 56)) == codec.Header("png", 56, 40)
-    with pytest.raises(ImageTooLarge):
-        codec.read_header(body, codec.Limits(max_pixels=40 * 56 - 1))
+    assert codec.read_header(body, codec.DecodeLimits(max_pixels=40 * 56)) == codec.Header("png", 56, 40)
+    with pytest.raises(TooLarge):
+        codec.read_header(body, codec.DecodeLimits(max_pixels=40 * 56 - 1))
 
 
 def test_more_pixels_than_pillow_likes_are_read_where_the_limit_allows_them():
     """The only limit is ours: Pillow's warning for 90 million pixels and its error for 179 do not exist here."""
     body = saved(Image.new("1", (20_000, 9_000)), "PNG")
-    assert codec.decode(body, codec.Limits(max_pixels=180_000_000)).pixels.shape == (9_000, 20_000, 1)
+    assert codec.decode(body, codec.DecodeLimits(max_pixels=180_000_000)).pixels.shape == (9_000, 20_000, 1)
 
 
 def test_a_tile_far_larger_than_its_picture_is_refused():
     """A TIFF of one pixel with a tile of four gigapixels is no picture."""
     body = tiff(samples(8, 8, 1), tile=16, t322=(65_536,), t323=(65_536,), t324=(8,), t325=(64,))
-    with pytest.raises(InvalidImage):
+    with pytest.raises(BrokenImage):
         codec.decode(body, LIMITS)
 
 
@@ -224,7 +224,7 @@ def test_a_bomb_in_a_chunk_is_left_out(kind):
         b"zTXt": b"Raw profile type exif\0\0",
     }[kind]
     tracemalloc.start()
-    decoded = codec.decode(png_with(written(image()), (kind, head + bomb)), codec.Limits(max_profile_bytes=2**20))
+    decoded = codec.decode(png_with(written(image()), (kind, head + bomb)), codec.DecodeLimits(max_profile_bytes=2**20))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert decoded.metadata == codec.Metadata()
@@ -238,7 +238,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded():
     body = saved(photograph(), "JPEG", progressive=True)
     last = body[body.rindex(b"\xff\xda") : -2]
     assert codec.decode(body[:-2] + last * 80 + body[-2:], LIMITS).pixels.shape == (40, 56, 3)
-    with pytest.raises(UnsupportedFormat, match="scans"):
+    with pytest.raises(UnsupportedImage, match="scans"):
         codec.read_header(body[:-2] + last * 100 + body[-2:], LIMITS)
     behind = codec.decode(body + last * 100, LIMITS)
     assert np.array_equal(behind.pixels, codec.decode(body, LIMITS).pixels), "what stands behind the picture is no scan"
@@ -266,7 +266,7 @@ def test_a_file_of_nothing_but_tiny_pieces_is_refused(kind, before, piece):
     assert codec.read_header(with_pieces(5000), LIMITS).width == 56
     longer = with_pieces(200_000)
     tracemalloc.start()
-    with pytest.raises((InvalidImage, UnsupportedFormat)):
+    with pytest.raises((BrokenImage, UnsupportedImage)):
         codec.read_header(longer, LIMITS)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -277,7 +277,7 @@ def test_a_gif_of_a_million_parts_is_refused():
     """Two bytes each, in one comment."""
     body = FILES["gif"]()
     at = body.index(b",\0\0\0\0")
-    with pytest.raises(InvalidImage, match="blocks"):
+    with pytest.raises(BrokenImage, match="blocks"):
         codec.read_header(body[:at] + b"!\xfe" + b"\1x" * 2**20 + b"\0" + body[at:], LIMITS)
 
 
@@ -307,14 +307,14 @@ def test_exif_whose_values_lie_on_top_of_each_other_is_not_unfolded():
 
 def animated(name):
     """Two frames of other colours, or two pages."""
-    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     return saved(frames[0], name, save_all=True, append_images=frames[1:])
 
 
 @pytest.mark.parametrize("name", ["GIF", "PNG", "WEBP", "TIFF", "AVIF"])
 def test_animations_and_pages_are_refused_by_name(name):
     """Never the first frame in silence."""
-    with pytest.raises(UnsupportedFormat, match="2 frames") as caught:
+    with pytest.raises(UnsupportedImage, match="2 frames") as caught:
         codec.read_header(animated(name), LIMITS)
     assert caught.value.facts["frames"] == 2
 
@@ -340,14 +340,14 @@ def test_one_frame_is_no_animation():
 )
 def test_samples_that_cannot_be_kept_are_refused_by_name(body):
     """Floats, 12 bits, Lab, WebP in TIFF and lossless JPEG are unsupported, not broken, nor read as something else."""
-    with pytest.raises(UnsupportedFormat, match=r"bits|[Ss]amples|process|compression"):
+    with pytest.raises(UnsupportedImage, match=r"bits|[Ss]amples|process|compression"):
         codec.decode(body, LIMITS)
 
 
 def test_heif_without_its_package_is_refused_with_the_way_out(monkeypatch):
     """The package is optional; without it the answer says so."""
     monkeypatch.setattr("app.codec.formats.find_spec", lambda _: None)
-    with pytest.raises(UnsupportedFormat, match="pillow-heif"):
+    with pytest.raises(UnsupportedImage, match="pillow-heif"):
         codec.decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", LIMITS)
 
 
@@ -361,7 +361,7 @@ def test_heif_is_read_where_its_package_is():
     assert np.array_equal(decoded.pixels, np.asarray(photograph()))
     assert decoded.metadata.icc == adobe_rgb()
     assert codec.encode(decoded, codec.EncodeOptions("same")).media_type == "image/png"
-    with pytest.raises(InvalidImage):
+    with pytest.raises(BrokenImage):
         codec.decode(stream.getvalue()[:-50], LIMITS)
     assert pillow_heif.options.DECODE_THREADS == 1
 
@@ -396,7 +396,7 @@ def test_an_avif_is_decoded_by_the_thread_that_asks():
     """Other cores belong to the network; the usual way starts a thread for each."""
     body = saved(photograph().resize((1024, 1024)), "AVIF")
     before = most = len(list(THREADS.iterdir()))
-    decoder = threading.Thread(target=codec.decode, args=(body, codec.Limits()))
+    decoder = threading.Thread(target=codec.decode, args=(body, codec.DecodeLimits()))
     decoder.start()
     while decoder.is_alive():
         most = max(most, len(list(THREADS.iterdir())))
@@ -410,7 +410,7 @@ def test_a_mistake_of_ours_is_not_blamed_on_the_file(monkeypatch):
         raise TypeError("ours")
 
     body = written(image())
-    for place in ("app.codec.png.read_metadata", "app.codec.png.read_header", "app.codec.planes.split"):
+    for place in ("app.codec.png_chunks.read_metadata", "app.codec.png_chunks.read_header", "app.codec.planes.split"):
         with monkeypatch.context() as patch:
             patch.setattr(place, mistake)
             with pytest.raises(TypeError, match="ours"):
@@ -430,7 +430,7 @@ def tagged_with(name, content):
 def test_a_profile_that_is_too_large_is_missed_with_a_notice(name):
     """In every format, so that nobody wonders where the colours went."""
     body = tagged_with(name, adobe_rgb() + bytes(3000))
-    decoded = codec.decode(body, codec.Limits(max_profile_bytes=3000))
+    decoded = codec.decode(body, codec.DecodeLimits(max_profile_bytes=3000))
     assert decoded.metadata.icc is None
     [notice] = decoded.notices
     assert "ICC profile" in notice
@@ -443,7 +443,7 @@ def test_more_of_photoshop_than_the_limit_is_missed_with_a_notice():
     body = saved(photograph(), "JPEG")
     block = b"Photoshop 3.0\0" + bytes(40_000)
     segment = b"\xff\xed" + struct.pack(">H", len(block) + 2) + block
-    limits = codec.Limits(max_profile_bytes=100_000)
+    limits = codec.DecodeLimits(max_profile_bytes=100_000)
     assert len(codec.decode(body[:2] + segment * 2 + body[2:], limits).metadata.photoshop) == 80_000
     decoded = codec.decode(body[:2] + segment * 3 + body[2:], limits)
     assert decoded.metadata.photoshop is None
@@ -455,7 +455,7 @@ def test_a_damaged_checksum_is_a_broken_image():
     body = bytearray(FILES["png palette"]())
     at = body.index(b"PLTE") + 6
     body[at] ^= 1
-    with pytest.raises(InvalidImage, match="checksum"):
+    with pytest.raises(BrokenImage, match="checksum"):
         codec.decode(bytes(body), LIMITS)
 
 
@@ -466,7 +466,7 @@ def test_a_damaged_checksum_is_a_broken_image():
 def test_the_largest_side_of_each_format(name, side):
     """A side that fits passes; one more is refused with both numbers."""
     codec.check_output(name, side, 1)
-    with pytest.raises(OutputTooLarge) as caught:
+    with pytest.raises(TooLargeForFormat) as caught:
         codec.check_output(name, 1, side + 1)
     assert caught.value.facts == {"limit": side, "actual": side + 1}
 
@@ -483,7 +483,7 @@ def test_the_area_of_each_format_is_checked():
     """TIFF's 32-bit offsets and AV1's largest level bound the product of the sides."""
     for name, width, height in (("tiff", 2**15, 2**14 - 2**9), ("avif", 2**12, 8704)):
         codec.check_output(name, width, height)
-        with pytest.raises(OutputTooLarge, match=name) as caught:
+        with pytest.raises(TooLargeForFormat, match=name) as caught:
             codec.check_output(name, width, height + 1)
         assert caught.value.facts == {"limit": width * height, "actual": width * (height + 1)}
 
@@ -493,5 +493,5 @@ def test_the_area_of_each_format_is_checked():
 )
 def test_impossible_options_are_refused(options):
     """With the caller's own mistake as the error."""
-    with pytest.raises(InvalidOption):
+    with pytest.raises(InvalidEncodeOption):
         codec.encode(image(), codec.EncodeOptions(**options))

@@ -33,7 +33,7 @@ def test_every_file_is_read_as_what_it_is(shared, name):
     """Planes, depth, alpha, profile and EXIF; and in 8 bits, the pixels that Pillow reads."""
     planes, deep, alpha, profile, block = FILES[name]
     file = shared / "images" / name
-    image = codec.decode(file.read_bytes(), codec.Limits())
+    image = codec.decode(file.read_bytes(), codec.DecodeLimits())
     found = image.metadata
     assert (image.pixels.shape[2], image.deep, image.alpha is not None) == (planes, deep, alpha)
     assert (found.icc is not None, found.exif is not None) == (profile, block)
@@ -48,15 +48,15 @@ def test_every_file_is_read_as_what_it_is(shared, name):
 @pytest.mark.parametrize("format_", ["png", "tiff"])
 def test_every_file_survives_lossless_formats_whole(shared, name, format_):
     """Pixels, alpha, profile and EXIF are the same after one way and back; so is the description of colours in PNG."""
-    before = codec.decode((shared / "images" / name).read_bytes(), codec.Limits())
-    after = codec.decode(codec.encode(before, codec.EncodeOptions(format_)).body, codec.Limits())
+    before = codec.decode((shared / "images" / name).read_bytes(), codec.DecodeLimits())
+    after = codec.decode(codec.encode(before, codec.EncodeOptions(format_)).body, codec.DecodeLimits())
     assert np.array_equal(after.pixels, before.pixels)
     assert (after.alpha is None) == (before.alpha is None)
     assert before.alpha is None or np.array_equal(after.alpha, before.alpha)
     if before.metadata.icc is not None:
         assert after.metadata.icc == before.metadata.icc
     if format_ == "png":
-        assert after.metadata.png_colour == before.metadata.png_colour
+        assert after.metadata.png_color == before.metadata.png_color
         assert after.metadata.texts == before.metadata.texts
         if before.metadata.exif is not None:
             size = (before.width, before.height)
@@ -68,10 +68,12 @@ def test_every_file_survives_lossless_formats_whole(shared, name, format_):
 @pytest.mark.parametrize("metadata", ["keep", "strip"])
 def test_every_file_can_be_written_in_every_format(shared, name, format_, metadata):
     """The answer opens, has the size, and looks the same: 35 dB or more from what was flattened and reduced to it."""
-    before = codec.decode((shared / "images" / name).read_bytes(), codec.Limits())
+    before = codec.decode((shared / "images" / name).read_bytes(), codec.DecodeLimits())
     options = codec.EncodeOptions(format_, quality=100, metadata=metadata)
-    after = codec.decode(codec.encode(before, options).body, codec.Limits())
-    stripped = codec.decode(codec.encode(before, codec.EncodeOptions("png", metadata=metadata)).body, codec.Limits())
+    after = codec.decode(codec.encode(before, options).body, codec.DecodeLimits())
+    stripped = codec.decode(
+        codec.encode(before, codec.EncodeOptions("png", metadata=metadata)).body, codec.DecodeLimits()
+    )
     assert (after.width, after.height) == (before.width, before.height)
     wanted = eight_bits_on_white(stripped)
     seen = eight_bits_on_white(after)

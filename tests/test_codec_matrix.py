@@ -148,7 +148,7 @@ def test_transparent_palettes_and_keys_become_alpha():
     )
 
 
-def test_gray_palettes_stay_gray_unless_their_profile_is_of_colours():
+def test_gray_palettes_stay_gray_unless_their_profile_is_of_colors():
     """A palette of grays is one plane, which three planes of equal values are not."""
     body = saved(photograph("L").convert("P"), "PNG")
     assert codec.decode(body, LIMITS).gray
@@ -186,22 +186,22 @@ def test_deep_tiffs_of_every_make_are_read_exactly(compression, order, channels,
         big=layout == "big",
     )
     decoded = codec.decode(body, LIMITS)
-    colours = channels - (channels in (2, 4))
+    colors = channels - (channels in (2, 4))
     assert decoded.pixels.dtype == np.uint16
-    assert np.array_equal(decoded.pixels, planes[:, :, :colours])
-    assert decoded.alpha is None if colours == channels else np.array_equal(decoded.alpha, planes[:, :, colours])
+    assert np.array_equal(decoded.pixels, planes[:, :, :colors])
+    assert decoded.alpha is None if colors == channels else np.array_equal(decoded.alpha, planes[:, :, colors])
 
 
 def test_deep_tiffs_with_white_at_zero_and_with_multiplied_alpha_are_understood():
     """What TIFF stores the other way round is turned."""
     planes = samples(channels=1, dtype=np.uint16)
     assert np.array_equal(codec.decode(tiff(planes, t262=(0,)), LIMITS).pixels, 65535 - planes)
-    colours = samples(channels=4, dtype=np.uint16)
-    alpha = colours[:, :, 3:].astype(np.float64) / 65535
-    stored = colours.copy()
-    stored[:, :, :3] = np.rint(colours[:, :, :3] * alpha)
+    colors = samples(channels=4, dtype=np.uint16)
+    alpha = colors[:, :, 3:].astype(np.float64) / 65535
+    stored = colors.copy()
+    stored[:, :, :3] = np.rint(colors[:, :, :3] * alpha)
     decoded = codec.decode(tiff(stored, t338=(1,)), LIMITS)
-    assert np.abs(decoded.pixels.astype(int) - colours[:, :, :3]).max() <= np.ceil(0.5 / alpha.min()) + 1
+    assert np.abs(decoded.pixels.astype(int) - colors[:, :, :3]).max() <= np.ceil(0.5 / alpha.min()) + 1
 
 
 @pytest.mark.parametrize("name", ["png", "tiff"])
@@ -235,7 +235,7 @@ def test_an_avif_of_more_than_eight_bits_is_read_as_sixteen(bits, channels):
     assert len(np.unique(decoded.pixels)) > 256
 
 
-def test_channels_that_are_neither_colour_nor_alpha_are_missed_with_a_notice():
+def test_channels_that_are_neither_color_nor_alpha_are_missed_with_a_notice():
     """A mask or a spot colour behind the colours, with transparency and without, in 8 and 16 bits."""
     for dtype, (count, extra) in itertools.product((np.uint8, np.uint16), ((4, (0,)), (5, (2, 0)))):
         planes = samples(channels=4, dtype=dtype)
@@ -278,6 +278,6 @@ def test_interlaced_pngs_are_read_exactly(dtype, channels, kind):
         header = struct.pack(">IIBBBBB", width, height, planes.itemsize * 8, kind, 0, 0, 1)
         chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
         decoded = codec.decode(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in chunks), LIMITS)
-        colours = channels - (channels in (2, 4))
-        assert np.array_equal(decoded.pixels, planes[:, :, :colours])
-        assert decoded.alpha is None if colours == channels else np.array_equal(decoded.alpha, planes[:, :, colours])
+        colors = channels - (channels in (2, 4))
+        assert np.array_equal(decoded.pixels, planes[:, :, :colors])
+        assert decoded.alpha is None if colors == channels else np.array_equal(decoded.alpha, planes[:, :, colors])

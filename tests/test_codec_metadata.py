@@ -17,7 +17,7 @@ from PIL import Image
 
 from app import codec
 from app.codec import exif
-from app.errors import InvalidImage
+from app.codec.errors import BrokenImage
 from tests.pictures import (
     LIMITS,
     ORIENTED_EXIF,
@@ -403,7 +403,7 @@ def test_a_directory_that_bites_its_tail_is_a_broken_tiff():
     body = bytearray(tiff(samples(channels=1)))
     first = struct.unpack_from("<I", body, 4)[0]
     body[-4:] = struct.pack("<I", first)
-    with pytest.raises(InvalidImage):
+    with pytest.raises(BrokenImage):
         codec.decode(bytes(body), LIMITS)
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from app import codec
-from app.codec import colour, exif
+from app.codec import color, exif
 from app.codec.ifd import copied_value, integer_value, pack_directory, pack_header, read_directory, read_layout
 from model.checkpoints import load_network, write_pretrained
 from model.degradations import resize_bicubic
@@ -28,7 +28,7 @@ from tests.test_golden import FILES as GOLDEN
 from tests.test_golden import Golden
 
 FORMATS = [*codec.WRITABLE, "same"]
-LIMITS = codec.Limits()
+LIMITS = codec.DecodeLimits()
 TEST_CARD = "g10n3p04.png"
 """One-pixel stripes of black and cyan in eight bits of linear light: no photo. ``small-x2`` never saw the like, WebP
 halves its chroma, and an error of one level in a linear shadow is thirteen in sRGB. So it takes the authors' weights,
@@ -66,7 +66,7 @@ def check_kept(response, before, options, scale=2):
     assert (after.alpha is not None) == (before.alpha is not None and format_.alpha)
     one_plane = format_.gray and (before.alpha is None or format_.gray_alpha or not format_.alpha)
     assert after.gray == (before.gray and one_plane)
-    described = [colour.described_profile(each.metadata, gray=each.gray) for each in (before, after)]
+    described = [color.described_profile(each.metadata, gray=each.gray) for each in (before, after)]
     if before.gray == after.gray:
         assert described[0] == described[1]
     if before.metadata.exif is not None:
@@ -113,7 +113,7 @@ def test_every_odd_file_keeps_everything_through_a_network(server, shared, name)
     assert (after.metadata.exif is None) == (before.metadata.exif is None)
     assert after.metadata.xmp == before.metadata.xmp
     if name == TEST_CARD:
-        assert after.metadata.png_colour == before.metadata.png_colour
+        assert after.metadata.png_color == before.metadata.png_color
         after, before = (dataclasses.replace(each, metadata=codec.Metadata()) for each in (after, before))
     assert likeness(after, before, 2) >= 30
 
@@ -224,7 +224,7 @@ def test_what_is_hidden_does_not_bleed_into_what_is_seen(server):
     assert np.abs(seen.astype(int) - (200, 60, 40)).max() <= 5
 
 
-def test_a_colour_jpeg_keeps_its_chroma_through_the_gray_network(server):
+def test_a_color_jpeg_keeps_its_chroma_through_the_gray_network(server):
     """The luma is restored, Cb and Cr stay what they were; transparency stays bit by bit at scale 1."""
     pixels = (samples(61, 75, 4) // 2 + 60).astype(np.uint8)
     body = written(codec.Image(pixels[:, :, :3], pixels[:, :, 3]))
@@ -242,7 +242,7 @@ def test_a_colour_jpeg_keeps_its_chroma_through_the_gray_network(server):
     ("options", "size"),
     [({"width": 60}, (60, 43)), ({"height": 50}, (70, 50)), ({"factor": 1.5}, (84, 60)), ({"width": 112}, (112, 80))],
 )
-def test_wished_sizes_keep_colours_depth_and_transparency(server, options, size):
+def test_wished_sizes_keep_colors_depth_and_transparency(server, options, size):
     """Reduced from the upscaled image, in 16 bits with alpha and a profile; the whole size is untouched."""
     picture = image(3, np.uint16, alpha=True, metadata=codec.Metadata(icc=adobe_rgb()))
     after = codec.decode(ask(server, written(picture), **options).content, LIMITS)

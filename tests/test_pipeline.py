@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from app.codec import EncodeOptions, Image, Limits, decode, encode
+from app.codec import DecodeLimits, EncodeOptions, Image, decode, encode
 from app.errors import DeadlineExceeded, ImageTooLarge, InvalidImage, InvalidOption, OutputTooLarge, QueueFull
 from app.http.uploads import Upload
 from app.pipeline import Caller
@@ -45,7 +45,7 @@ def upscale(service, body, *, timeout=PATIENCE, on_progress=None, **options):
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (16, 16), (60, 131), (200, 300)])
 @pytest.mark.parametrize(("have", "channels"), [(3, 3), (1, 3), (1, 1), (3, 1)])
-def test_any_size_and_colour_comes_back_enlarged(build, size, have, channels):
+def test_any_size_and_color_comes_back_enlarged(build, size, have, channels):
     """Padding is cropped, tiles are joined, gray stays gray and colour keeps its chroma."""
     pixels = noise(*size, have)
     if (have, channels) == (3, 1):  # chroma is enlarged smoothly, so only flat colours are exact
@@ -79,7 +79,7 @@ def test_sixteen_bits_stay_sixteen_bits(build):
     pixels = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), np.uint16)
     body = encode(Image(pixels), EncodeOptions()).body
     upscaled = upscale(build(ScriptedUpscaler()), body)
-    seen = decode(upscaled.encoded.body, Limits()).pixels
+    seen = decode(upscaled.encoded.body, DecodeLimits()).pixels
     assert seen.dtype == np.uint16
     np.testing.assert_array_equal(seen, enlarged(pixels))
 

@@ -7,22 +7,36 @@ computed; ``encode`` writes, and says in notices what a format could not take.
 
 from app.codec.decode import decode, read_header
 from app.codec.encode import encode
+from app.codec.errors import (
+    BrokenImage,
+    CodecError,
+    InvalidEncodeOption,
+    TooLarge,
+    TooLargeForFormat,
+    UnsupportedImage,
+)
 from app.codec.formats import READABLE, WRITABLE, Format, check_output, output_format, sniff
-from app.codec.image import Encoded, EncodeOptions, Header, Image, Limits, Metadata, Pixels, Resolution
+from app.codec.image import DecodeLimits, Encoded, EncodeOptions, Header, Image, Metadata, Pixels, Resolution
 from app.codec.planes import fill_transparent
 
 __all__ = [
     "READABLE",
     "WRITABLE",
+    "BrokenImage",
+    "CodecError",
+    "DecodeLimits",
     "EncodeOptions",
     "Encoded",
     "Format",
     "Header",
     "Image",
-    "Limits",
+    "InvalidEncodeOption",
     "Metadata",
     "Pixels",
     "Resolution",
+    "TooLarge",
+    "TooLargeForFormat",
+    "UnsupportedImage",
     "check_output",
     "decode",
     "encode",

@@ -2,71 +2,66 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from io import BytesIO
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-import imagecodecs
-import numpy as np
-import PIL.Image
-from PIL import BmpImagePlugin, GifImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
-
-from app.codec import colour, containers, exif, gif, heif, jpeg, planes, png, tiff, xmp
-from app.codec.decoders import blaming_the_file, load, read_avif_container
+from app.codec import avif, bmp, color, exif, gif, heif, jpeg, planes, png, tiff, webp, xmp
+from app.codec.errors import BrokenImage, TooLarge, UnsupportedImage
 from app.codec.formats import sniff
-from app.codec.image import Header, Image, Limits, Metadata, Pixels, Resolution, bounded
-from app.errors import ImageTooLarge, InvalidImage, UnsupportedFormat
-
-Read = tuple[Pixels, Pixels | None, Metadata, int, tuple[str, ...]]
-"""Planes as stored, metadata with its EXIF untouched, orientation, notices."""
+from app.codec.image import Decoded, DecodeLimits, Header, Image, Metadata
 
 
-def read_header(body: bytes, limits: Limits) -> Header:
-    """Format and size of a file, without decoding it.
+def read_header(body: bytes, limits: DecodeLimits) -> Header:
+    """Format, size and kind of samples of a file, without decoding it.
 
     Raises:
-        InvalidImage: if the file is empty, broken, or ends too early.
-        UnsupportedFormat: if the format is none of ``formats.READABLE``, or if the file is animated or has pages.
-        ImageTooLarge: if it has more than ``limits.max_pixels`` pixels; with ``limit`` and ``actual``.
+        BrokenImage: if the file is empty, damaged, or ends too early.
+        UnsupportedImage: if the format is none of ``formats.READABLE``, or if the file is animated or has pages.
+        TooLarge: if it has more than ``limits.max_pixels`` pixels; with ``limit`` and ``actual``.
     """
     name = sniff(body)
-    width, height, frames = _HEADERS[name](body)
-    if width < 1 or height < 1:
-        raise InvalidImage(f"The {name} file holds no pixels.")
-    if width * height > limits.max_pixels:
-        raise ImageTooLarge(
-            f"The image has {width}x{height} pixels; at most {limits.max_pixels} are accepted.",
+    header = _FORMATS[name].parse(body, limits)
+    if header.width < 1 or header.height < 1:
+        raise BrokenImage(f"The {name} file holds no pixels.")
+    if header.pixels > limits.max_pixels:
+        raise TooLarge(
+            f"The image has {header.width}x{header.height} pixels; at most {limits.max_pixels} are accepted.",
             limit=limits.max_pixels,
-            actual=width * height,
+            actual=header.pixels,
         )
-    if frames > 1:
-        raise UnsupportedFormat(
-            f"The {name} file has {frames} frames or pages; send one picture at a time.", frames=frames
+    if header.frames > 1:
+        raise UnsupportedImage(
+            f"The {name} file has {header.frames} frames or pages; send one picture at a time.", frames=header.frames
         )
-    return Header(name, width, height, frames)
+    return header
 
 
-def decode(body: bytes, limits: Limits) -> Image:
-    """An upright image with everything that travels beside its pixels.
+def decode(body: bytes, limits: DecodeLimits, header: Header | None = None) -> Image:
+    """An upright image with its metadata.
+
+    Args:
+        body: the file.
+        limits: of the header and of metadata.
+        header: what ``read_header`` returned for this file; it is read first if it is not given.
 
     Raises:
-        InvalidImage: if the file is empty, broken, or truncated.
-        UnsupportedFormat: if the format is none of ``formats.READABLE``, or if the file is animated or has pages.
-        ImageTooLarge: if it has more than ``limits.max_pixels`` pixels; nothing was decoded.
+        BrokenImage: if the file is empty, damaged, or truncated.
+        UnsupportedImage: if the format is none of ``formats.READABLE``, or if the file is animated or has pages.
+        TooLarge: if it has more than ``limits.max_pixels`` pixels; nothing was decoded.
     """
-    header = read_header(body, limits)
-    pixels, alpha, metadata, orientation, notices = _READERS[header.format](body, limits)
+    header = header or read_header(body, limits)
+    decoded = _FORMATS[header.format].read(body, header, limits)
+    pixels, alpha = decoded.pixels, decoded.alpha
     if pixels.shape[0] * pixels.shape[1] > limits.max_pixels:
-        raise InvalidImage(f"The {header.format} file has another size than its header says.")
-    metadata, more = _upright_metadata(metadata, orientation, gray=pixels.shape[2] == 1)
+        raise BrokenImage(f"The {header.format} file has another size than its header says.")
+    metadata, notices = _upright_metadata(decoded.metadata, header.orientation, gray=pixels.shape[2] == 1)
     return Image(
-        planes.upright(pixels, orientation),
-        None if alpha is None else planes.upright(alpha, orientation),
+        planes.upright(pixels, header.orientation),
+        None if alpha is None else planes.upright(alpha, header.orientation),
         header.format,
         metadata,
-        (*notices, *more),
+        (*decoded.notices, *notices),
     )
 
 
@@ -76,7 +71,7 @@ def _upright_metadata(metadata: Metadata, orientation: int, *, gray: bool) -> tu
         if not exif.readable(metadata.exif):
             notices.append("EXIF was broken and was left out")
         metadata = replace(metadata, exif=exif.remove_orientation(metadata.exif))
-    if metadata.icc is not None and not colour.fits(metadata.icc, gray=gray):
+    if metadata.icc is not None and not color.fits(metadata.icc, gray=gray):
         notices.append("the ICC profile was broken, or of another kind of image, and was left out")
         metadata = replace(metadata, icc=None)
     if metadata.xmp is not None:
@@ -87,145 +82,23 @@ def _upright_metadata(metadata: Metadata, orientation: int, *, gray: bool) -> tu
     return metadata, tuple(notices)
 
 
-def _orientation(metadata: Metadata) -> int:
-    return exif.read_orientation(metadata.exif) if metadata.exif is not None else 1
+@dataclass(frozen=True)
+class _Reader:
+    """How a format is read: its header, then its planes."""
+
+    parse: Callable[[bytes, DecodeLimits], Header]
+    read: Callable[[bytes, Header, DecodeLimits], Decoded]
 
 
-def _planes(picture: PIL.Image.Image, metadata: Metadata) -> tuple[Pixels, Pixels | None, Metadata, tuple[str, ...]]:
-    """Planes of a loaded picture; CMYK becomes sRGB."""
-    if picture.mode == "CMYK":
-        pixels, notice = colour.cmyk_to_srgb(np.asarray(picture), metadata.icc)
-        return pixels, None, replace(metadata, icc=None), (notice,)
-    of_rgb = metadata.icc is not None and colour.profile_space(metadata.icc) == "RGB"
-    return *planes.from_pillow(picture, palette_may_be_gray=not of_rgb), metadata, ()
-
-
-def _read_png(body: bytes, limits: Limits) -> Read:
-    chunks = png.read_chunks(body)
-    header = png.read_header(chunks)
-    metadata, notices = png.read_metadata(chunks, limits)
-    key = next((bytes(content) for kind, content in chunks if kind == b"tRNS"), None)
-    if header.kind == 3 or header.bits < 8:
-        picture = load(PngImagePlugin.PngImageFile, png.picture_only(chunks, palette=header.kind == 3), "png")
-        pixels, alpha, metadata, _ = _planes(picture, metadata)
-    else:
-        with blaming_the_file("png"):
-            samples = imagecodecs.png_decode(png.picture_only(chunks, palette=False))
-        pixels, alpha = planes.split(samples)
-    if key is not None and header.kind in (0, 2) and len(key) == 2 * pixels.shape[2]:
-        full = 2**header.bits - 1
-        step = max(255 // full, 1)
-        values = struct.unpack(f">{len(key) // 2}H", key)
-        alpha = planes.key_alpha(pixels, tuple((value & full) * step for value in values))
-    return pixels, alpha, metadata, _orientation(metadata), notices
-
-
-def _read_jpeg(body: bytes, limits: Limits) -> Read:
-    segments = jpeg.read_segments(body)
-    metadata, notices = jpeg.read_metadata(segments, limits)
-    picture = load(JpegImagePlugin.JpegImageFile, jpeg.picture_only(segments), "jpeg")
-    pixels, alpha, metadata, more = _planes(picture, metadata)
-    return pixels, alpha, metadata, _orientation(metadata), (*notices, *more)
-
-
-def _read_tiff(body: bytes, limits: Limits) -> Read:
-    picture = tiff.read_picture(body)
-    metadata, orientation, left_out = tiff.read_metadata(picture, limits)
-    samples, colours = tiff.decode(picture, limits)
-    if picture.further_samples:
-        left_out = (*left_out, "channels that are neither colour nor alpha were left out")
-    if isinstance(samples, PIL.Image.Image):
-        pixels, alpha, metadata, notices = _planes(samples, metadata)
-        return pixels, alpha, metadata, orientation, (*left_out, *notices)
-    if colours == 4:
-        pixels, notice = colour.cmyk_to_srgb(samples[:, :, :4], metadata.icc)
-        alpha = samples[:, :, 4] if samples.shape[2] == 5 else None
-        return pixels, alpha, replace(metadata, icc=None), orientation, (*left_out, notice)
-    return *planes.split(samples), metadata, orientation, left_out
-
-
-def _read_webp(body: bytes, limits: Limits) -> Read:
-    picture = load(WebPImagePlugin.WebPImageFile, body, "webp")
-    metadata, left_out = exif.read_packets(picture.info, limits)
-    pixels, alpha, metadata, notices = _planes(picture, metadata)
-    return pixels, alpha, metadata, _orientation(metadata), (*left_out, *notices)
-
-
-def _read_avif(body: bytes, limits: Limits) -> Read:
-    container = read_avif_container(body)
-    metadata, notices = exif.read_packets(container.packets, limits)
-    description = containers.colour_description(body)
-    if description is not None and metadata.icc is None:
-        metadata = replace(metadata, png_colour=((b"cICP", description),))
-    with blaming_the_file("avif"):  # not by Pillow, which makes 8 bits of 10 and 12
-        samples = imagecodecs.avif_decode(body, numthreads=1)
-    samples = planes.widen(samples, containers.bits_per_sample(body))
-    return *planes.split(samples), metadata, container.orientation, notices
-
-
-def _read_bmp(body: bytes, limits: Limits) -> Read:
-    picture = load(BmpImagePlugin.BmpImageFile, body, "bmp")
-    notices: list[str] = []
-    icc = bounded(containers.bmp_profile(body), "an ICC profile", limits, notices)
-    dpi = picture.info.get("dpi")
-    resolution = Resolution(dpi[0] / 0.0254, dpi[1] / 0.0254) if dpi and min(dpi) > 0 else None
-    pixels, alpha, metadata, _ = _planes(picture, Metadata(icc, resolution=resolution))
-    return pixels, alpha, metadata, 1, tuple(notices)
-
-
-def _read_gif(body: bytes, limits: Limits) -> Read:
-    metadata, notices = gif.read_metadata(body, limits)
-    pixels, alpha, metadata, _ = _planes(load(GifImagePlugin.GifImageFile, body, "gif"), metadata)
-    return pixels, alpha, metadata, 1, notices
-
-
-def _png_header(body: bytes) -> tuple[int, int, int]:
-    header = png.read_header(png.read_chunks(body))
-    return header.width, header.height, header.frames
-
-
-def _jpeg_header(body: bytes) -> tuple[int, int, int]:
-    segments = jpeg.read_segments(body)
-    return segments.width, segments.height, 1
-
-
-def _tiff_header(body: bytes) -> tuple[int, int, int]:
-    picture = tiff.read_picture(body)
-    return *picture.size, picture.frames
-
-
-def _avif_header(body: bytes) -> tuple[int, int, int]:
-    container = read_avif_container(body)
-    return container.width, container.height, container.frames
-
-
-def _bmp_header(body: bytes) -> tuple[int, int, int]:
-    with blaming_the_file("bmp"):
-        return *BmpImagePlugin.BmpImageFile(BytesIO(body)).size, 1
-
-
-_HEADERS: Mapping[str, Callable[[bytes], tuple[int, int, int]]] = MappingProxyType(
+_FORMATS: Mapping[str, _Reader] = MappingProxyType(
     {
-        "png": _png_header,
-        "jpeg": _jpeg_header,
-        "webp": containers.webp_header,
-        "tiff": _tiff_header,
-        "avif": _avif_header,
-        "bmp": _bmp_header,
-        "gif": gif.read_header,
-        "heif": heif.read_header,
-    }
-)
-
-_READERS: Mapping[str, Callable[[bytes, Limits], Read]] = MappingProxyType(
-    {
-        "png": _read_png,
-        "jpeg": _read_jpeg,
-        "webp": _read_webp,
-        "tiff": _read_tiff,
-        "avif": _read_avif,
-        "bmp": _read_bmp,
-        "gif": _read_gif,
-        "heif": heif.read,
+        "png": _Reader(png.parse, png.read),
+        "jpeg": _Reader(jpeg.parse, jpeg.read),
+        "webp": _Reader(webp.parse, webp.read),
+        "tiff": _Reader(tiff.parse, tiff.read),
+        "avif": _Reader(avif.parse, avif.read),
+        "bmp": _Reader(bmp.parse, bmp.read),
+        "gif": _Reader(gif.parse, gif.read),
+        "heif": _Reader(heif.parse, heif.read),
     }
 )

@@ -10,11 +10,11 @@ from types import MappingProxyType
 import imagecodecs
 import PIL.Image
 
-from app.codec import colour, exif, jpeg, planes, png, tiff_writer, xmp
+from app.codec import color, exif, jpeg_segments, planes, png_chunks, tiff_writer, xmp
+from app.codec.errors import InvalidEncodeOption
 from app.codec.formats import WRITABLE, Format, check_output, output_format
 from app.codec.image import Encoded, EncodeOptions, Image, Metadata
 from app.codec.texts import comment_of
-from app.errors import InvalidOption
 
 _FULL_CHROMA_QUALITY = 90
 _LOSSLESS_WEBP = MappingProxyType({"method": 1, "quality": 20})
@@ -29,14 +29,14 @@ def encode(image: Image, options: EncodeOptions) -> Encoded:
     """A file in the wished format, with a notice on everything that it could not hold.
 
     Raises:
-        InvalidOption: if an option has an impossible value.
-        OutputTooLarge: if the format cannot hold the size.
+        InvalidEncodeOption: if an option has an impossible value.
+        TooLargeForFormat: if the format cannot hold the size.
     """
     _check(options)
     format_ = WRITABLE[output_format(options.format, image.format)]
     check_output(format_.name, image.width, image.height)
     if options.metadata == "strip":
-        image = replace(colour.to_srgb(image), metadata=Metadata())
+        image = replace(color.to_srgb(image), metadata=Metadata())
     image, notices = _fit(_sized(image), format_)
     body, more = _WRITERS[format_.name](image, options)
     return Encoded(body, format_.media_type, format_.extension, tuple(dict.fromkeys((*notices, *more))))
@@ -44,11 +44,11 @@ def encode(image: Image, options: EncodeOptions) -> Encoded:
 
 def _check(options: EncodeOptions) -> None:
     if not 1 <= options.quality <= 100:
-        raise InvalidOption("quality has to be 1 to 100.")
+        raise InvalidEncodeOption("quality has to be 1 to 100.")
     if options.metadata not in ("keep", "strip"):
-        raise InvalidOption("metadata has to be keep or strip.")
+        raise InvalidEncodeOption("metadata has to be keep or strip.")
     if not 0 <= options.png_level <= 9:
-        raise InvalidOption("The PNG level has to be 0 to 9.")
+        raise InvalidEncodeOption("The PNG level has to be 0 to 9.")
 
 
 def _sized(image: Image) -> Image:
@@ -72,8 +72,8 @@ def _fit(image: Image, format_: Format) -> tuple[Image, tuple[str, ...]]:
         image, more = _without_chunks(image, format_, gray=gray)
         notices.extend(more)
     profile = image.metadata.icc
-    if profile is not None and image.gray and gray != (colour.profile_space(profile) == "GRAY"):
-        image = colour.to_srgb(image)
+    if profile is not None and image.gray and gray != (color.profile_space(profile) == "GRAY"):
+        image = color.to_srgb(image)
         notices.append(f"{format_.name} cannot hold gray with such a profile: it was converted to sRGB")
     if image.deep and not format_.deep:
         notices.append(f"{format_.name} has 8 bits: 16 were reduced to 8")
@@ -89,10 +89,10 @@ def _without_chunks(image: Image, format_: Format, *, gray: bool) -> tuple[Image
     texts = tuple(text for text in metadata.texts if format_.name == "jpeg" and comment_of(text) is not None)
     if texts != metadata.texts:
         notices.append(f"{format_.name} has no place for texts and comments: they were left out")
-    if colour.high_dynamic_range(metadata):
+    if color.high_dynamic_range(metadata):
         notices.append(f"{format_.name} cannot say that the colours are PQ or HLG")
-    profile = colour.described_profile(metadata, gray=gray)
-    image = replace(image, metadata=replace(metadata, icc=profile, png_colour=(), texts=texts))
+    profile = color.described_profile(metadata, gray=gray)
+    image = replace(image, metadata=replace(metadata, icc=profile, png_color=(), texts=texts))
     if metadata.photoshop is not None and format_.name in ("webp", "avif"):
         notices.append(f"{format_.name} has no place for IPTC: it was left out")
     if metadata.resolution is not None and format_.name in ("webp", "avif"):
@@ -107,7 +107,7 @@ def _write_png(image: Image, options: EncodeOptions) -> Written:
     body = imagecodecs.png_encode(
         planes.join(image.pixels, image.alpha), level=options.png_level, filter=imagecodecs.PNG.FILTER.PAETH
     )
-    return png.insert(body, png.metadata_chunks(image.metadata)), ()
+    return png_chunks.insert(body, png_chunks.metadata_chunks(image.metadata)), ()
 
 
 def _write_tiff(image: Image, _options: EncodeOptions) -> Written:
@@ -118,7 +118,7 @@ def _write_tiff(image: Image, _options: EncodeOptions) -> Written:
 def _write_jpeg(image: Image, options: EncodeOptions) -> Written:
     full = options.quality >= _FULL_CHROMA_QUALITY
     body = _save(image, "JPEG", quality=options.quality, subsampling="4:4:4" if full else "4:2:0")
-    return jpeg.insert(body, image.metadata)
+    return jpeg_segments.insert(body, image.metadata)
 
 
 def _write_webp(image: Image, options: EncodeOptions) -> Written:

@@ -21,7 +21,7 @@ from app.codec.ifd import (
     read_directory,
     read_layout,
 )
-from app.codec.image import Limits, Metadata, Resolution, bounded
+from app.codec.image import DecodeLimits, Metadata, Resolution, bounded
 
 ORIENTATION = 0x0112
 _SIZES = ((0x0100, 0x0101), (0xA002, 0xA003))
@@ -43,7 +43,7 @@ def strip_prefix(block: bytes) -> bytes:
     return block[6:] if block[:4] == b"Exif" else block
 
 
-def read_packets(found: Mapping[Any, Any], limits: Limits) -> tuple[Metadata, tuple[str, ...]]:
+def read_packets(found: Mapping[Any, Any], limits: DecodeLimits) -> tuple[Metadata, tuple[str, ...]]:
     """Profile, EXIF and XMP as Pillow names them, and notices on those that are too large."""
     notices: list[str] = []
     icc, block, packet = (
@@ -62,6 +62,11 @@ def read_orientation(block: bytes) -> int:
     except DirectoryError:
         return 1
     return value if 1 <= value <= 8 else 1
+
+
+def orientation_of(block: bytes | None) -> int:
+    """The orientation of a block that may be missing."""
+    return 1 if block is None else read_orientation(block)
 
 
 def read_resolution(block: bytes) -> Resolution | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from types import MappingProxyType
 
-from app.errors import InvalidImage, InvalidOption, OutputTooLarge, UnsupportedFormat
+from app.codec.errors import BrokenImage, InvalidEncodeOption, TooLargeForFormat, UnsupportedImage
 
 
 @dataclass(frozen=True)
@@ -87,17 +87,17 @@ def sniff(body: bytes) -> str:
     """The format that the first bytes of a file name; its extension and media type are not asked.
 
     Raises:
-        InvalidImage: if there are no bytes.
-        UnsupportedFormat: if the format is none of ``READABLE``.
+        BrokenImage: if there are no bytes.
+        UnsupportedImage: if the format is none of ``READABLE``.
     """
     if not body:
-        raise InvalidImage("The file is empty; send an image.")
+        raise BrokenImage("The file is empty; send an image.")
     name = _magic(body[:32])
     if name is None:
         known = next((title for magic, title in _REFUSED if body.startswith(magic)), None)
         what = f"This is a {known} file" if known else "This is not an image of a known format"
         supported = readable()
-        raise UnsupportedFormat(f"{what}; send one of {', '.join(supported)}.", supported=supported)
+        raise UnsupportedImage(f"{what}; send one of {', '.join(supported)}.", supported=supported)
     return name
 
 
@@ -130,12 +130,12 @@ def output_format(wish: str, source: str) -> str:
     """The name of the format to write for the option ``format`` and an upload of format ``source``.
 
     Raises:
-        InvalidOption: if the wish is neither writable nor ``same``.
+        InvalidEncodeOption: if the wish is neither writable nor ``same``.
     """
     if wish == "same":
         return source if source in WRITABLE else "png"
     if wish not in WRITABLE:
-        raise InvalidOption(f"format has to be one of {', '.join(WRITABLE)} or same, not {wish!r}.")
+        raise InvalidEncodeOption(f"format has to be one of {', '.join(WRITABLE)} or same, not {wish!r}.")
     return wish
 
 
@@ -147,18 +147,18 @@ def check_output(name: str, width: int, height: int) -> None:
         width, height: of the result, in pixels.
 
     Raises:
-        OutputTooLarge: with ``limit`` and ``actual`` in pixels a side, or in pixels.
+        TooLargeForFormat: with ``limit`` and ``actual`` in pixels a side, or in pixels.
     """
     format_ = WRITABLE[name]
     side = max(width, height)
     if side > format_.max_side:
-        raise OutputTooLarge(
+        raise TooLargeForFormat(
             f"{name} holds {format_.max_side} pixels a side, the result has {width}x{height}; choose another format.",
             limit=format_.max_side,
             actual=side,
         )
     if width * height > format_.max_pixels:
-        raise OutputTooLarge(
+        raise TooLargeForFormat(
             f"{name} holds {format_.max_pixels} pixels, the result has {width}x{height}; choose another format.",
             limit=format_.max_pixels,
             actual=width * height,

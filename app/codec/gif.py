@@ -4,41 +4,87 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from app.codec.image import Limits, Metadata, bounded
+import numpy as np
+from PIL import GifImagePlugin
+
+from app.codec import planes
+from app.codec.decoders import load
+from app.codec.errors import BrokenImage
+from app.codec.image import Decoded, DecodeLimits, Header, Metadata, bounded
 from app.codec.texts import comment_text
-from app.errors import InvalidImage
 
 _PICTURE, _EXTENSION, _END = 0x2C, 0x21, 0x3B
-_COMMENT, _APPLICATION = 0xFE, 0xFF
+_COMMENT, _APPLICATION, _CONTROL = 0xFE, 0xFF, 0xF9
 _MAX_BLOCKS, _MAX_PARTS = 2**16, 2**20
 _XMP, _ICC = b"\x0bXMP DataXMP", b"\x0bICCRGBG1012"
 _XMP_TRAILER = b"\x01" + bytes(range(255, -1, -1))
 """An XMP packet is not cut into sub-blocks; whoever takes its bytes for their lengths lands in this, and then at 0."""
 
 
-def read_header(body: bytes) -> tuple[int, int, int]:
-    """Width, height, frames.
+@dataclass(frozen=True)
+class _GifFile:
+    """Left, top, right and bottom of the frame, and what stands beside it."""
+
+    box: tuple[int, int, int, int]
+    metadata: Metadata
+    notices: tuple[str, ...]
+
+
+def parse(body: bytes, limits: DecodeLimits) -> Header:
+    """The header of a GIF. The picture is as large as the screen and the frame together.
 
     Raises:
-        InvalidImage: if the file is truncated, or has no picture.
+        BrokenImage: if the file is truncated, or has no picture.
     """
-    frames = 0
+    frames, transparent = 0, False
+    boxes: list[tuple[int, int, int, int]] = []
     try:
         width, height = struct.unpack_from("<HH", body, 6)
         for kind, start, _ in _blocks(body):
             if kind == _PICTURE:
                 left, top, across, down = struct.unpack_from("<HHHH", body, start)
-                width, height = max(width, left + across), max(height, top + down)
-                frames += 1
+                boxes.append((left, top, left + across, top + down))
+            elif kind == _CONTROL and not boxes:
+                transparent = bool(body[start + 1] & 1)
+        frames = len(boxes)
+        metadata, notices = _read_metadata(body, limits)
     except (struct.error, IndexError):
-        raise InvalidImage("The GIF is truncated; send the whole file.") from None
+        raise BrokenImage("The GIF is truncated; send the whole file.") from None
+    width = max([width, *(right for _, _, right, _ in boxes)])
+    height = max([height, *(bottom for _, _, _, bottom in boxes)])
     if not frames or not width or not height:
-        raise InvalidImage("The GIF holds no picture.")
-    return width, height, frames
+        raise BrokenImage("The GIF holds no picture.")
+    return Header(
+        "gif",
+        width,
+        height,
+        mode="palette",
+        alpha=transparent or boxes[0] != (0, 0, width, height),
+        frames=frames,
+        parsed=_GifFile(boxes[0], metadata, notices),
+    )
 
 
-def read_metadata(body: bytes, limits: Limits) -> tuple[Metadata, tuple[str, ...]]:
+def read(body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
+    """The planes of a GIF, transparent where the frame does not cover the screen.
+
+    Raises:
+        BrokenImage: if pixel data is damaged or missing.
+    """
+    file: _GifFile = header.parsed
+    picture = load(GifImagePlugin.GifImageFile, body, "gif")
+    pixels, alpha, metadata, notices = planes.of_picture(picture, file.metadata)
+    left, top, right, bottom = file.box
+    if (left, top, right, bottom) != (0, 0, header.width, header.height):
+        covered = np.zeros(pixels.shape[:2], np.uint8)
+        covered[top:bottom, left:right] = 255 if alpha is None else alpha[top:bottom, left:right]
+        alpha = covered
+    return Decoded(pixels, alpha, metadata, (*file.notices, *notices))
+
+
+def _read_metadata(body: bytes, limits: DecodeLimits) -> tuple[Metadata, tuple[str, ...]]:
     """What is kept beside the pixels of a file whose header was read, and notices on what is too large."""
     icc = xmp = None
     texts = []
@@ -58,7 +104,7 @@ def _blocks(body: bytes) -> Iterator[tuple[int, int, int]]:
     """Kind of each picture and extension, where its content begins, and where the 0 behind it stands.
 
     Raises:
-        InvalidImage: if there is something else between them, or more than any real file has.
+        BrokenImage: if there is something else between them, or more than any real file has.
         IndexError, struct.error: if the file ends too early.
     """
     at = 13 + _palette(body[10])
@@ -73,7 +119,7 @@ def _blocks(body: bytes) -> Iterator[tuple[int, int, int]]:
             kind, start = body[at + 1], at + 2
             at += 2
         else:
-            raise InvalidImage("The GIF is broken.")
+            raise BrokenImage("The GIF is broken.")
         while body[at] and left:
             at += 1 + body[at]
             left -= 1
@@ -81,7 +127,7 @@ def _blocks(body: bytes) -> Iterator[tuple[int, int, int]]:
             break
         yield kind, start, at
         at += 1
-    raise InvalidImage("The GIF has more blocks than any real one.")
+    raise BrokenImage("The GIF has more blocks than any real one.")
 
 
 def _palette(flags: int) -> int:

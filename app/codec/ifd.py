@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Order = Literal["<", ">"]
+ByteOrder = Literal["<", ">"]
 
 WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of one value, by TIFF's number of its type."""
@@ -28,7 +28,7 @@ class DirectoryError(ValueError):
 class Layout:
     """How offsets and counts are spelled: byte order, and classic TIFF or BigTIFF."""
 
-    order: Order
+    order: ByteOrder
     big: bool = False
 
     @property
@@ -53,7 +53,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Entry:
+class TagEntry:
     """One tag: ``at`` is where its entry stands, ``start`` where its values stand."""
 
     tag: int
@@ -76,7 +76,7 @@ class Directory:
     """
 
     at: int
-    entries: dict[int, Entry]
+    entries: dict[int, TagEntry]
     broken: frozenset[int]
     next: int
 
@@ -88,7 +88,7 @@ def read_layout(block: bytes | memoryview) -> tuple[Layout, int]:
         DirectoryError: if this is no TIFF structure.
     """
     head = bytes(block[:16])
-    order: Order = "<" if head[:2] == b"II" else ">"
+    order: ByteOrder = "<" if head[:2] == b"II" else ">"
     if head[:2] not in (b"II", b"MM") or len(head) < 8:
         raise DirectoryError("no TIFF header")
     version = struct.unpack_from(order + "H", head, 2)[0]
@@ -112,7 +112,7 @@ def read_directory(block: bytes | memoryview, layout: Layout, at: int) -> Direct
     end = start + count * layout.stride
     if not 0 < count <= MAX_ENTRIES or end + layout.offset.size > len(block):
         raise DirectoryError("a directory has an impossible number of entries")
-    entries: dict[int, Entry] = {}
+    entries: dict[int, TagEntry] = {}
     broken = set()
     room = len(block)
     for position in range(start, end, layout.stride):
@@ -125,14 +125,14 @@ def read_directory(block: bytes | memoryview, layout: Layout, at: int) -> Direct
     return Directory(at, entries, frozenset(broken), layout.offset.unpack_from(block, end)[0])
 
 
-def _read_entry(block: bytes | memoryview, layout: Layout, at: int) -> tuple[int, Entry | None]:
+def _read_entry(block: bytes | memoryview, layout: Layout, at: int) -> tuple[int, TagEntry | None]:
     tag, kind, count = layout.entry.unpack_from(block, at)
     if kind not in WIDTHS:
         return tag, None
     start = at + layout.entry.size
     if WIDTHS[kind] * count > layout.offset.size:
         start = layout.offset.unpack_from(block, start)[0]
-    entry = Entry(tag, kind, count, at, start)
+    entry = TagEntry(tag, kind, count, at, start)
     return tag, entry if start + entry.size <= len(block) else None
 
 
@@ -153,7 +153,7 @@ def directories(block: bytes | memoryview, layout: Layout, first: int) -> Iterat
         at = directory.next
 
 
-def integers(block: bytes | memoryview, layout: Layout, entry: Entry) -> tuple[int, ...]:
+def integers(block: bytes | memoryview, layout: Layout, entry: TagEntry) -> tuple[int, ...]:
     """The values of an entry of whole numbers.
 
     Raises:
@@ -164,7 +164,7 @@ def integers(block: bytes | memoryview, layout: Layout, entry: Entry) -> tuple[i
     return struct.unpack_from(f"{layout.order}{entry.count}{_INTEGERS[entry.kind]}", block, entry.start)
 
 
-def rationals(block: bytes | memoryview, layout: Layout, entry: Entry) -> tuple[float, ...]:
+def rationals(block: bytes | memoryview, layout: Layout, entry: TagEntry) -> tuple[float, ...]:
     """The values of an entry of fractions; one over zero counts as zero.
 
     Raises:
@@ -198,7 +198,7 @@ def integer_value(layout: Layout, tag: int, values: tuple[int, ...]) -> Value:
     return Value(tag, kind, len(values), struct.pack(f"{layout.order}{len(values)}{_INTEGERS[kind]}", *values))
 
 
-def copied_value(block: bytes | memoryview, entry: Entry) -> Value:
+def copied_value(block: bytes | memoryview, entry: TagEntry) -> Value:
     """An entry as it stands; offsets among its values still count from the block it came from."""
     return Value(entry.tag, entry.kind, entry.count, bytes(block[entry.start : entry.start + entry.size]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,12 @@ from numpy.typing import NDArray
 Pixels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """Samples of 8 or 16 bits in this machine's byte order."""
 
+Mode: TypeAlias = Literal["gray", "color", "palette", "cmyk"]
+"""How a file stores its samples."""
+
 
 @dataclass(frozen=True)
-class Limits:
+class DecodeLimits:
     """What an upload may cost, checked on its header before anything is decoded.
 
     Args:
@@ -25,7 +28,7 @@ class Limits:
     max_profile_bytes: int = 16 * 2**20
 
 
-def bounded(packet: bytes | None, name: str, limits: Limits, notices: list[str]) -> bytes | None:
+def bounded(packet: bytes | None, name: str, limits: DecodeLimits, notices: list[str]) -> bytes | None:
     """The packet; None, and one more notice, where it is larger than ``limits`` allow."""
     if packet is None or len(packet) <= limits.max_profile_bytes:
         return packet
@@ -35,18 +38,56 @@ def bounded(packet: bytes | None, name: str, limits: Limits, notices: list[str])
 
 @dataclass(frozen=True)
 class Header:
-    """What a file's first bytes say; nothing is decoded for it.
+    """What a file says before its pixels are decoded. Parsed once by ``read_header`` and passed to ``decode``.
 
     Args:
         format: a name of ``formats.READABLE``.
         width, height: pixels as stored, before the orientation is applied.
+        mode: how the samples are stored. A palette decodes to color, or to gray if it holds grays only; CMYK decodes
+            to color.
+        bits: bits of a stored sample; more than 8 decode to 16.
+        alpha: whether the decoded image has an alpha plane.
+        orientation: EXIF's orientation, 1 to 8; what ``decode`` applies.
         frames: pictures in the file that follow each other (animation, pages); one is all that is served.
+        quality: estimated encoder quality of a lossy JPEG or WebP, 1 to 100, from its quantization tables.
+        parsed: what the format's reader goes on with.
     """
 
     format: str
     width: int
     height: int
+    mode: Mode = "color"
+    bits: int = 8
+    alpha: bool = False
+    orientation: int = 1
     frames: int = 1
+    quality: int | None = None
+    parsed: Any = field(default=None, repr=False, compare=False)
+
+    @property
+    def pixels(self) -> int:
+        """Width times height."""
+        return self.width * self.height
+
+    @property
+    def upright_width(self) -> int:
+        """Columns of the decoded image."""
+        return self.height if self.orientation >= 5 else self.width
+
+    @property
+    def upright_height(self) -> int:
+        """Rows of the decoded image."""
+        return self.width if self.orientation >= 5 else self.height
+
+    @property
+    def channels(self) -> int:
+        """Color planes of the decoded image: 1 or 3; a palette of grays may have 1 where this is 3."""
+        return 1 if self.mode == "gray" else 3
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Bytes of the decoded planes, alpha included."""
+        return self.pixels * (self.channels + self.alpha) * (2 if self.bits > 8 else 1)
 
 
 @dataclass(frozen=True)
@@ -82,8 +123,25 @@ class Metadata:
     xmp: bytes | None = None
     photoshop: bytes | None = None
     resolution: Resolution | None = None
-    png_colour: tuple[tuple[bytes, bytes], ...] = ()
+    png_color: tuple[tuple[bytes, bytes], ...] = ()
     texts: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a format's reader returns: planes as stored, and metadata whose EXIF is untouched.
+
+    Args:
+        pixels: (H,W,C), C is 1 or 3.
+        alpha: (H,W), or None.
+        metadata: as in the file.
+        notices: sentences, in ASCII, on what reading left out.
+    """
+
+    pixels: Pixels
+    alpha: Pixels | None
+    metadata: Metadata
+    notices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
 import PIL.Image
 from numpy.typing import NDArray
 
-from app.codec.image import Pixels
-from app.errors import UnsupportedFormat
+from app.codec import color
+from app.codec.errors import UnsupportedImage
+from app.codec.image import Metadata, Pixels
 
 
 def split(samples: NDArray[Any]) -> tuple[Pixels, Pixels | None]:
@@ -28,6 +30,15 @@ def join(pixels: Pixels, alpha: Pixels | None) -> NDArray[Any]:
     return np.ascontiguousarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
 
 
+def of_picture(picture: PIL.Image.Image, metadata: Metadata) -> tuple[Pixels, Pixels | None, Metadata, tuple[str, ...]]:
+    """Planes, metadata and notices of a loaded picture; CMYK becomes sRGB, and its profile goes."""
+    if picture.mode == "CMYK":
+        pixels, notice = color.cmyk_to_srgb(np.asarray(picture), metadata.icc)
+        return pixels, None, replace(metadata, icc=None), (notice,)
+    of_rgb = metadata.icc is not None and color.profile_space(metadata.icc) == "RGB"
+    return *from_pillow(picture, palette_may_be_gray=not of_rgb), metadata, ()
+
+
 def from_pillow(picture: PIL.Image.Image, *, palette_may_be_gray: bool) -> tuple[Pixels, Pixels | None]:
     """Colour planes and alpha of a loaded picture of any mode but CMYK.
 
@@ -36,7 +47,7 @@ def from_pillow(picture: PIL.Image.Image, *, palette_may_be_gray: bool) -> tuple
         palette_may_be_gray: make one plane of a palette that holds grays alone.
 
     Raises:
-        UnsupportedFormat: if the mode holds something else than gray or RGB of 8 or 16 bits.
+        UnsupportedImage: if the mode holds something else than gray or RGB of 8 or 16 bits.
     """
     palette = picture.mode in ("P", "PA")
     transparent = "transparency" in picture.info
@@ -56,7 +67,7 @@ def from_pillow(picture: PIL.Image.Image, *, palette_may_be_gray: bool) -> tuple
         case "LA" | "RGB" | "RGBA":
             pass
         case _:
-            raise UnsupportedFormat(f"Samples of the kind {picture.mode} are not read here; send RGB or gray.")
+            raise UnsupportedImage(f"Samples of the kind {picture.mode} are not read here; send RGB or gray.")
     pixels, alpha = split(np.asarray(picture))
     if palette and palette_may_be_gray and not np.any(pixels != pixels[:, :, :1]):
         pixels = pixels[:, :, :1]
@@ -84,8 +95,8 @@ def without_premultiplication(pixels: Pixels, alpha: Pixels) -> Pixels:
     """Colours that were stored multiplied by their alpha."""
     full = int(np.iinfo(pixels.dtype).max)
     weight = np.maximum(alpha, 1).astype(np.uint64)[:, :, None]
-    colours = (pixels.astype(np.uint64) * full + weight // 2) // weight
-    return cast("Pixels", np.minimum(colours, full).astype(pixels.dtype))
+    colors = (pixels.astype(np.uint64) * full + weight // 2) // weight
+    return cast("Pixels", np.minimum(colors, full).astype(pixels.dtype))
 
 
 def widen(samples: NDArray[Any], bits: int) -> NDArray[Any]:

@@ -1,216 +1,74 @@
-"""PNG's chunks: what a file says beside its pixels, and how that is put into another file."""
+"""Reads PNG."""
 
 from __future__ import annotations
 
-import binascii
 import struct
-import zlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from app.codec.exif import strip_prefix
-from app.codec.image import Limits, Metadata, Resolution, bounded
-from app.errors import InvalidImage
+import imagecodecs
+from PIL import PngImagePlugin
 
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-COLOUR_CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"gAMA", b"cHRM", b"sRGB")
-_TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
-_PICTURE_CHUNKS = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
-_XMP_KEYWORD = b"XML:com.adobe.xmp"
-_RAW = b"Raw profile type "
-_PACKET_CHUNKS = (b"iCCP", b"eXIf", *_TEXT_CHUNKS)
-_ICC, _EXIF, _XMP, _IPTC = "an ICC profile", "EXIF", "XMP", "IPTC"
-_MAX_CHUNKS = 2**17
-_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+from app.codec import exif, planes, png_chunks
+from app.codec.decoders import blaming_the_file, load
+from app.codec.image import Decoded, DecodeLimits, Header, Metadata, Mode
 
-Chunk = tuple[bytes, memoryview]
+_PALETTE = 3
+_MODES: dict[int, Mode] = {0: "gray", 2: "color", _PALETTE: "palette", 4: "gray", 6: "color"}
+_WITH_ALPHA = (4, 6)
 
 
 @dataclass(frozen=True)
-class PngHeader:
-    """IHDR, and how many frames an animation has; ``kind`` is PNG's colour type."""
-
-    width: int
-    height: int
-    bits: int
-    kind: int
-    frames: int
+class _PngFile:
+    chunks: list[png_chunks.Chunk]
+    header: png_chunks.PngHeader
+    key: bytes | None
+    metadata: Metadata
+    notices: tuple[str, ...]
 
 
-def read_chunks(body: bytes) -> list[Chunk]:
-    """Type and content of every chunk up to IEND; what stands behind it is ignored.
+def parse(body: bytes, limits: DecodeLimits) -> Header:
+    """The header of a PNG, with its metadata, which holds the orientation.
 
     Raises:
-        InvalidImage: if the file ends before IEND, is not put together as a PNG, or has more chunks than any real one.
+        BrokenImage: if the file is damaged or truncated.
     """
-    view = memoryview(body)
-    chunks: list[Chunk] = []
-    at = len(SIGNATURE)
-    while at + 12 <= len(view):
-        if len(chunks) == _MAX_CHUNKS:
-            raise InvalidImage(f"The PNG has more than {_MAX_CHUNKS} chunks.")
-        length, kind = struct.unpack_from(">I4s", view, at)
-        if at + 12 + length > len(view):
-            break
-        content = view[at + 8 : at + 8 + length]
-        critical = not kind[0] & 0x20
-        if critical and zlib.crc32(content, zlib.crc32(kind)) != struct.unpack_from(">I", view, at + 8 + length)[0]:
-            raise InvalidImage("The PNG is damaged: a checksum is wrong.")
-        chunks.append((kind, content))
-        if kind == b"IEND":
-            return chunks
-        at += 12 + length
-    raise InvalidImage("The PNG is truncated; send the whole file.")
+    chunks = png_chunks.read_chunks(body)
+    header = png_chunks.read_header(chunks)
+    metadata, notices = png_chunks.read_metadata(chunks, limits)
+    key = next((bytes(content) for kind, content in chunks if kind == b"tRNS"), None)
+    return Header(
+        "png",
+        header.width,
+        header.height,
+        mode=_MODES[header.kind],
+        bits=header.bits,
+        alpha=header.kind in _WITH_ALPHA or key is not None,
+        orientation=exif.orientation_of(metadata.exif),
+        frames=header.frames,
+        parsed=_PngFile(chunks, header, key, metadata, notices),
+    )
 
 
-def read_header(chunks: Sequence[Chunk]) -> PngHeader:
-    """The header of a file's chunks.
+def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
+    """The planes of a PNG.
 
     Raises:
-        InvalidImage: if IHDR is missing or says what PNG does not allow.
+        BrokenImage: if pixel data is damaged or missing.
     """
-    kind, content = chunks[0]
-    if kind != b"IHDR" or len(content) != 13:
-        raise InvalidImage("The PNG has no header.")
-    width, height, bits, colour, *_ = struct.unpack(">IIBBBBB", content)
-    if not 0 < width < 2**31 or not 0 < height < 2**31 or bits not in _DEPTHS.get(colour, ()):
-        raise InvalidImage("The PNG's header is impossible.")
-    animation = next((content for kind, content in chunks if kind == b"acTL" and len(content) == 8), None)
-    return PngHeader(width, height, bits, colour, struct.unpack_from(">I", animation)[0] if animation else 1)
-
-
-def picture_only(chunks: Iterable[Chunk], *, palette: bool) -> bytes:
-    """The file again with nothing but its picture, which is all that a decoder gets to see.
-
-    Args:
-        chunks: of the file.
-        palette: keep the transparency of a palette, which the decoder applies.
-    """
-    kept = (*_PICTURE_CHUNKS, b"tRNS") if palette else _PICTURE_CHUNKS
-    return assemble(chunk for chunk in chunks if chunk[0] in kept)
-
-
-def assemble(chunks: Iterable[tuple[bytes, bytes | memoryview]]) -> bytes:
-    """A file of chunks."""
-    return b"".join((SIGNATURE, *(part for kind, content in chunks for part in frame(kind, content))))
-
-
-def frame(kind: bytes, content: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:
-    """A chunk as it stands in a file, in three parts."""
-    checksum = zlib.crc32(content, zlib.crc32(kind))
-    return struct.pack(">I4s", len(content), kind), content, struct.pack(">I", checksum)
-
-
-def insert(body: bytes | bytearray, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The file with chunks put in behind its header."""
-    head = len(SIGNATURE) + 25
-    view = memoryview(body)
-    return b"".join((view[:head], *(part for kind, content in chunks for part in frame(kind, content)), view[head:]))
-
-
-def read_metadata(chunks: Iterable[Chunk], limits: Limits) -> tuple[Metadata, tuple[str, ...]]:
-    """Everything kept beside the pixels, and notices on packets that are broken or too large, which are left out."""
-    found: dict[str, bytes] = {}
-    resolution = None
-    colour: list[tuple[bytes, bytes]] = []
-    texts: list[tuple[bytes, bytes]] = []
-    notices: list[str] = []
-    for kind, view in chunks:
-        if kind == b"pHYs" and len(view) == 9:
-            resolution = _resolution(bytes(view))
-        elif kind in COLOUR_CHUNKS and len(view) <= 32:
-            colour.append((kind, bytes(view)))
-        elif kind in _PACKET_CHUNKS:
-            content = bounded(bytes(view), f"a chunk {kind.decode('ascii')}", limits, notices)
-            if content is None:
-                continue
-            name, packet = _packet(kind, content, limits)
-            if not name:
-                texts.append((kind, content))
-            elif packet:
-                found.setdefault(name, packet)
-            else:
-                notices.append(f"{name} was broken or too large, and was left out")
-    icc, exif, xmp, photoshop = (found.get(name) for name in (_ICC, _EXIF, _XMP, _IPTC))
-    return Metadata(icc, exif, xmp, photoshop, resolution, tuple(colour), tuple(texts)), tuple(notices)
-
-
-def _packet(kind: bytes, content: bytes, limits: Limits) -> tuple[str, bytes | None]:
-    """The name and the content of a packet in a chunk, None where it is broken; no name for a text that is none."""
-    if kind == b"iCCP":
-        return _ICC, _profile(content, limits)
-    if kind == b"eXIf":
-        return _EXIF, strip_prefix(content)
-    keyword = content.split(b"\0", 1)[0]
-    if keyword == _XMP_KEYWORD and kind == b"iTXt":
-        return _XMP, _international_text(content, limits)
-    if keyword.startswith(_RAW):
-        raw = _raw_profile(kind, content, limits)
-        if raw[:4] == b"Exif" or keyword == _RAW + b"exif":
-            return _EXIF, strip_prefix(raw)
-        name = {b"xmp": _XMP, b"iptc": _IPTC, b"8bim": _IPTC}.get(keyword.removeprefix(_RAW), "")
-        return name, raw
-    return "", None
-
-
-def metadata_chunks(metadata: Metadata) -> list[tuple[bytes, bytes]]:
-    """The chunks that carry metadata, in an order that PNG allows before the pixels."""
-    chunks = [chunk for chunk in metadata.png_colour if not (metadata.icc and chunk[0] == b"sRGB")]
-    if metadata.icc is not None:
-        chunks.append((b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
-    if metadata.resolution is not None:
-        x, y = (min(max(round(value), 1), 2**31 - 1) for value in (metadata.resolution.x, metadata.resolution.y))
-        chunks.append((b"pHYs", struct.pack(">IIB", x, y, metadata.resolution.per_metre)))
-    if metadata.exif is not None:
-        chunks.append((b"eXIf", metadata.exif))
-    if metadata.xmp is not None:
-        chunks.append((b"iTXt", _XMP_KEYWORD + b"\0\0\0\0\0" + metadata.xmp))
-    if metadata.photoshop is not None:
-        digits = binascii.hexlify(metadata.photoshop)
-        lines = b"\n".join(digits[at : at + 72] for at in range(0, len(digits), 72))
-        text = b"\n8bim\n%8d\n%s\n" % (len(metadata.photoshop), lines)
-        chunks.append((b"zTXt", _RAW + b"8bim\0\0" + zlib.compress(text)))
-    chunks.extend(metadata.texts)
-    return chunks
-
-
-def inflate(content: bytes, limit: int) -> bytes | None:
-    """A zlib stream's content; None if it is broken, or longer than ``limit`` bytes."""
-    stream = zlib.decompressobj()
-    try:
-        content = stream.decompress(content, limit)
-    except zlib.error:
-        return None
-    return content if stream.eof else None
-
-
-def _profile(content: bytes, limits: Limits) -> bytes | None:
-    _, _, rest = content.partition(b"\0")
-    return inflate(rest[1:], limits.max_profile_bytes) if rest[:1] == b"\0" else None
-
-
-def _resolution(content: bytes) -> Resolution | None:
-    x, y, unit = struct.unpack(">IIB", content)
-    if not x or not y or (unit != 1 and x == y):
-        return None
-    return Resolution(x, y, per_metre=unit == 1)
-
-
-def _international_text(content: bytes, limits: Limits) -> bytes | None:
-    # keyword, 0, whether compressed, method, language, 0, translated keyword, 0, text
-    flags, rest = content[len(_XMP_KEYWORD) + 1 :][:2], content[len(_XMP_KEYWORD) + 3 :]
-    parts = rest.split(b"\0", 2)
-    if len(flags) != 2 or len(parts) != 3:
-        return None
-    return inflate(parts[2], limits.max_profile_bytes) if flags[0] else parts[2]
-
-
-def _raw_profile(kind: bytes, content: bytes, limits: Limits) -> bytes:
-    """ImageMagick's way to keep a profile in a text: a line break, a name, a length, and hexadecimal digits."""
-    _, _, text = content.partition(b"\0")
-    inflated = inflate(text[1:], 2 * limits.max_profile_bytes) if kind == b"zTXt" else text
-    digits = (inflated or b"").split(b"\n")[3:]
-    try:
-        return binascii.unhexlify(b"".join(b"".join(digits).split()))
-    except ValueError:
-        return b""
+    file: _PngFile = header.parsed
+    kind, bits = file.header.kind, file.header.bits
+    if kind == _PALETTE or bits < 8:
+        bare = png_chunks.picture_only(file.chunks, palette=kind == _PALETTE)
+        picture = load(PngImagePlugin.PngImageFile, bare, "png")
+        pixels, alpha, metadata, _ = planes.of_picture(picture, file.metadata)
+    else:
+        with blaming_the_file("png"):
+            samples = imagecodecs.png_decode(png_chunks.picture_only(file.chunks, palette=False))
+        pixels, alpha = planes.split(samples)
+        metadata = file.metadata
+    if file.key is not None and kind in (0, 2) and len(file.key) == 2 * pixels.shape[2]:
+        full = 2**bits - 1
+        step = max(255 // full, 1)
+        values = struct.unpack(f">{len(file.key) // 2}H", file.key)
+        alpha = planes.key_alpha(pixels, tuple((value & full) * step for value in values))
+    return Decoded(pixels, alpha, metadata, file.notices)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from app import codec
-from app.codec import colour, planes
+from app.codec import color, planes
 from tests.pictures import LIMITS, adobe_rgb, gray_profile, image, photograph, png_with, samples, saved, tiff, written
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
@@ -32,7 +32,7 @@ def by_pillow(pixels, profile):
     return np.asarray(ImageCms.profileToProfile(Image.fromarray(pixels), source, SRGB, intent, flags=flags))
 
 
-def test_strip_moves_colours_to_srgb():
+def test_strip_moves_colors_to_srgb():
     """Adobe RGB becomes the sRGB that a second binding of Little CMS computes."""
     before = image(metadata=codec.Metadata(icc=adobe_rgb()))
     after = strip(before)
@@ -41,7 +41,7 @@ def test_strip_moves_colours_to_srgb():
     assert np.abs(after.pixels.astype(int) - before.pixels).max() > 5
 
 
-def test_strip_moves_deep_colours_without_going_through_eight_bits():
+def test_strip_moves_deep_colors_without_going_through_eight_bits():
     """Sixteen bits agree with eight, and most samples are no multiple of 257."""
     deep = image(dtype=np.uint16, metadata=codec.Metadata(icc=adobe_rgb()))
     after = strip(deep)
@@ -66,8 +66,8 @@ def test_strip_keeps_gray_gray():
         assert after.gray
         assert after.pixels.dtype == pixels.dtype
         assert after.pixels[0, 0, 0] / (257 if after.deep else 1) == pytest.approx(srgb_of(55 / 255), abs=1)
-    as_colours = strip(codec.Image(gray, metadata=codec.Metadata(icc=bytes(imagecodecs.cms_profile("rgb", gamma=1.0)))))
-    assert as_colours.gray
+    as_colors = strip(codec.Image(gray, metadata=codec.Metadata(icc=bytes(imagecodecs.cms_profile("rgb", gamma=1.0)))))
+    assert as_colors.gray
 
 
 def srgb_of(linear):
@@ -86,14 +86,12 @@ def srgb_of(linear):
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_what_png_says_of_its_colours_is_kept_in_png_applied_by_strip_and_a_profile_elsewhere(
-    chunk, expected, channels
-):
+def test_what_png_says_of_its_colors_is_kept_in_png_applied_by_strip_and_a_profile_elsewhere(chunk, expected, channels):
     """Chunks gAMA, cICP and sRGB: the same bytes in a PNG, and the same colour in all."""
     flat = codec.Image(np.full((8, 8, channels), 100, np.uint8))
     decoded = codec.decode(png_with(written(flat), chunk), LIMITS)
     assert np.array_equal(decoded.pixels, flat.pixels)
-    assert codec.decode(written(decoded), LIMITS).metadata.png_colour == (chunk,)
+    assert codec.decode(written(decoded), LIMITS).metadata.png_color == (chunk,)
     assert abs(int(strip(decoded).pixels[0, 0, 0]) - expected) <= 1
     other = codec.decode(written(decoded, "tiff"), LIMITS)
     assert np.array_equal(other.pixels, flat.pixels)
@@ -105,7 +103,7 @@ def test_primaries_of_cicp_are_display_p3s():
     """P3's red leaves sRGB's gamut: its green and blue are clipped to zero."""
     red = codec.Image(
         np.full((4, 4, 3), (200, 60, 60), np.uint8),
-        metadata=codec.Metadata(png_colour=((b"cICP", bytes((12, 13, 0, 1))),)),
+        metadata=codec.Metadata(png_color=((b"cICP", bytes((12, 13, 0, 1))),)),
     )
     r, g, b = strip(red).pixels[0, 0].tolist()
     # From the matrices of Display P3 and sRGB, computed by hand.
@@ -119,8 +117,8 @@ def test_the_primaries_that_an_avif_states_beside_no_profile_are_kept():
     body = saved(photograph(), "AVIF", quality=100)
     assert body.count(b"nclx\0\1\0\x0d") == 1
     decoded = codec.decode(body.replace(b"nclx\0\1\0\x0d", b"nclx\0\x0c\0\x0d"), LIMITS)
-    assert decoded.metadata.png_colour == ((b"cICP", bytes((12, 13, 0, 1))),)
-    assert codec.decode(body, LIMITS).metadata.png_colour == ()
+    assert decoded.metadata.png_color == ((b"cICP", bytes((12, 13, 0, 1))),)
+    assert codec.decode(body, LIMITS).metadata.png_color == ()
     assert codec.decode(written(decoded, "jpeg"), LIMITS).metadata.icc is not None
 
 
@@ -237,7 +235,7 @@ def test_transparency_is_flattened_on_white(dtype):
     assert "flattened on white" in codec.encode(codec.Image(pixels, alpha), codec.EncodeOptions("jpeg")).notices[0]
 
 
-def test_colours_under_transparency_come_from_beside_it():
+def test_colors_under_transparency_come_from_beside_it():
     """Black under a transparent half becomes what is next to it; what is visible does not change."""
     pixels = np.zeros((33, 47, 3), np.uint8)
     pixels[:, :20] = (200, 100, 50)
@@ -274,6 +272,6 @@ def test_a_profile_that_cannot_be_applied_is_left_out_with_a_notice():
     broken[132:136] = b"zzzz"
     for at in range(128, 260):
         broken[at] = 0
-    assert colour.profile_space(bytes(broken)) == "RGB"
+    assert color.profile_space(bytes(broken)) == "RGB"
     encoded = codec.encode(image(metadata=codec.Metadata(icc=bytes(broken))), codec.EncodeOptions(metadata="strip"))
     assert encoded.notices == ("the colour profile could not be applied and was left out",)

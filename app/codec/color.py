@@ -54,7 +54,7 @@ def profile_space(icc: bytes) -> str:
 
 def described_profile(metadata: Metadata, *, gray: bool) -> bytes | None:
     """The profile that the pixels are in, from cICP, ICC, or gAMA and cHRM in PNG's order; None for sRGB."""
-    chunks = dict(metadata.png_colour)
+    chunks = dict(metadata.png_color)
     if b"cICP" in chunks:
         profile = _profile_of_cicp(chunks[b"cICP"], gray=gray)
         if profile is not None:
@@ -68,7 +68,7 @@ def described_profile(metadata: Metadata, *, gray: bool) -> bytes | None:
 
 def high_dynamic_range(metadata: Metadata) -> bool:
     """Whether cICP says PQ or HLG, which no matrix profile can express."""
-    return any(kind == b"cICP" and content[1:2] in (b"\x10", b"\x12") for kind, content in metadata.png_colour)
+    return any(kind == b"cICP" and content[1:2] in (b"\x10", b"\x12") for kind, content in metadata.png_color)
 
 
 def _profile_of_cicp(content: bytes, *, gray: bool) -> bytes | None:
@@ -110,12 +110,12 @@ def _make_profile(
     gamma: float | None = None,
     curve: NDArray[np.float64] | None = None,
 ) -> bytes | None:
-    white, *colours = (primaries[at : at + 2] for at in range(0, 8, 2))
+    white, *colors = (primaries[at : at + 2] for at in range(0, 8, 2))
     try:
         profile = imagecodecs.cms_profile(
             "gray" if gray else "rgb",
             whitepoint=(*white, 1.0),
-            primaries=None if gray else [value for point in colours for value in (*point, 1.0)],
+            primaries=None if gray else [value for point in colors for value in (*point, 1.0)],
             transferfunction=None if curve is None else curve.astype(np.float32),
             gamma=gamma,
         )
@@ -164,7 +164,7 @@ def to_srgb(image: Image) -> Image:
 
     A profile that cannot be applied is left out, with a notice.
     """
-    bare = replace(image, metadata=replace(image.metadata, icc=None, png_colour=()))
+    bare = replace(image, metadata=replace(image.metadata, icc=None, png_color=()))
     if high_dynamic_range(image.metadata):
         bare = replace(bare, notices=(*image.notices, "PQ or HLG was not converted to sRGB"))
     profile = described_profile(image.metadata, gray=image.gray)
