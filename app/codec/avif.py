@@ -9,11 +9,13 @@ from PIL import _avif
 
 from app.codec import exif, isobmff, planes
 from app.codec.decoders import blaming_the_file
+from app.codec.errors import BrokenImage
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata
 
 
 @dataclass(frozen=True)
 class _AvifFile:
+    crop: isobmff.Crop | None
     metadata: Metadata
     notices: tuple[str, ...]
 
@@ -28,7 +30,13 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
         (width, height), frames, mode, *packets, orientation, xmp = _avif.AvifDecoder(body, "auto", 1).get_info()
     names = ("icc_profile", "exif", "xmp")
     metadata, notices = exif.read_packets(dict(zip(names, (*packets, xmp), strict=True)), limits)
-    description = isobmff.color_description(body)
+    container = isobmff.read_container(body)
+    if container.missing_data():
+        raise BrokenImage("The AVIF is truncated; send the whole file.")
+    crop = isobmff.clean_aperture(container, width, height)
+    if crop is not None:
+        width, height = crop.width, crop.height
+    description = isobmff.color_description(container)
     if description is not None and metadata.icc is None:
         metadata = replace(metadata, png_color=((b"cICP", description),))
     return Header(
@@ -36,11 +44,11 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
         width,
         height,
         mode="gray" if mode.startswith("L") else "color",
-        bits=isobmff.bits_per_sample(body),
+        bits=isobmff.bits_per_sample(container),
         alpha=mode.endswith("A"),
         orientation=orientation if 1 <= orientation <= 8 else 1,
         frames=frames,
-        parsed=_AvifFile(metadata, notices),
+        parsed=_AvifFile(crop, metadata, (*notices, *container.left_out())),
     )
 
 
@@ -53,4 +61,6 @@ def read(body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
     file: _AvifFile = header.parsed
     with blaming_the_file("avif"):  # not by Pillow, which makes 8 bits of 10 and 12
         samples = imagecodecs.avif_decode(body, numthreads=1)
+    if file.crop is not None:
+        samples = file.crop.apply(samples)
     return Decoded(*planes.split(planes.widen(samples, header.bits)), file.metadata, file.notices)

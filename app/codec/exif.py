@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from app.codec.ifd import (
@@ -57,11 +57,17 @@ def read_orientation(block: bytes) -> int:
     """EXIF's orientation, 1 to 8; 1 where there is none or where it makes no sense."""
     try:
         layout, first = read_layout(block)
-        entry = read_directory(block, layout, first).entries.get(ORIENTATION)
+        entry = read_directory(block, layout, first, cut=True).entries.get(ORIENTATION)
         value = integers(block, layout, entry)[0] if entry and entry.count else 1
     except DirectoryError:
         return 1
     return value if 1 <= value <= 8 else 1
+
+
+def first_readable(blocks: Iterable[bytes]) -> bytes | None:
+    """The first block that can be read; if none can, the first that is not empty, so that its loss is named."""
+    found = [block for block in blocks if block]
+    return next((block for block in found if readable(block)), found[0] if found else None)
 
 
 def orientation_of(block: bytes | None) -> int:
@@ -73,7 +79,7 @@ def read_resolution(block: bytes) -> Resolution | None:
     """The resolution that a block states, if it does."""
     try:
         layout, first = read_layout(block)
-        return directory_resolution(block, layout, read_directory(block, layout, first))
+        return directory_resolution(block, layout, read_directory(block, layout, first, cut=True))
     except DirectoryError:
         return None
 
@@ -82,7 +88,7 @@ def readable(block: bytes) -> bool:
     """Whether this is an EXIF block at all."""
     try:
         layout, first = read_layout(block)
-        read_directory(block, layout, first)
+        read_directory(block, layout, first, cut=True)
     except DirectoryError:
         return False
     return not layout.big
@@ -113,14 +119,14 @@ def remove_orientation(block: bytes) -> bytes | None:
     """
     try:
         layout, first = read_layout(block)
-        directory = read_directory(block, layout, first)
+        directory = read_directory(block, layout, first, cut=True)
     except DirectoryError:
         return None
     kept = [entry.at for tag, entry in directory.entries.items() if tag != ORIENTATION]
     if layout.big or not kept:
         return None
     start = directory.at + layout.count.size
-    end = start + layout.count.unpack_from(block, directory.at)[0] * layout.stride
+    end = directory.end
     following = layout.offset.pack(directory.next if read_orientation(block) == 1 else 0)
     table = b"".join(block[at : at + layout.stride] for at in kept) + following
     head = block[: directory.at] + layout.count.pack(len(kept))
@@ -131,11 +137,11 @@ def resize(block: bytes, width: int, height: int) -> bytes:
     """The block with its width and height tags, where it has them, set to the image's."""
     try:
         layout, first = read_layout(block)
-        directory = read_directory(block, layout, first)
+        directory = read_directory(block, layout, first, cut=True)
         found = [directory]
         pointer = directory.entries.get(_EXIF_POINTER)
         if pointer is not None and pointer.count:
-            found.append(read_directory(block, layout, integers(block, layout, pointer)[0]))
+            found.append(read_directory(block, layout, integers(block, layout, pointer)[0], cut=True))
     except DirectoryError:
         return block
     edited = bytearray(block)

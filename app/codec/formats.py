@@ -59,7 +59,7 @@ WRITABLE: Mapping[str, Format] = MappingProxyType(
 READABLE = ("png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif")
 """Formats that are read, HEIF where its package is installed."""
 
-HEIF_PACKAGE = "pillow_heif"
+HEIF_PACKAGE = "pi_heif"
 
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _REFUSED = (

@@ -1,19 +1,18 @@
-"""HEIF, where the optional package pillow-heif is installed."""
+"""Reads HEIF, with libheif and libde265 through pi-heif."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
+import pi_heif
 
 from app.codec import exif, planes
 from app.codec.decoders import blaming_the_file
-from app.codec.errors import UnsupportedImage
-from app.codec.formats import HEIF_PACKAGE, readable
+from app.codec.errors import BrokenImage
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata
-from app.codec.isobmff import bits_per_sample, color_description
+from app.codec.isobmff import bits_per_sample, color_description, read_container
 
 
 @dataclass(frozen=True)
@@ -28,17 +27,20 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
 
     Raises:
         BrokenImage: if the file is damaged.
-        UnsupportedImage: if the package that reads HEIF is missing.
     """
+    container = read_container(body)
+    if container.missing_data():
+        raise BrokenImage("The HEIF is truncated; send the whole file.")
     with blaming_the_file("heif"):
         file = _open(body)
         width, height = file.size
         count = len(file)
         mode = str(file.mode)
     metadata, notices = exif.read_packets(file.info, limits)
-    description = color_description(body) if metadata.icc is None else None
+    description = color_description(container) if metadata.icc is None else None
     if description is not None:
         metadata = replace(metadata, png_color=((b"cICP", description),))
+    notices = (*notices, *container.left_out())
     if count > 1:
         notices = (*notices, "further pictures in the file were left out")
     return Header(
@@ -46,7 +48,7 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
         width,
         height,
         mode="gray" if mode.startswith("L") else "color",
-        bits=bits_per_sample(body),
+        bits=bits_per_sample(container),
         alpha="A" in mode.upper().partition(";")[0],
         parsed=_HeifFile(file, metadata, notices),
     )
@@ -60,16 +62,15 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
     """
     parsed: _HeifFile = header.parsed
     with blaming_the_file("heif"):
-        samples = np.asarray(parsed.file)
+        samples = np.array(parsed.file)  # a copy: the memory is libheif's, and goes with the file
     # libheif puts 10 or 12 bits at the top of 16.
     bits = header.bits
     pixels, alpha = planes.split(samples if samples.dtype == np.uint8 else planes.widen(samples >> (16 - bits), bits))
     return Decoded(pixels, alpha, parsed.metadata, parsed.notices)
 
 
-def _open(body: bytes) -> Any:  # noqa: ANN401 - the package is optional, so its types are not at hand
-    if "heif" not in readable():
-        raise UnsupportedImage("HEIF is read only where pillow-heif is installed; send a JPEG, PNG or AVIF.")
-    package = import_module(HEIF_PACKAGE)
-    package.options.DECODE_THREADS = 1  # other cores belong to the network
-    return package.open_heif(body, convert_hdr_to_8bit=False)
+def _open(body: bytes) -> Any:  # noqa: ANN401 - the package has no types
+    options = pi_heif.options
+    options.DECODE_THREADS = 1  # other cores belong to the network
+    options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
+    return pi_heif.open_heif(body, convert_hdr_to_8bit=False)

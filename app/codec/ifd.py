@@ -72,13 +72,15 @@ class TagEntry:
 class Directory:
     """Entries by tag, and the tags whose values lie outside the block, on top of each other, or are of no known type.
 
-    ``at`` is where the directory stands, ``next`` the position of the one that follows, or 0.
+    ``at`` is where the directory stands, ``next`` the position of the one that follows, or 0, ``end`` where its entries
+    end.
     """
 
     at: int
     entries: dict[int, TagEntry]
     broken: frozenset[int]
     next: int
+    end: int
 
 
 def read_layout(block: bytes | memoryview) -> tuple[Layout, int]:
@@ -99,8 +101,14 @@ def read_layout(block: bytes | memoryview) -> tuple[Layout, int]:
     raise DirectoryError("no TIFF header")
 
 
-def read_directory(block: bytes | memoryview, layout: Layout, at: int) -> Directory:
-    """The directory at a position.
+def read_directory(block: bytes | memoryview, layout: Layout, at: int, *, cut: bool = False) -> Directory:
+    """The directory at a position. The offset of the next one may be missing at the end of the block, and is 0 then.
+
+    Args:
+        block: the file or EXIF block.
+        layout: its byte order.
+        at: the position.
+        cut: accept a directory whose last entries are missing.
 
     Raises:
         DirectoryError: if the directory itself does not lie within the block.
@@ -109,9 +117,10 @@ def read_directory(block: bytes | memoryview, layout: Layout, at: int) -> Direct
     if at < 8 or start > len(block):
         raise DirectoryError("a directory lies outside the file")
     count = layout.count.unpack_from(block, at)[0]
-    end = start + count * layout.stride
-    if not 0 < count <= MAX_ENTRIES or end + layout.offset.size > len(block):
+    held = (len(block) - start) // layout.stride
+    if not 0 < count <= MAX_ENTRIES or not held or (count > held and not cut):
         raise DirectoryError("a directory has an impossible number of entries")
+    end = start + min(count, held) * layout.stride
     entries: dict[int, TagEntry] = {}
     broken = set()
     room = len(block)
@@ -122,7 +131,8 @@ def read_directory(block: bytes | memoryview, layout: Layout, at: int) -> Direct
             broken.add(tag)
         else:
             entries.setdefault(tag, entry)
-    return Directory(at, entries, frozenset(broken), layout.offset.unpack_from(block, end)[0])
+    linked = count <= held and end + layout.offset.size <= len(block)
+    return Directory(at, entries, frozenset(broken), layout.offset.unpack_from(block, end)[0] if linked else 0, end)
 
 
 def _read_entry(block: bytes | memoryview, layout: Layout, at: int) -> tuple[int, TagEntry | None]:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+import PIL.Image
 from PIL import JpegImagePlugin
 
 from app.codec import exif, jpeg_segments, planes, quality
 from app.codec.decoders import load
+from app.codec.errors import BrokenImage
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata, Mode
+
+_CHECKED_PIXELS = 2**20
+"""Pictures of so many pixels are always checked for missing data, which takes as long as decoding."""
+_FILL_LEVELS = (127, 128)
+"""What libjpeg shows where data is missing."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +38,9 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
     modes: dict[int, Mode] = {1: "gray", 4: "cmyk"}
     return Header(
         "jpeg",
-        segments.width,
-        segments.height,
-        mode=modes.get(segments.components, "color"),
+        segments.frame.width,
+        segments.frame.height,
+        mode=modes.get(len(segments.frame.sampling), "color"),
         orientation=exif.orientation_of(metadata.exif),
         quality=quality.of_jpeg(segments.content),
         parsed=_JpegFile(segments, metadata, notices),
@@ -46,6 +54,31 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
         BrokenImage: if pixel data is damaged or missing.
     """
     file: _JpegFile = header.parsed
+    if file.segments.incomplete:
+        raise BrokenImage("The JPEG is broken or truncated; send the whole file.")
     picture = load(JpegImagePlugin.JpegImageFile, jpeg_segments.picture_only(file.segments), "jpeg")
+    if _may_be_cut(file.segments, picture) and _is_cut(file.segments, picture):
+        raise BrokenImage("The JPEG is broken or truncated; send the whole file.")
     pixels, alpha, metadata, notices = planes.of_picture(picture, file.metadata)
     return Decoded(pixels, alpha, metadata, (*file.notices, *notices))
+
+
+def _may_be_cut(segments: jpeg_segments.Segments, picture: PIL.Image.Image) -> bool:
+    """Whether the last pixels may be libjpeg's filler. A scan that is read to its end is complete."""
+    if segments.frame.arithmetic:
+        return False
+    last = np.asarray(picture.crop((picture.width - 1, picture.height - 1, picture.width, picture.height)))
+    filled = all(level in _FILL_LEVELS for level in last.ravel().tolist())
+    several = segments.frame.progressive or len(segments.scans) > 1
+    return not segments.ended or several or filled or picture.width * picture.height <= _CHECKED_PIXELS
+
+
+def _is_cut(segments: jpeg_segments.Segments, picture: PIL.Image.Image) -> bool:
+    """Whether the picture changes with what stands behind its scans."""
+    try:
+        other = load(JpegImagePlugin.JpegImageFile, jpeg_segments.picture_only(segments, filled=True), "jpeg")
+    except BrokenImage:
+        return True
+    rows = max(1, _CHECKED_PIXELS // picture.width)
+    boxes = ((0, top, picture.width, min(top + rows, picture.height)) for top in range(0, picture.height, rows))
+    return any(not np.array_equal(np.asarray(picture.crop(box)), np.asarray(other.crop(box))) for box in boxes)

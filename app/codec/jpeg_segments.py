@@ -2,53 +2,65 @@
 
 from __future__ import annotations
 
-import re
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from app.codec.errors import BrokenImage, UnsupportedImage
+from app.codec.exif import first_readable
 from app.codec.image import DecodeLimits, Metadata, Resolution, bounded
+from app.codec.jpeg_scans import Frame, Scan, missing_restarts, missing_scans, read_frame, read_scans, with_filler
 from app.codec.texts import comment_of, comment_text
 
 _ICC, _EXIF, _XMP = b"ICC_PROFILE\0", b"Exif\0\0", b"http://ns.adobe.com/xap/1.0/\0"
 _EXTENDED_XMP, _PHOTOSHOP, _MULTI_PICTURE = b"http://ns.adobe.com/xmp/extension/\0", b"Photoshop 3.0\0", b"MPF\0"
 _MAX_PAYLOAD = 65_533
 _MAX_SEGMENTS = 10_000
-_MAX_SCANS = 100
-"""A decoder goes over the whole picture for each; the most thorough encoders write about twenty."""
-_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""What ends a scan: neither a stuffed byte, nor a restart, nor padding."""
-_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)))
+_FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7))
 _DECODABLE = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))
+_JPEG_LS = 0xF7
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))
-_END, _SCAN = 0xD9, 0xDA
+_END, _SCAN, _INTERVAL = 0xD9, 0xDA, 0xDD
 APP0, APP1, APP2, APP13, APP14, COMMENT = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
 
 
 @dataclass(frozen=True)
 class Segments:
-    """Everything before the pixels: (marker, content) in order; where the pixels begin and end; the frame's size."""
+    """A file taken apart.
+
+    Args:
+        body: the file.
+        content: marker and content of each segment before the first scan.
+        frame: the frame header.
+        scans: the scans.
+        first, end: where the first scan begins, and where the picture ends.
+        ended: whether an EOI marker ends it.
+    """
 
     body: bytes
     content: tuple[tuple[int, bytes], ...]
-    scan: int
+    frame: Frame
+    scans: tuple[Scan, ...]
+    first: int
     end: int
-    width: int
-    height: int
-    components: int
+    ended: bool
 
     @property
     def trailer(self) -> memoryview:
         """What stands behind the picture."""
         return memoryview(self.body)[self.end :]
 
+    @property
+    def incomplete(self) -> bool:
+        """Whether scans or restart intervals are missing."""
+        return missing_scans(self.frame, self.scans) or missing_restarts(self.body, self.frame, self.scans)
+
 
 def read_segments(body: bytes) -> Segments:
-    """The segments of a file up to its first scan.
+    """The segments and scans of a file.
 
     Raises:
-        BrokenImage: if the file ends before, or has no frame.
+        BrokenImage: if the file ends before its first scan, or has no frame.
         UnsupportedImage: if it is lossless, hierarchical, has more than 8 bits, or more scans than any real one.
     """
     content = tuple(_walk(body))
@@ -56,76 +68,73 @@ def read_segments(body: bytes) -> Segments:
     if len(frames) != 1 or len(frames[0][1]) < 6:
         raise BrokenImage("The JPEG has no frame header.")
     marker, data = frames[0]
-    bits, height, width = struct.unpack_from(">BHH", data)
+    _check_process(marker, data)
+    frame = read_frame(marker, data)
+    if not frame.height and frame.width:
+        raise UnsupportedImage("This JPEG states its height behind its pixels (DNL), which is not read; save it anew.")
+    if not frame.width or not frame.height:
+        raise BrokenImage("The JPEG's header has no size.")
+    first = content[-1][2]
+    intervals = [int.from_bytes(data[:2]) for marker, data, _ in content if marker == _INTERVAL]
+    scans, end, ended = read_scans(body, first, intervals[-1] if intervals else 0)
+    segments = tuple((marker, data) for marker, data, _ in content)
+    return Segments(body, segments, frame, tuple(scans), first, end, ended)
+
+
+def _check_process(marker: int, data: bytes) -> None:
+    if marker == _JPEG_LS:
+        raise UnsupportedImage("This is a JPEG-LS file, which is not read; send a PNG.")
+    bits, components = data[0], data[5]
     if marker not in _DECODABLE or bits != 8:
         process = f"{bits} bits a sample" if bits != 8 else "a lossless or hierarchical process"
         raise UnsupportedImage(f"This JPEG has {process}, not read here; send a plain one of 8 bits, or a PNG.")
-    if not width or not height:
-        raise BrokenImage("The JPEG's header has no size.")
-    scan = content[-1][2]
-    segments = tuple((marker, data) for marker, data, _ in content)
-    return Segments(body, segments, scan, _find_end(body, scan), width, height, data[5])
+    if components not in (1, 3, 4):
+        raise UnsupportedImage(f"This JPEG has {components} components; 1, 3 and 4 are read.")
 
 
 def _walk(body: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Marker, content and position of each segment up to the first scan; stray bytes between segments are skipped."""
     at = 2
     for _ in range(_MAX_SEGMENTS):
-        if at + 4 > len(body):
+        at = body.find(b"\xff", at)
+        if at < 0 or at + 4 > len(body):
             break
-        if body[at] != 0xFF:
-            raise BrokenImage("The JPEG's segments are broken.")
         marker = body[at + 1]
-        if marker == 0xFF or marker in _BARE:
+        if marker in (0, 0xFF) or marker in _BARE:
             at += 1 if marker == 0xFF else 2
             continue
         length = struct.unpack_from(">H", body, at + 2)[0]
-        if length < 2 or at + 2 + length > len(body):
+        if at + 2 + max(length, 2) > len(body) or marker == _END:
             break
         if marker == _SCAN:
             yield marker, b"", at
             return
-        yield marker, body[at + 4 : at + 2 + length], at
-        at += 2 + length
+        yield marker, body[at + 4 : at + 2 + max(length, 2)], at
+        at += 2 + max(length, 2)
     raise BrokenImage("The JPEG is broken or truncated; send the whole file.")
 
 
-def _find_end(body: bytes, at: int) -> int:
-    """Where the picture whose first scan begins at ``at`` is over; the file's end, if nothing says so before.
+def picture_only(segments: Segments, *, filled: bool = False) -> bytes:
+    """The file again with nothing but its picture, which is all that a decoder sees, and an EOI at its end.
 
-    Raises:
-        UnsupportedImage: if it has more than ``_MAX_SCANS``.
+    Args:
+        segments: of the file.
+        filled: put filler behind each scan, see ``jpeg_scans``.
     """
-    scans = 0
-    for _ in range(_MAX_SEGMENTS):
-        found = _MARKER.search(body, at)
-        if found is None:
-            return len(body)
-        at = found.end()
-        marker = body[at - 1]
-        if marker == _END:
-            return at
-        scans += marker == _SCAN
-        if scans > _MAX_SCANS:
-            break
-        if marker not in _BARE and at + 2 <= len(body):
-            at += struct.unpack_from(">H", body, at)[0]
-    raise UnsupportedImage(f"This JPEG has more than {_MAX_SCANS} scans; save it anew.")
-
-
-def picture_only(segments: Segments) -> bytes:
-    """The file again with nothing but its picture, which is all that a decoder gets to see."""
     kept = (
         part
         for marker, data in segments.content
         if marker != _SCAN and (not APP0 <= marker <= 0xEF or marker in (APP0, APP14)) and marker != COMMENT
         for part in _frame(marker, data)
     )
-    return b"".join((b"\xff\xd8", *kept, memoryview(segments.body)[segments.scan : segments.end]))
+    scans = with_filler(segments.body, segments.scans if filled else (), segments.first, segments.end)
+    return b"".join((b"\xff\xd8", *kept, *scans, b"" if segments.ended else b"\xff\xd9"))
 
 
 def read_metadata(segments: Segments, limits: DecodeLimits) -> tuple[Metadata, tuple[str, ...]]:
     """Everything kept beside the pixels, and notices on what is not; packets that are broken are left out."""
-    exif = xmp = resolution = None
+    xmp = resolution = None
+    blocks: list[bytes] = []
     behind = ""
     notices: list[str] = []
     profile: dict[int, bytes] = {}
@@ -134,7 +143,7 @@ def read_metadata(segments: Segments, limits: DecodeLimits) -> tuple[Metadata, t
         if marker == APP0 and data[:5] == b"JFIF\0" and len(data) >= 12:
             resolution = _resolution(data)
         elif marker == APP1 and data.startswith(_EXIF):
-            exif = exif or data[len(_EXIF) :] or None
+            blocks.append(data[len(_EXIF) :])
         elif marker == APP1 and data.startswith(_XMP):
             xmp = xmp or data[len(_XMP) :] or None
         elif marker == APP1 and data.startswith(_EXTENDED_XMP):
@@ -152,6 +161,7 @@ def read_metadata(segments: Segments, limits: DecodeLimits) -> tuple[Metadata, t
     notices.extend([behind] if behind else [])
     icc = bounded(b"".join(profile[number] for number in sorted(profile)) or None, "an ICC profile", limits, notices)
     iptc = bounded(b"".join(photoshop) or None, "IPTC", limits, notices)
+    exif = first_readable(blocks)
     return Metadata(icc, exif, xmp, iptc, resolution, texts=tuple(texts)), tuple(dict.fromkeys(notices))
 
 
