@@ -6,11 +6,12 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
 
 KERNEL = Extension(
     "model.kernels.block",  # a plain shared library that ctypes loads, not a module
-    ["model/kernels/block.c"],
-    depends=["model/kernels/block.h"],
+    ["model/kernels/block.c", "model/kernels/amx.c", "model/kernels/pool.c"],
+    depends=sorted(map(str, Path("model/kernels").glob("*.h"))),
     extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"],
     libraries=["m", "pthread"],
     optional=not os.environ.get("SWIN2SR_REQUIRE_KERNEL"),  # a release is not built without it
@@ -19,6 +20,14 @@ KERNEL = Extension(
 
 class BuildKernel(build_ext):
     """Builds the kernel under a name without a Python version, because it uses nothing of Python."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Build the kernel; without its AMX level if the compiler or the assembler does not have the instructions."""
+        try:
+            super().build_extension(ext)
+        except CompileError:
+            ext.define_macros.append(("WITHOUT_AMX", None))
+            super().build_extension(ext)
 
     def get_ext_filename(self, fullname: str) -> str:
         """``model/kernels/block.so``, or ``.pyd`` on Windows."""

@@ -7,13 +7,11 @@ and on a GPU, in training and in other dtypes, PyTorch's operators compute the s
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
-import platform
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from model.hooks import is_watched
+from model.kernels.library import BlockArguments, ConvolutionArguments, Kernel, load_kernel
 from model.windows import MASK_KINDS
 
 if TYPE_CHECKING:
@@ -43,10 +42,6 @@ class KernelTables:
     qkv_bias: Tensor
     scale: Tensor
     bias: Tensor
-
-
-LEAST_WIDTH = 128 if platform.machine().lower() in ("aarch64", "arm64") else 256
-"""Bits of a vector below which PyTorch's own operators are faster."""
 
 
 def build_tables(qkv_bias: Tensor, scale: Tensor, bias: Tensor) -> KernelTables | None:
@@ -126,29 +121,19 @@ def run(
     Raises:
         MemoryError: if the scratch memory of a thread cannot be had.
     """
-    kernel, attn, tables = load_kernel(), block.attn, block.attn.kernel_tables
+    kernel = load_kernel()
     assert kernel is not None
-    assert tables is not None
     tokens = tokens.contiguous()
     output = torch.empty_like(tokens) if out is None else out
-    weights = _contiguous(
-        attn.qkv.weight, tables.qkv_bias, tables.scale, tables.bias,
-        attn.proj.weight, attn.proj.bias, block.norm1.weight, block.norm1.bias,
-        block.mlp.fc1.weight, block.mlp.fc1.bias, block.mlp.fc2.weight, block.mlp.fc2.bias,
-        block.norm2.weight, block.norm2.bias,
-    )  # fmt: skip
-    arguments = _Block(
-        attn.dim, attn.heads, block.mlp.fc1.out_features, attn.window**2,
-        *(weight.data_ptr() for weight in weights), block.norm1.eps,
-    )  # fmt: skip
+    weights = _block_weights(kernel, block)
     kinds = (ctypes.c_long * MASK_KINDS)(*counts)
     with record_function("swin_block"):
         failed = kernel.block(
-            ctypes.byref(arguments),
+            ctypes.byref(weights.arguments),
             tokens.data_ptr(),
             None if gather is None else gather.data_ptr(),
             output.data_ptr(),
-            tokens.shape[0] // attn.window**2,
+            tokens.shape[0] // block.attn.window**2,
             kinds,
             torch.get_num_threads(),
         )
@@ -197,19 +182,15 @@ def convolve(
     Raises:
         MemoryError: if the scratch memory of a thread cannot be had.
     """
+    kernel = load_kernel()
     assert halo is not None
-    kernel, window, (conv, linear) = load_kernel(), math.isqrt(halo.shape[1]) - 2, layers
     assert kernel is not None
-    assert isinstance(conv, nn.Conv2d)
     tokens, residual = tokens.contiguous(), residual.contiguous()
     output = torch.empty_like(tokens) if out is None else out
-    weights = _contiguous(conv.weight.permute(0, 2, 3, 1), conv.bias)
-    weights += _contiguous(linear.weight, linear.bias) if linear is not None else []
-    pointers = [weight.data_ptr() for weight in weights]
-    arguments = _Convolution(tokens.shape[1], window, *pointers, *[None] * (4 - len(pointers)))
+    weights = _convolution_weights(kernel, layers, math.isqrt(halo.shape[1]) - 2)
     with record_function("swin_convolution"):
         failed = kernel.convolution(
-            ctypes.byref(arguments),
+            ctypes.byref(weights.arguments),
             tokens.data_ptr(),
             halo.data_ptr(),
             residual.data_ptr(),
@@ -226,74 +207,136 @@ def _check(failed: int) -> None:
         raise MemoryError("There is no memory for the scratch space of a window: use fewer threads.")
 
 
-class _Block(ctypes.Structure):
-    """``struct block`` of the kernel."""
+# Weights in the kernel's form.
 
-    _fields_ = (
-        *((name, ctypes.c_long) for name in ("channels", "heads", "hidden", "tokens")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "qkv_weight", "qkv_bias", "scale", "bias", "proj_weight", "proj_bias", "norm1_weight", "norm1_bias",
-                "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "norm2_weight", "norm2_bias",
-            )
-        ),
-        ("eps", ctypes.c_float),
+PARTS = {"fast": 1, "high": 2}
+"""Precisions that AMX computes, and how many bfloat16 stand for a float32 in them."""
+
+
+class _Weights:
+    """The weights of a block or of a convolution as the kernel reads them.
+
+    Args:
+        tensors: contiguous; kept, so that no other tensor comes to lie where they do.
+        arguments: with pointers to them.
+    """
+
+    def __init__(
+        self, version: tuple[int, ...], tensors: list[Tensor], arguments: BlockArguments | ConvolutionArguments
+    ) -> None:
+        self.version, self.tensors, self.arguments = version, tensors, arguments
+
+    def pack(self, kernel: Kernel, pack: Callable[..., int | None], *how: int) -> None:
+        """Pack the weights for AMX, if that is possible; they are freed with this object."""
+        self.arguments.packed = packed = pack(ctypes.byref(self.arguments), *how)
+        if packed:
+            weakref.finalize(self, kernel.free_packed, packed)
+
+
+class _State:
+    """What is kept with a block or a convolution: its precision, and its weights in the kernel's form.
+
+    Copies of the module have the precision alone.
+    """
+
+    def __init__(self, precision: str) -> None:
+        self.precision = precision
+        self.weights: _Weights | None = None
+
+    def __reduce__(self) -> tuple[type[_State], tuple[str]]:
+        return _State, (self.precision,)
+
+
+_KEPT = "kernel_state"
+"""Attribute of a module that holds its ``_State``."""
+
+
+def prepare(network: nn.Module, precision: str) -> str:
+    """Choose the precision of a network's blocks and 3x3 convolutions, and keep their weights in the kernel's form.
+
+    Weights may be replaced afterwards, or changed by operations on them; changes that PyTorch does not count (through
+    ``.data`` or a NumPy array) need another call.
+
+    Args:
+        network: in evaluation mode, on a CPU.
+        precision: ``exact``, ``high`` or ``fast``.
+
+    Returns:
+        The precision that is computed with: ``exact`` where there is no AMX, or a block does not fit it.
+    """
+    kernel = load_kernel()
+    for module in network.modules():
+        vars(module)[_KEPT] = _State(precision)
+    blocks = [module for module in network.modules() if hasattr(module, "attn")]
+    if precision == "exact" or (
+        kernel and all(_can_pack(kernel, cast("SwinTransformerBlock", each)) for each in blocks)
+    ):
+        return precision
+    return prepare(network, "exact")
+
+
+def _can_pack(kernel: Kernel, block: SwinTransformerBlock) -> bool:
+    fits = block.attn.kernel_tables is not None and _is_plain(block)
+    return fits and bool(_block_weights(kernel, block).arguments.packed)
+
+
+def _block_weights(kernel: Kernel, block: SwinTransformerBlock) -> _Weights:
+    attn, mlp, tables = block.attn, block.mlp, block.attn.kernel_tables
+    assert tables is not None
+    tensors = (
+        attn.qkv.weight, tables.qkv_bias, tables.scale, tables.bias,
+        attn.proj.weight, attn.proj.bias, block.norm1.weight, block.norm1.bias,
+        mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias, block.norm2.weight, block.norm2.bias,
     )  # fmt: skip
 
+    def build(version: tuple[int, ...]) -> _Weights:
+        kept = [tensor.detach().contiguous() for tensor in tensors]
+        sizes = attn.dim, attn.heads, mlp.fc1.out_features, attn.window**2
+        arguments = BlockArguments(*sizes, *(tensor.data_ptr() for tensor in kept), block.norm1.eps)
+        return _Weights(version, kept, arguments)
 
-class _Convolution(ctypes.Structure):
-    """``struct convolution`` of the kernel."""
+    def pack(weights: _Weights, parts: int) -> None:
+        weights.pack(kernel, kernel.pack_block, tables.bias.shape[0], parts)
 
-    _fields_ = (
-        *((name, ctypes.c_long) for name in ("channels", "window")),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "linear_weight", "linear_bias")),
-    )
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """The functions of the kernel."""
-
-    block: ctypes._NamedFuncPointer
-    convolution: ctypes._NamedFuncPointer
+    return _keep(block, tensors, build, pack)
 
 
-def _contiguous(*weights: Tensor | None) -> list[Tensor]:
-    return [weight.detach().contiguous() for weight in weights if weight is not None]
+def _convolution_weights(kernel: Kernel, layers: tuple[nn.Module, nn.Conv2d | None], window: int) -> _Weights:
+    conv, linear = layers
+    assert isinstance(conv, nn.Conv2d)
+    assert conv.bias is not None
+    tensors = [conv.weight, conv.bias]
+    if linear is not None:
+        assert linear.bias is not None
+        tensors += [linear.weight, linear.bias]
+
+    def build(version: tuple[int, ...]) -> _Weights:
+        kept = [tensor.detach() for tensor in tensors]
+        kept = [kept[0].permute(0, 2, 3, 1).contiguous(), *(tensor.contiguous() for tensor in kept[1:])]
+        pointers = [tensor.data_ptr() for tensor in kept]
+        return _Weights(version, kept, ConvolutionArguments(conv.in_channels, window, *pointers))
+
+    def pack(weights: _Weights, parts: int) -> None:
+        weights.pack(kernel, kernel.pack_convolution, parts)
+
+    return _keep(conv, tensors, build, pack)
 
 
-@functools.cache
-def load_kernel() -> Kernel | None:
-    """The kernel; None where the package was installed without it, or with one that would be slower."""
-    folder = Path(__file__).with_name("kernels")
-    for suffix in EXTENSION_SUFFIXES:
-        try:
-            library = ctypes.CDLL(str(folder / f"block{suffix}"))
-            sizes = library.swin_block_size(), library.swin_convolution_size()
-            same = sizes == (ctypes.sizeof(_Block), ctypes.sizeof(_Convolution))
-            if same and library.swin_block_width() >= LEAST_WIDTH:
-                return Kernel(_block_of(library), _convolution_of(library))
-        except (OSError, AttributeError):  # absent, or built for something else
-            continue
-    return None
-
-
-def _block_of(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
-    function = library.swin_block
-    function.argtypes = [
-        ctypes.POINTER(_Block), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
-        ctypes.c_long, ctypes.POINTER(ctypes.c_long), ctypes.c_int,
-    ]  # fmt: skip
-    function.restype = ctypes.c_int
-    return function
-
-
-def _convolution_of(library: ctypes.CDLL) -> ctypes._NamedFuncPointer:
-    function = library.swin_convolution
-    function.argtypes = [
-        ctypes.POINTER(_Convolution), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p,
-        ctypes.c_long, ctypes.c_int,
-    ]  # fmt: skip
-    function.restype = ctypes.c_int
-    return function
+def _keep(
+    module: nn.Module,
+    tensors: Sequence[Tensor],
+    build: Callable[[tuple[int, ...]], _Weights],
+    pack: Callable[[_Weights, int], None],
+) -> _Weights:
+    """The weights that are kept with a module; new ones where they changed, or nothing is kept."""
+    state: _State | None = vars(module).get(_KEPT)
+    if state is None or any(tensor.is_inference() for tensor in tensors):  # nothing counts changes of those
+        return build(())
+    version = tuple(value for tensor in tensors for value in (tensor.data_ptr(), tensor._version))  # noqa: SLF001
+    weights = state.weights
+    if weights is None or weights.version != version:
+        weights = build(version)
+        if state.precision in PARTS:
+            pack(weights, PARTS[state.precision])
+        state.weights = weights
+    return weights

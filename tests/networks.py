@@ -8,7 +8,11 @@ from model import cpu_kernel
 from model.config import Swin2SRConfig
 from model.network import Swin2SR
 
-needs_kernel = pytest.mark.skipif(cpu_kernel.load_kernel() is None, reason="the kernel was not built: no C compiler")
+_kernel = cpu_kernel.load_kernel()
+needs_kernel = pytest.mark.skipif(_kernel is None, reason="the kernel was not built: no C compiler")
+needs_amx = pytest.mark.skipif(
+    _kernel is None or not _kernel.has_amx(), reason="the kernel was not built with AMX, or there is none here"
+)
 
 HEADS = {
     "classical_x2": {"upsampler": "pixelshuffle", "upscale": 2},

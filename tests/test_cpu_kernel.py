@@ -20,6 +20,7 @@ import model
 from model import cpu_kernel
 from model.config import Swin2SRConfig
 from model.hooks import Beat
+from model.kernels import library
 from model.network import CHUNK, SwinTransformerBlock, split_counts
 from model.packing import PackedLayout
 from model.scratch import KEPT_BYTES, Scratch
@@ -302,10 +303,9 @@ def test_split_counts_loses_no_window(counts: list[int], size: int):
 @pytest.fixture
 def kernels(tmp_path, monkeypatch):
     """A folder in the place of the kernel's own, and a cache that is forgotten afterwards."""
-    monkeypatch.setattr(cpu_kernel, "__file__", str(tmp_path / "cpu_kernel.py"))
-    (tmp_path / "kernels").mkdir()
+    monkeypatch.setattr(library, "FOLDER", tmp_path)
     cpu_kernel.load_kernel.cache_clear()
-    yield tmp_path / "kernels"
+    yield tmp_path
     cpu_kernel.load_kernel.cache_clear()
 
 
@@ -324,11 +324,11 @@ def test_a_broken_kernel_is_passed_over(kernels):
 @needs_kernel
 def test_a_kernel_of_another_shape_is_passed_over(kernels, monkeypatch):
     """A library whose weights' structure has another size would read wild memory."""
-    built = next(Path(model.__file__).with_name("kernels").glob(f"block{EXTENSION_SUFFIXES[0]}"))
+    built = next(Path(model.__file__).with_name("kernels").glob("block*.so"))
     shutil.copy(built, kernels)
     assert cpu_kernel.load_kernel() is not None
     cpu_kernel.load_kernel.cache_clear()
-    monkeypatch.setattr(cpu_kernel.ctypes, "sizeof", lambda _type: 1)
+    monkeypatch.setattr(library.ctypes, "sizeof", lambda _type: 1)
     assert cpu_kernel.load_kernel() is None
 
 

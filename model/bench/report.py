@@ -15,8 +15,8 @@ from typing import Literal
 
 import torch
 
-from model import cpu_kernel
 from model.bench.timing import Timing
+from model.kernels.library import load_kernel
 
 NOISY = 1.25
 """Slowest over fastest run from which on a reader should know."""
@@ -69,7 +69,7 @@ def describe_machine(device: torch.device, threads: int) -> dict[str, str | int 
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": threads,
         "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "kernel": "built" if cpu_kernel.load_kernel() else "not built",
+        "kernel": "built" if load_kernel() else "not built",
         "torch": torch.__version__,
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",

@@ -4,20 +4,10 @@
  * the processor has is taken at run time. Python calls it through ctypes (model/cpu_kernel.py).
  */
 #include <math.h>
-#include <pthread.h>
-#include <stdatomic.h>
-#include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 
-#define SLOTS 64 /* tokens of a window, rounded up to whole vectors */
-#define SPAN 80  /* tokens of a window of 8 with the rows above and below it */
-#define HALO 100 /* the same with the columns beside it too */
-#define KINDS 4  /* kinds of attention mask */
-#define CHUNK 4  /* windows that a thread takes at a time */
-#define MAX_THREADS 256
-#define STEEP 58.0f /* largest factor on cosines, to the base of 2, with which no exponential leaves float32 */
-#define ALWAYS_INLINE inline __attribute__((always_inline))
+#include "kernel.h"
+
 #ifdef __clang__
 #define UNROLL _Pragma("unroll")
 #define PICK(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -25,22 +15,6 @@
 #define UNROLL _Pragma("GCC unroll 16")
 #define PICK(a, b, ...) __builtin_shuffle(a, b, (int32_t __attribute__((vector_size(16)))){__VA_ARGS__})
 #endif
-
-struct block {
-    long channels, heads, hidden, tokens; /* tokens of a window, 64 or less */
-    const float *qkv_weight, *qkv_bias;   /* (3 C, C), (3 C) */
-    const float *scale;                   /* (heads): factor on cosines; logits are to the base of 2 */
-    const float *bias;                    /* (KINDS, heads, tokens of key, SLOTS of query), below 24 */
-    const float *proj_weight, *proj_bias, *norm1_weight, *norm1_bias;
-    const float *fc1_weight, *fc1_bias, *fc2_weight, *fc2_bias, *norm2_weight, *norm2_bias;
-    float eps;
-};
-
-struct convolution {
-    long channels, window;                    /* side of a window, 8 or less */
-    const float *weight, *bias;               /* (C out, 3, 3, C in), (C) */
-    const float *linear_weight, *linear_bias; /* of the linear layer behind it (C, C), (C); null without one */
-};
 
 /* What there is once for each instruction set. */
 struct level {
@@ -90,77 +64,39 @@ static const struct level *best_level(void) {
     return &level_plain;
 }
 
-struct work {
-    void (*window)(const struct work *, long index, float *scratch);
-    size_t floats; /* of scratch, which begins zeroed */
-    const struct level *level;
-    const struct block *block;
-    const struct convolution *convolution;
-    const float *in, *residual;
-    const int32_t *table; /* rows of `in` */
-    float *out;
-    long count;
-    const long *kinds;
-    atomic_long next;
-    atomic_int failed;
-};
-
-static void block_window(const struct work *work, long index, float *x) {
+static void block_window(const struct work *work, long index, void *scratch) {
     const struct block *w = work->block;
     const long channels = w->channels, tokens = w->tokens;
-    long kind = 0, end = work->kinds[0];
-    while (index >= end && kind < KINDS - 1) end += work->kinds[++kind];
+    float *x = scratch;
     const float *rows[SLOTS];
     for (long i = 0; i < SLOTS; i++) {
         long row = index * tokens + (i < tokens ? i : 0);
         rows[i] = work->in + (work->table ? work->table[row] : row) * channels;
     }
     work->level->load(rows, SLOTS, channels, x, SLOTS);
-    work->level->window(w, w->bias + kind * w->heads * tokens * SLOTS, x, x + channels * SLOTS);
+    work->level->window(w, w->bias + kind_of(work, index) * w->heads * tokens * SLOTS, x, x + channels * SLOTS);
     work->level->store(x, tokens, channels, NULL, work->out + index * tokens * channels);
 }
 
-static void convolution_window(const struct work *work, long index, float *scratch) {
+/* A token of zeros at the end of the scratch memory, for what lies outside an image. */
+static float *zeros_of(const struct work *work, void *scratch) {
+    return (float *)scratch + work->convolution->channels * (SPAN + 2 * SLOTS);
+}
+
+static void begin_convolution(const struct work *work, void *scratch) {
+    memset(zeros_of(work, scratch), 0, work->convolution->channels * sizeof(float));
+}
+
+static void convolution_window(const struct work *work, long index, void *scratch) {
     const struct convolution *w = work->convolution;
     const long channels = w->channels, seen = (w->window + 2) * (w->window + 2);
     const long place = index * w->window * w->window * channels;
-    float *zeros = scratch + channels * (SPAN + 2 * SLOTS);
     const float *halo[HALO];
     for (long i = 0; i < seen; i++) {
         long row = work->table[index * seen + i];
-        halo[i] = row < 0 ? zeros : work->in + row * channels;
+        halo[i] = row < 0 ? zeros_of(work, scratch) : work->in + row * channels;
     }
     work->level->convolve(w, halo, work->residual + place, work->out + place, scratch);
-}
-
-static void *run(void *argument) {
-    struct work *work = argument;
-    float *scratch = aligned_alloc(64, (work->floats * sizeof(float) + 63) / 64 * 64);
-    if (!scratch) {
-        atomic_store(&work->failed, 1);
-        return NULL;
-    }
-    memset(scratch, 0, work->floats * sizeof(float));
-    for (;;) {
-        long first = atomic_fetch_add(&work->next, CHUNK);
-        if (first >= work->count) break;
-        long last = first + CHUNK < work->count ? first + CHUNK : work->count;
-        for (long index = first; index < last; index++) work->window(work, index, scratch);
-    }
-    free(scratch);
-    return NULL;
-}
-
-static int run_all(struct work *work, int threads) {
-    pthread_t others[MAX_THREADS];
-    long wanted = (work->count + CHUNK - 1) / CHUNK;
-    if (wanted > threads) wanted = threads;
-    if (wanted > MAX_THREADS) wanted = MAX_THREADS;
-    long started = 0;
-    while (started < wanted - 1 && !pthread_create(&others[started], NULL, run, work)) started++;
-    run(work);
-    for (long i = 0; i < started; i++) pthread_join(others[i], NULL);
-    return atomic_load(&work->failed);
 }
 
 /* Run all windows: `in` and `out` are (count * tokens, channels); window i takes its tokens from the rows that `gather`
@@ -170,8 +106,9 @@ int swin_block(const struct block *block, const float *in, const int32_t *gather
                const long *kinds, int threads) {
     struct work work = {.window = block_window, .level = best_level(), .block = block, .in = in, .table = gather,
                         .out = out, .count = count, .kinds = kinds,
-                        .floats = SLOTS * (size_t)(5 * block->channels + SLOTS + 1 + block->hidden)};
-    return run_all(&work, threads);
+                        .bytes = sizeof(float) * SLOTS * (size_t)(5 * block->channels + SLOTS + 1 + block->hidden)};
+    if (block->packed) prepare_amx(&work);
+    return run_work(&work, threads);
 }
 
 /* Run a convolution of 3x3 with zeros around every image, and the linear layer behind it, over all windows, and add
@@ -180,10 +117,12 @@ int swin_block(const struct block *block, const float *in, const int32_t *gather
  * Returns 0, or 1 where memory is short. */
 int swin_convolution(const struct convolution *convolution, const float *in, const int32_t *halo, const float *residual,
                      float *out, long count, int threads) {
-    struct work work = {.window = convolution_window, .level = best_level(), .convolution = convolution, .in = in,
-                        .residual = residual, .table = halo, .out = out, .count = count,
-                        .floats = (SPAN + 2 * SLOTS + 1) * (size_t)convolution->channels};
-    return run_all(&work, threads);
+    struct work work = {.begin = begin_convolution, .window = convolution_window, .level = best_level(),
+                        .convolution = convolution, .in = in, .residual = residual, .table = halo, .out = out,
+                        .count = count,
+                        .bytes = sizeof(float) * (SPAN + 2 * SLOTS + 1) * (size_t)convolution->channels};
+    if (convolution->packed) prepare_amx(&work);
+    return run_work(&work, threads);
 }
 
 /* The sizes of `struct block` and `struct convolution`, by which the caller knows that it means the same ones. */

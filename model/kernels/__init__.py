@@ -1,0 +1,1 @@
+"""The operators in C, and their library as Python sees it."""

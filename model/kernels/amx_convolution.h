@@ -1,0 +1,92 @@
+/* A convolution on AMX for one precision. Included by amx.c with PARTS and NAME defined as in amx_block.h.
+ *
+ * Token-major: the window's tokens are rows, the packed weights columns. The halo is kept in three copies, shifted by a
+ * column each, so that what a tap sees of the window is `side`^2 rows one behind the other.
+ */
+
+/* Sums of 16 outputs += rows of 64 tokens times one tile of packed columns (PARTS, 16, 32). */
+static ALWAYS_INLINE void NAME(multiply_tokens)(const uint16_t *rows, long lo, long stride, const uint32_t *columns) {
+    LOAD_TILE(4, columns, 64);
+    multiply_rows(rows, 16 * stride, 2 * stride);
+    if (PARTS == 2) {
+        multiply_rows(rows + lo, 16 * stride, 2 * stride);
+        LOAD_TILE(4, columns + TILE, 64);
+        multiply_rows(rows, 16 * stride, 2 * stride);
+    }
+}
+
+/* A token of the halo into each copy that has it. */
+static ALWAYS_INLINE void NAME(spread_token)(const float *token, long y, long x, const struct convolution *w,
+                                             const struct convolution_scratch *m) {
+    for (long c = 0; c < w->channels; c += 32) {
+        uint16_t row[2 * 32] __attribute__((aligned(64)));
+        __m512 first = _mm512_maskz_loadu_ps(first_lanes(w->channels - c), token + c);
+        __m512 second = _mm512_maskz_loadu_ps(first_lanes(w->channels - c - 16), token + c + 16);
+        NAME(put_row)(first, second, row, 32);
+        for (long copy = 0; copy < 3; copy++) {
+            if (x < copy || x >= copy + w->window) continue;
+            uint16_t *place = m->rows + (copy * SPAN + y * w->window + x - copy) * m->stride + c;
+            _mm512_store_si512(place, _mm512_load_si512(row));
+            if (PARTS == 2) _mm512_store_si512(place + m->lo, _mm512_load_si512(row + 32));
+        }
+    }
+}
+
+/* The sums plus the bias of the 3x3 convolution, as rows of the linear layer behind it, with its constant 1. */
+static ALWAYS_INLINE void NAME(put_linear_rows)(const struct convolution *w, const struct convolution_scratch *m) {
+    const long channels = w->channels, width = m->width;
+    for (long t = 0; t < w->window * w->window; t++) {
+        uint16_t *row = m->linear_rows + t * m->linear_stride;
+        for (long c = 0; c < channels; c += 32) {
+            const float *sums = m->sums + t * width + c;
+            const __mmask16 first = first_lanes(channels - c), second = first_lanes(channels - c - 16);
+            NAME(put_row)(
+                _mm512_add_ps(_mm512_maskz_loadu_ps(first, sums), _mm512_maskz_loadu_ps(first, w->bias + c)),
+                _mm512_add_ps(_mm512_maskz_loadu_ps(second, sums + 16), _mm512_maskz_loadu_ps(second, w->bias + c + 16)),
+                row + c, m->linear_lo);
+        }
+        row[channels] = ONE;
+        row[channels + 1] = PARTS == 1 ? ONE : 0; /* times what the bias's bfloat16 leaves */
+    }
+}
+
+/* A window of the convolution. */
+static void NAME(convolution_window)(const struct work *work, long index, void *memory) {
+    const struct convolution *w = work->convolution;
+    const struct convolution_scratch *m = memory;
+    const long channels = w->channels, side = w->window, tokens = side * side, seen = (side + 2) * (side + 2);
+    const long depths = m->stride / 32, linear_depths = m->linear_stride / 32, width = m->width;
+    for (long i = 0; i < seen; i++) {
+        long row = work->table[index * seen + i];
+        NAME(spread_token)(row < 0 ? m->zeros : work->in + row * channels, i / (side + 2), i % (side + 2), w, m);
+    }
+    const uint32_t *columns = w->packed->columns;
+    for (long n = 0; n < width; n += 16) {
+        clear_sums();
+        for (long tap = 0; tap < 9; tap++)
+            for (long k = 0; k < depths; k++, columns += PARTS * TILE)
+                NAME(multiply_tokens)(m->rows + (tap % 3 * SPAN + tap / 3 * side) * m->stride + 32 * k, m->lo,
+                                      m->stride, columns);
+        store_sums(m->sums + n, 64 * width, 4 * width);
+    }
+    if (w->linear_weight) {
+        NAME(put_linear_rows)(w, m);
+        columns = w->packed->linear_columns;
+        for (long n = 0; n < width; n += 16) {
+            clear_sums();
+            for (long k = 0; k < linear_depths; k++, columns += PARTS * TILE)
+                NAME(multiply_tokens)(m->linear_rows + 32 * k, m->linear_lo, m->linear_stride, columns);
+            store_sums(m->sums + n, 64 * width, 4 * width);
+        }
+    }
+    const float *residual = work->residual + index * tokens * channels;
+    float *out = work->out + index * tokens * channels;
+    for (long t = 0; t < tokens; t++)
+        for (long c = 0; c < channels; c += 16) {
+            const __mmask16 lanes = first_lanes(channels - c);
+            __m512 sum = _mm512_add_ps(_mm512_load_ps(m->sums + t * width + c),
+                                       _mm512_maskz_loadu_ps(lanes, residual + t * channels + c));
+            if (!w->linear_weight) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, w->bias + c));
+            _mm512_mask_storeu_ps(out + t * channels + c, lanes, sum);
+        }
+}

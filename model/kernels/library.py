@@ -1,0 +1,98 @@
+"""The shared library of the C kernel, loaded with ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+FOLDER = Path(__file__).parent
+
+LEAST_WIDTH = 128 if platform.machine().lower() in ("aarch64", "arm64") else 256
+"""Bits of a vector below which PyTorch's own operators are faster."""
+
+if TYPE_CHECKING:
+    Function = ctypes._NamedFuncPointer  # noqa: SLF001 - what typeshed calls it
+
+
+class BlockArguments(ctypes.Structure):
+    """``struct block`` of ``kernel.h``."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("channels", "heads", "hidden", "tokens")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "qkv_weight", "qkv_bias", "scale", "bias", "proj_weight", "proj_bias", "norm1_weight", "norm1_bias",
+                "fc1_weight", "fc1_bias", "fc2_weight", "fc2_bias", "norm2_weight", "norm2_bias",
+            )
+        ),
+        ("eps", ctypes.c_float),
+        ("packed", ctypes.c_void_p),
+    )  # fmt: skip
+
+
+class ConvolutionArguments(ctypes.Structure):
+    """``struct convolution`` of ``kernel.h``."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("channels", "window")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "linear_weight", "linear_bias", "packed")),
+    )
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """The functions of the library, as ``block.c`` and ``amx_packing.h`` describe them.
+
+    Attributes:
+        width: bits of the vectors that are used.
+        has_amx: returns 1 where the processor has AMX and the operating system permits its use; asks it once.
+    """
+
+    block: Function
+    convolution: Function
+    pack_block: Function
+    pack_convolution: Function
+    free_packed: Function
+    has_amx: Function
+    width: int
+
+
+@functools.cache
+def load_kernel() -> Kernel | None:
+    """The kernel; None where the package was installed without it, or with one that would be slower."""
+    for suffix in EXTENSION_SUFFIXES:
+        try:
+            library = ctypes.CDLL(str(FOLDER / f"block{suffix}"))
+            sizes = library.swin_block_size(), library.swin_convolution_size()
+            same = sizes == (ctypes.sizeof(BlockArguments), ctypes.sizeof(ConvolutionArguments))
+            if same and library.swin_block_width() >= LEAST_WIDTH:
+                return _functions_of(library)
+        except (OSError, AttributeError):  # absent, or built for something else
+            continue
+    return None
+
+
+def _functions_of(library: ctypes.CDLL) -> Kernel:
+    pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
+    block, convolution = ctypes.POINTER(BlockArguments), ctypes.POINTER(ConvolutionArguments)
+    return Kernel(
+        _declare(library.swin_block, integer, block, *[pointer] * 3, long, ctypes.POINTER(long), integer),
+        _declare(library.swin_convolution, integer, convolution, *[pointer] * 4, long, integer),
+        _declare(library.swin_pack_block, pointer, block, long, integer),
+        _declare(library.swin_pack_convolution, pointer, convolution, integer),
+        _declare(library.swin_free_packed, None, pointer),
+        _declare(library.swin_has_amx, integer),
+        library.swin_block_width(),
+    )
+
+
+def _declare(function: Function, result: type[object] | None, *arguments: type) -> Function:
+    function.argtypes = list(arguments)
+    function.restype = result
+    return function
