@@ -72,6 +72,7 @@ class VariantDescription(BaseModel):
                     "device": "cpu",
                     "dtype": "float32",
                     "aliases": ["x2"],
+                    "replaces": None,
                 }
             ]
         }
@@ -92,6 +93,9 @@ class VariantDescription(BaseModel):
     device: str | None = None
     dtype: str | None = None
     aliases: list[str] = Field(description="Aliases that stand for it on this server.")
+    replaces: Literal["official", "embedded"] | None = Field(
+        None, description="The weights of this name that an own file in MODEL_DIR replaces; null if it replaces none."
+    )
 
 
 class VariantList(BaseModel):
@@ -118,3 +122,9 @@ class Health(BaseModel):
     """A good answer to a health question."""
 
     status: Literal["ok"] = "ok"
+
+
+class Readiness(Health):
+    """The service accepts requests."""
+
+    version: str = Field(description="Version of the service.", examples=["0.2.0"])

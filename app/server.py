@@ -15,11 +15,12 @@ from typing import NoReturn
 
 import uvicorn
 
-from app import logs, sockets
+from app import build_info, logs, sockets
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
 from app.variants.loaded_model import Load
+from model.upscaler import find_device
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ def serve(
         OSError: if the address is not to be had.
     """
     logs.configure(settings.log_format)
+    build_info.log_start(on_cpu=find_device(settings.device).type == "cpu")
     listener = sockets.listen(settings.host, settings.port)
     url = sockets.url(settings.host, listener.getsockname()[1])
 

@@ -17,6 +17,7 @@ from app.batching.batch import BatchReport
 from app.batching.batcher import Batcher
 from app.batching.runner import BatchRunner, cost_of
 from app.batching.supervision import Heartbeat
+from app.build_info import build_info
 from app.cgroup import usable_cpus
 from app.errors import NotReady
 from app.http.uploads import UploadBudget
@@ -216,6 +217,7 @@ class _Gauges(Collector):
         """The queue and the variants, now."""
         status = self._batcher.status()
         ready = float(not self._service.reasons_not_ready())
+        yield build_info(self._registry.precision)
         yield gauge("swin2sr_ready", "Whether new requests should be sent here.", ready)
         yield gauge("swin2sr_queue_requests", "Requests that wait.", status.waiting_requests)
         yield gauge("swin2sr_queue_pixels", "Pixels that wait.", status.waiting_cost)

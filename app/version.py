@@ -1,4 +1,4 @@
-"""The version of this installation, from the metadata of the installed package."""
+"""The versions of this installation, from the metadata of installed packages."""
 
 from importlib import metadata
 

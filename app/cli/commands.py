@@ -26,6 +26,7 @@ from app.cli.options import (
     read_settings,
     with_settings,
 )
+from app.cli.version import global_options
 from app.errors import ServiceError
 from app.ray.settings import RaySettings
 from app.schemas import VariantDescription
@@ -35,6 +36,7 @@ from app.settings import Settings
 def build() -> typer.Typer:
     """Build the command line application."""
     app = typer.Typer(no_args_is_help=True, help="Super-resolution and restoration of images with Swin2SR.")
+    app.callback()(global_options)
     app.command("serve")(with_settings(serve, Settings))
     app.command("ray")(with_settings(serve_on_ray, RaySettings))
     app.command("upscale")(upscale)

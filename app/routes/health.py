@@ -8,7 +8,8 @@ from app.errors import NotReady, UnknownVariant
 from app.metrics import MEDIA_TYPE
 from app.routes import ServiceDependency
 from app.routes.examples import EXPOSITION, problems
-from app.schemas import Health
+from app.schemas import Health, Readiness
+from app.version import service_version
 
 router = APIRouter(tags=["health"])
 
@@ -25,13 +26,13 @@ async def live(service: ServiceDependency) -> Health:
 
 @router.get("/health/ready", summary="Should requests be sent here now?", responses=problems(NotReady))
 @router.get("/v2/health/ready", include_in_schema=False)
-async def ready(service: ServiceDependency) -> Health:
+async def ready(service: ServiceDependency) -> Readiness:
     """503 with the reasons while loading, warming up, draining, or without a worker that works.
 
     Also at `/v2/health/ready`.
     """
     service.check_readiness()
-    return Health()
+    return Readiness(version=service_version())
 
 
 @router.get("/health/startup", summary="Is starting over?", responses=problems(NotReady))

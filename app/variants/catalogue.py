@@ -39,6 +39,13 @@ class Entry:
     origin: Literal["own", "embedded", "official"]
     digest: str | None = None
 
+    @property
+    def replaces(self) -> Literal["official", "embedded"] | None:
+        """The weights of the same name that an own file stands in for."""
+        if self.origin != "own" or self.variant is None:
+            return None
+        return "embedded" if self.variant.embedded else "official"
+
 
 class Catalogue:
     """Variants by name and alias.
@@ -176,7 +183,9 @@ def _find_entries(model_dir: Path | None, official: OfficialWeights) -> Iterator
     own = _own(model_dir) if model_dir else {}
     for name, variant in VARIANTS.items():
         if name in own:
-            yield Entry(name, variant, own.pop(name), "own")
+            entry = Entry(name, variant, own.pop(name), "own")
+            logger.warning("%s replaces the %s variant %s", entry.path, entry.replaces, name)
+            yield entry
         elif variant.embedded:
             path = embedded_path(name)
             yield Entry(name, variant, path, "embedded", file_digest(path) if path else None)

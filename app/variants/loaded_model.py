@@ -9,8 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from model.gpu.runner import Flight
+from model.official.fetch import file_digest
 
 WARM_UP_SIDES = (64, 48)
 """Sides in windows' multiples of the images that are computed before a variant is ready, pixels."""
@@ -51,6 +53,9 @@ class LoadedModel:
     key: str
     """Only pieces of the same weights share a batch."""
     upscaler: TileUpscaler
+    digest: str | None = None
+    """SHA-256 of the file of weights, in hexadecimal."""
+    parameters: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +64,18 @@ class TileJob:
 
     upscaler: TileUpscaler
     tile: NDArray[Any]
+
+
+def weights_digest(path: Path) -> str | None:
+    """SHA-256 of a file of weights, or of the one in a Hugging Face folder; None if there is no such file."""
+    files = (path,) if not path.is_dir() else (path / "model.safetensors", path / "pytorch_model.bin")
+    return next((file_digest(file) for file in files if file.is_file()), None)
+
+
+def count_parameters(upscaler: object) -> int | None:
+    """The number of trained values; None for something that is no network."""
+    network = getattr(upscaler, "network", None)
+    return sum(each.numel() for each in network.parameters()) if isinstance(network, nn.Module) else None
 
 
 def warm_up(upscaler: TileUpscaler) -> None:

@@ -14,7 +14,7 @@ from app.schemas import VariantDescription
 from app.variants.catalogue import Catalogue, Entry, fetchable
 from app.variants.device import release_memory, use_threads
 from app.variants.downloads import Downloads
-from app.variants.loaded_model import Load, LoadedModel, TileUpscaler, warm_up
+from app.variants.loaded_model import Load, LoadedModel, TileUpscaler, count_parameters, warm_up, weights_digest
 from app.variants.states import VariantState, describe
 from model.hooks import Beat
 from model.official.fetch import FetchError, OfficialWeights, Step
@@ -89,6 +89,12 @@ class ModelRegistry:
             UnknownVariant: if there is no such name.
         """
         return self._catalogue.find(name)
+
+    @property
+    def precision(self) -> str:
+        """How networks compute here: ``exact`` (float32) or ``fast`` (bfloat16)."""
+        automatic = "bfloat16" if self.device.type == "cuda" else "float32"
+        return "fast" if (automatic if self._dtype == "auto" else self._dtype) == "bfloat16" else "exact"
 
     def aliases(self) -> Mapping[str, str | None]:
         """What each alias stands for on this server; None where none of its variants is present."""
@@ -235,9 +241,11 @@ class ModelRegistry:
         reason: str | None = "something unexpected; the server's log has it"
         try:
             use_threads(self._threads)
+            digest = weights_digest(entry.path)
             upscaler = self._load(entry.name, entry.path)
             warm_up(upscaler)
-            condition.loaded = LoadedModel(f"{entry.name} {next(self._versions)}", upscaler)
+            key = f"{entry.name} {next(self._versions)}"
+            condition.loaded = LoadedModel(key, upscaler, digest, count_parameters(upscaler))
             condition.state, condition.reason, reason = "ready", None, None
             logger.info("variant %s is ready on %s in %s", entry.name, upscaler.device, upscaler.dtype)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:

@@ -29,7 +29,8 @@ def describe(entry: Entry, condition: VariantState, aliases: list[str]) -> Varia
     """A variant as ``GET /v1/variants`` shows it; of own weights, nothing is claimed that only the authors' have."""
     variant = entry.variant
     theirs = variant if entry.origin != "own" else None
-    upscaler = condition.loaded and condition.loaded.upscaler
+    loaded = condition.loaded
+    upscaler = loaded and loaded.upscaler
     lacking = entry.path is None and condition.state == "absent"
     return VariantDescription(
         name=entry.name,
@@ -37,14 +38,15 @@ def describe(entry: Entry, condition: VariantState, aliases: list[str]) -> Varia
         scale=variant.scale if variant else upscaler and upscaler.scale,
         summary=variant.summary if variant else "Weights of this server's own, from its MODEL_DIR.",
         channels=variant.channels if variant else upscaler and upscaler.channels,
-        parameters=variant.parameters if variant else None,
+        parameters=(loaded and loaded.parameters) or (theirs and theirs.parameters) or None,
         license=theirs.license if theirs else None,
         source=theirs.source if theirs else "MODEL_DIR",
-        digest=entry.digest,
+        digest=(loaded and loaded.digest) or entry.digest,
         state=condition.state,
         available=condition.serves(entry),
         reason=absent(entry.name, entry.name).detail if lacking else condition.reason,
         device=str(upscaler.device) if upscaler else None,
         dtype=str(upscaler.dtype).removeprefix("torch.") if upscaler else None,
         aliases=aliases,
+        replaces=entry.replaces,
     )

@@ -78,6 +78,19 @@ def load_kernel() -> Kernel | None:
     return None
 
 
+def kernel_level() -> str:
+    """The instructions that the kernel can use here: ``amx``, ``avx512``, ``avx2``, ``neon``, or ``none``."""
+    kernel = load_kernel()
+    if kernel is None:
+        return "none"
+    return "amx" if kernel.has_amx() else {512: "avx512", 256: "avx2", 128: "neon"}[kernel.width]
+
+
+def is_kernel_installed() -> bool:
+    """Whether the package was installed with the kernel, whether or not this processor can use it."""
+    return any((FOLDER / f"block{suffix}").is_file() for suffix in EXTENSION_SUFFIXES)
+
+
 def _functions_of(library: ctypes.CDLL) -> Kernel:
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
     block, convolution = ctypes.POINTER(BlockArguments), ctypes.POINTER(ConvolutionArguments)
