@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from app import errors
 from app.client import AsyncClient, Client, Options, Progress, ServerUnreachable
-from app.client.multipart import Parts
+from app.client.multipart import MultipartSplitter
 from app.schemas import UpscaleOptions
 from tests.scripted import ScriptedUpscaler
 from tests.service import enlarged, noise, pixels_of, png, running, scripted_app
@@ -408,7 +408,7 @@ def test_parts_do_not_depend_on_how_they_come(parts, size, preamble):
     for content in parts:
         body += b"\r\nContent-Type: image/png\r\n\r\n" + content.replace(b"\r\n--B", b"") + b"\r\n--B"
     body += b"--\r\n"
-    splitter, found = Parts("B"), []
+    splitter, found = MultipartSplitter("B"), []
     for start in range(0, len(body), size):
         for event in splitter.feed(body[start : start + size]):
             if isinstance(event, httpx.Headers):

@@ -14,7 +14,7 @@ from typing import BinaryIO, Literal
 import httpx
 
 from ..errors import NotReady, ServiceError, error_from_problem
-from .multipart import Parts
+from .multipart import MultipartSplitter
 
 AWAY = frozenset({502, 503, 504})
 """What a proxy says for a server that is not there."""
@@ -73,11 +73,11 @@ class Answer:
         self._complete = False
         media_type = _media_type(response.headers)
         boundary = _parameter(response.headers.get("content-type", ""), "boundary")
-        self._parts = Parts(boundary) if media_type == "multipart/mixed" else None
+        self._splitter = MultipartSplitter(boundary) if media_type == "multipart/mixed" else None
 
     def feed(self, chunk: bytes) -> None:
         """Take what has come."""
-        for event in self._parts.feed(chunk) if self._parts else (chunk,):
+        for event in self._splitter.feed(chunk) if self._splitter else (chunk,):
             if isinstance(event, httpx.Headers):
                 self._headers = event
             elif isinstance(event, bytes):
@@ -92,7 +92,7 @@ class Answer:
             ServiceError: that came in its place.
             httpx.RemoteProtocolError: if the answer broke off.
         """
-        if self._parts is None:
+        if self._splitter is None:
             self._end_part()
         if self._error:
             raise self._error

@@ -32,7 +32,7 @@ Source = bytes | str | os.PathLike[str] | BinaryIO
 
 
 class ServerUnreachable(ConnectionError):  # noqa: N818 - a sister of the service's own errors
-    """No server answers there, or it broke off again and again for as long as the client's patience."""
+    """No server answers there, or it broke off again and again for as long as the client's retry_window."""
 
 
 class Options(TypedDict, total=False):
@@ -94,7 +94,7 @@ class Call:
         file: seekable; sent from where it stands.
         options: as ``query`` gives them.
         timeout: seconds until the answer is of no use.
-        patience: seconds for which a server that is away is tried again.
+        retry_window: seconds for which a server that is away is tried again.
         into: a seekable file for the answer, or None.
         on_progress: asks for the progress, and is told it.
     """
@@ -105,14 +105,14 @@ class Call:
         options: dict[str, str],
         *,
         timeout: float,
-        patience: float,
+        retry_window: float,
         into: BinaryIO | None,
         on_progress: OnProgress | None,
     ) -> None:
         self._file, self._start = file, file.tell()
         self._size = file.seek(0, os.SEEK_END) - self._start
         self._options = options
-        self._patience = patience
+        self._retry_window = retry_window
         self._into = into
         self._into_start = into.tell() if into else 0
         self._on_progress = on_progress
@@ -183,7 +183,7 @@ class Call:
         else:
             self._misses += 1
             self._away_since = self._away_since or now
-            if now + pause >= self._away_since + self._patience:
+            if now + pause >= self._away_since + self._retry_window:
                 raise final
         if now + pause > self._deadline:
             raise final

@@ -26,7 +26,7 @@ class Client:
         url: of the server.
         api_key: sent as bearer token.
         timeout: seconds that an image may take, retries included.
-        patience: seconds for which a server that cannot be reached, or is not ready, is tried again.
+        retry_window: seconds for which a server that cannot be reached, or is not ready, is tried again.
         transport: of httpx, in place of the network.
     """
 
@@ -36,10 +36,10 @@ class Client:
         *,
         api_key: str | None = None,
         timeout: float = 600.0,
-        patience: float = 60.0,
+        retry_window: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._timeout, self._patience = timeout, patience
+        self._timeout, self._retry_window = timeout, retry_window
         self._http = httpx.Client(base_url=url, headers=_headers(api_key), transport=transport)
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class Client:
                 file,
                 query(variant, options),
                 timeout=timeout or self._timeout,
-                patience=self._patience,
+                retry_window=self._retry_window,
                 into=into,
                 on_progress=on_progress,
             )
@@ -122,10 +122,10 @@ class AsyncClient:
         *,
         api_key: str | None = None,
         timeout: float = 600.0,
-        patience: float = 60.0,
+        retry_window: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._timeout, self._patience = timeout, patience
+        self._timeout, self._retry_window = timeout, retry_window
         self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), transport=transport)
 
     async def __aenter__(self) -> Self:
@@ -156,7 +156,7 @@ class AsyncClient:
                 file,
                 query(variant, options),
                 timeout=timeout or self._timeout,
-                patience=self._patience,
+                retry_window=self._retry_window,
                 into=into,
                 on_progress=on_progress,
             )

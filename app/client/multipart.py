@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx
 
 
-class Parts:
+class MultipartSplitter:
     """Splits a multipart body as it comes: headers when a part begins, its bytes without waiting, None at its end."""
 
     def __init__(self, boundary: str) -> None:

@@ -1,8 +1,8 @@
-"""The service on Ray Serve: the same application as replicas, on one machine or many. What ``swin2sr ray`` runs.
+"""The service on Ray Serve, for ``swin2sr ray``: replicas of the application on one machine or several.
 
-Ray's proxies take the requests, and each goes to the replica with fewer under way. A replica is a complete service: it
-batches, queues and refuses by itself. It gets requests when everything is loaded and warm, and is replaced when a
-restart is the cure.
+Ray's proxies receive the requests and pass each to the replica with fewer requests in progress. A replica is a complete
+service with its own queue and batches. It gets requests once its variants are loaded and warmed up, and Ray replaces it
+when its health check fails.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from app.variants.loaded_model import Load
 
 NAME = "swin2sr"
-RAYS_ENVIRONMENT = MappingProxyType(
+RAY_ENVIRONMENT = MappingProxyType(
     {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
@@ -37,69 +37,71 @@ RAYS_ENVIRONMENT = MappingProxyType(
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
     }
 )
-"""Of Ray's processes, where nothing else is said: it reports to nobody, keeps no log line back, answers as this service
-does, and waits for no replica that only a restart can help."""
+"""Default environment of Ray's processes: no usage reports, every log line, problem documents from the proxies, and no
+waiting for replicas that fail their health check."""
 
 QUIET = MappingProxyType({"enable_access_log": False, "log_level": "WARNING"})
-"""Of Ray Serve's own log: replicas write a line for each request themselves."""
-
+"""Logging of Ray Serve: off, because replicas write a line for each request."""
 
 BROADCAST_SECONDS = 5.0
-"""How long replicas may take to answer what all are asked."""
+"""Seconds that replicas have to answer a call to all of them."""
 
 
 class Replica:
-    """A process of the service, started, asked and ended by Ray."""
+    """One process of the service, started, checked and stopped by Ray."""
 
     def __init__(self, settings: Settings, load: Load | None = None) -> None:
-        from app import logs  # noqa: PLC0415 - what a replica needs, and who starts it does not
+        from app import logs  # noqa: PLC0415 - needed in replicas only
         from app.main import create_app  # noqa: PLC0415
         from app.ray.metrics import ClusterMetrics  # noqa: PLC0415
 
         logs.configure(settings.log_format)
         self._app = create_app(settings, load=load, boot_first=True)
-        self._app.add_middleware(ClusterMetrics, ask=self._ask_everybody)
+        self._app.add_middleware(ClusterMetrics, ask=self._collect_metrics)
         self._service = self._app.state.service
         self._ready = False
-        self._everybody: DeploymentHandle | None = None
+        self._replicas: DeploymentHandle | None = None
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        """What Ray sends requests to, when its lifespan has started."""
+        """The application that Ray sends requests to."""
         return self._app
 
     async def check_health(self) -> None:
-        """Raise NotReady to be replaced: before the first request if anything is missing, later if nothing helps."""
+        """Raise NotReady if Ray should replace this replica.
+
+        Until it was ready once, every missing variant counts. Later only faults count that a restart repairs.
+        """
         if not self._ready:
             self._service.check_readiness()
             self._ready = True
         self._service.check_liveness()
 
     async def expose(self) -> tuple[str, str]:
-        """This replica's name, and its metrics as Prometheus text."""
+        """The name of this replica, and its metrics as Prometheus text."""
         from ray import serve  # noqa: PLC0415
 
         return serve.get_replica_context().replica_id.unique_id, self._service.metrics.exposition().decode()
 
     async def begin_shutdown(self) -> None:
-        """Be not ready from now on; what comes is still accepted."""
+        """Report not ready from now on, and still accept requests."""
         self._service.begin_shutdown()
 
-    async def _ask_everybody(self) -> dict[str, str]:
+    async def _collect_metrics(self) -> dict[str, str]:
         from ray import serve  # noqa: PLC0415
 
-        self._everybody = self._everybody or serve.get_deployment_handle(Replica.__name__, NAME)
-        answers = self._everybody.broadcast("expose")
-        told = await answers.results_async(timeout_s=BROADCAST_SECONDS, return_exceptions=True)
-        return dict(each for each in told if not isinstance(each, BaseException))
+        self._replicas = self._replicas or serve.get_deployment_handle(Replica.__name__, NAME)
+        answers = self._replicas.broadcast("expose")
+        results = await answers.results_async(timeout_s=BROADCAST_SECONDS, return_exceptions=True)
+        return dict(each for each in results if not isinstance(each, BaseException))
 
 
 def application(settings: RaySettings, resources_each: ReplicaResources, load: Load | None = None) -> Application:
-    """The service as Ray deploys it.
+    """Build the Ray application.
 
     Args:
         settings: of each replica.
-        resources_each: of each replica.
-        load: makes weights ready to call; the real thing by default.
+        resources_each: processors and GPUs of each replica, and the number of replicas.
+        load: loads the weights of a variant; None loads real ones.
     """
     from ray import serve  # noqa: PLC0415
     from ray.serve.config import AutoscalingConfig, BackpressureConfig  # noqa: PLC0415
@@ -113,7 +115,7 @@ def application(settings: RaySettings, resources_each: ReplicaResources, load: L
             max_replicas=resources_each.replicas,
             target_ongoing_requests=settings.ray_target_requests,
         ),
-        # A replica refuses by its own rule, and says after which time to come again; Ray's bounds lie behind that.
+        # Ray's limits are above the replica's own, so that a replica refuses first and sends its own Retry-After.
         max_ongoing_requests=2 * settings.max_queue_requests,
         max_queued_requests=settings.max_queue_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
@@ -130,23 +132,23 @@ def application(settings: RaySettings, resources_each: ReplicaResources, load: L
 def serve(
     settings: RaySettings, say: Callable[[str], None], sample: str = "photo.jpg", *, load: Load | None = None
 ) -> int:
-    """Serve until a signal comes, on the cluster that ``RAY_ADDRESS`` names, or else on one that lives as long.
+    """Serve until a signal arrives, on the cluster at ``RAY_ADDRESS`` or on a new one that is stopped at the end.
 
     Args:
-        settings: checked.
-        say: shows a line to the person who started it.
-        sample: image in the command that is shown to try.
-        load: makes weights ready to call; a test puts something else in the model's place.
+        settings: of the service.
+        say: prints a line for the user.
+        sample: image path shown in the startup hint.
+        load: loads the weights of a variant; tests pass a stand-in.
 
     Returns:
-        The exit status: 0 if everything that was accepted was finished in time.
+        The exit status: 0 if all accepted requests finished in time.
 
     Raises:
-        ValueError: if Ray is not installed, or something wanted is not there.
-        OSError: if the address is not to be had.
-        RuntimeError: if the replicas do not start.
+        ValueError: if Ray is not installed, or a variant or device does not exist.
+        OSError: if the address cannot be listened on.
+        RuntimeError: if no replica becomes ready.
     """
-    _look_for_variants(settings)
+    _check_variants(settings)
     with listen(settings.host, settings.port) as listener:
         port = listener.getsockname()[1]
     address = url(settings.host, port)
@@ -161,7 +163,7 @@ def serve(
             handle = _deploy(application(settings, resources_each, load))
             say(f"Ready. Try: curl --fail-with-body -F file=@{sample} '{address}/v1/upscale' -o upscaled.png")
             reason = _wait_for_signal()
-            status = 1  # if another signal stops what follows
+            status = 1  # the status if another signal ends the draining
             status = _drain(handle, settings, reason)
     except SystemExit:
         pass
@@ -169,7 +171,7 @@ def serve(
 
 
 class _End(SystemExit):
-    """A signal asks for the end; Ray, while it starts, raises its base class then."""
+    """Raised by signals. Ray raises its base class when a signal arrives during startup."""
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
@@ -184,8 +186,8 @@ def _wait_for_signal() -> int:
         return int(end.args[0])
 
 
-def _look_for_variants(settings: Settings) -> None:
-    """Refuse here what every replica would refuse."""
+def _check_variants(settings: Settings) -> None:
+    """Report unknown or missing variants before replicas are started."""
     from app.variants.catalogue import Catalogue  # noqa: PLC0415
 
     Catalogue(settings.model_dir, "cpu", settings.official_weights()).choose(settings.variants)
@@ -193,12 +195,12 @@ def _look_for_variants(settings: Settings) -> None:
 
 @contextmanager
 def _cluster(settings: Settings) -> Iterator[Mapping[str, float]]:
-    """What a cluster has, as long as this process is connected to it."""
-    os.environ.update({**RAYS_ENVIRONMENT, **os.environ, "SWIN2SR_MAX_BODY_BYTES": str(settings.max_body_bytes)})
+    """Connect to a cluster, and yield its resources."""
+    os.environ.update({**RAY_ENVIRONMENT, **os.environ, "SWIN2SR_MAX_BODY_BYTES": str(settings.max_body_bytes)})
     try:
-        import ray  # noqa: PLC0415 - after its environment, and only where it is wanted
+        import ray  # noqa: PLC0415 - an optional dependency, which reads its environment when imported
     except ImportError as error:
-        raise ValueError("Ray is not installed: pip install 'swin2sr-serve[ray]'") from error
+        raise ValueError("Ray is not installed. Install it with: pip install 'swin2sr-serve[ray]'") from error
     own = {"address": "local", "num_cpus": usable_cpus(), "include_dashboard": False}
     try:
         ray.init(**({} if os.environ.get("RAY_ADDRESS") else own), logging_level=logging.ERROR)
@@ -211,7 +213,9 @@ def _start_proxies(settings: Settings, port: int) -> None:
     from ray import serve as ray_serve  # noqa: PLC0415
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    seconds = settings.request_timeout_ms / 1000 + 1  # a replica answers in time; this is for those that never got one
+    seconds = (
+        settings.request_timeout_ms / 1000 + 1
+    )  # for requests that no replica took; a replica keeps the timeout itself
     ray_serve.start(
         http_options={"host": settings.host, "port": port, "request_timeout_s": seconds},
         logging_config=dict(QUIET),
@@ -224,11 +228,11 @@ def _deploy(service: Application) -> DeploymentHandle:
     try:
         return ray_serve.run(service, name=NAME, logging_config=dict(QUIET))
     except RuntimeError as error:
-        raise RuntimeError("No replica became ready; the lines above say why.") from error
+        raise RuntimeError("No replica became ready. The lines above have the reason.") from error
 
 
 def _drain(handle: DeploymentHandle, settings: Settings, reason: int) -> int:
-    """End as the plain service does: first not ready, later accepting nothing, at last finished."""
+    """Drain as the plain service does: report not ready, stop accepting, and finish accepted requests."""
     from ray import serve as ray_serve  # noqa: PLC0415
 
     until = time.monotonic() + settings.drain_timeout_ms / 1000
@@ -239,7 +243,7 @@ def _drain(handle: DeploymentHandle, settings: Settings, reason: int) -> int:
     while time.monotonic() < until:
         try:
             ray_serve.delete(NAME)
-        except TimeoutError:  # Ray waits for a minute at most
+        except TimeoutError:  # Ray waits for one minute at most
             continue
         return 0 if time.monotonic() < until else 1
     return 1

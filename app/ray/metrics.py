@@ -1,4 +1,4 @@
-"""The metrics of all replicas in one answer, because who asks for them reaches any one of them. Pure ASGI."""
+"""ASGI middleware that merges the metrics of all replicas, because a scrape reaches only one of them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ LABEL = "replica"
 
 
 class ClusterMetrics:
-    """Answers ``GET /metrics`` for all replicas, and leaves the rest to the application.
+    """Answers ``GET /metrics`` for all replicas. Other requests go to the application.
 
     Args:
         app: the application of one replica.
-        ask: what each replica exposes, by the replica's name; TimeoutError if one does not answer.
+        ask: returns the Prometheus text of each replica by its name; raises TimeoutError if one does not answer.
     """
 
     def __init__(self, app: ASGIApp, ask: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
@@ -37,7 +37,7 @@ class ClusterMetrics:
         try:
             body = merge(await self.ask())
         except TimeoutError:
-            error = NotReady("A replica does not tell its metrics now.")
+            error = NotReady("A replica did not report its metrics in time.")
             await send_problem(send, error, Headers(scope=scope).get("x-request-id", ""))
             return
         headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
@@ -46,7 +46,7 @@ class ClusterMetrics:
 
 
 def merge(expositions: Mapping[str, str]) -> bytes:
-    """Prometheus text of several replicas as one, every sample labelled with its replica."""
+    """Merge the Prometheus text of several replicas. Each sample gets the label ``replica``."""
     families: dict[str, Metric] = {}
     for replica, text in expositions.items():
         for family in text_string_to_metric_families(text):
@@ -54,16 +54,16 @@ def merge(expositions: Mapping[str, str]) -> bytes:
             for sample in family.samples:
                 merged.add_sample(sample.name, {**sample.labels, LABEL: replica}, sample.value)
     registry = CollectorRegistry()
-    registry.register(_Given(families.values()))
+    registry.register(_Families(families.values()))
     return generate_latest(registry)
 
 
-class _Given(Collector):
-    """Metrics as they are."""
+class _Families(Collector):
+    """Exposes given metric families."""
 
     def __init__(self, families: Iterable[Metric]) -> None:
         self._families = list(families)
 
     def collect(self) -> Iterator[Metric]:
-        """All of them."""
+        """Yield the families."""
         yield from self._families

@@ -1,8 +1,8 @@
-"""What stands in Ray's HTTP proxies, before the replicas: their own plain answers become problem documents. Pure ASGI.
+"""ASGI middleware of Ray's HTTP proxies, which turns their plain text errors into problem documents.
 
-A replica that is killed with requests in it takes them along, and the proxy answers nothing then. Repeating such a
-request is safe, so the answer is 503 with ``Retry-After``. A proxy keeps bodies while no replica takes them, so their
-size is bounded here too.
+If a replica is killed, its in-flight requests fail and the proxy sends no response. Such a request can be repeated
+safely, so this middleware answers 503 with ``Retry-After``. A proxy holds bodies until a replica takes them, so their
+size is limited here too.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from app.errors import BodyTooLarge, DeadlineExceeded, Draining, NotReady, Queue
 from app.http.middleware import REQUEST_ID, send_problem
 from app.settings import Settings
 
-RAYS_OWN = b"/-/"
-"""Where Ray's own addresses begin: the proxy's health, its routes."""
+RAY_PREFIX = b"/-/"
+"""Path prefix of Ray's own endpoints: the health of the proxy, its routes."""
 
 
 def middleware() -> list[Middleware]:
-    """What Ray asks for when a proxy starts, because RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it."""
+    """The middleware of a proxy. Ray calls this function, which RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names."""
     limit = os.environ.get("SWIN2SR_MAX_BODY_BYTES") or Settings.model_fields["max_body_bytes"].default
     return [Middleware(ProxyAnswers, max_body_bytes=int(limit))]
 
 
 class ProxyAnswers:
-    """Sees to it that every request is answered as the service itself would.
+    """Answers every request as the service does.
 
     Args:
         app: Ray's proxy.
-        max_body_bytes: largest body, framing included.
+        max_body_bytes: largest body in bytes, multipart framing included.
     """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
@@ -43,7 +43,7 @@ class ProxyAnswers:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
-        if scope["type"] != "http" or scope["raw_path"].startswith(RAYS_OWN):
+        if scope["type"] != "http" or scope["raw_path"].startswith(RAY_PREFIX):
             await self.app(scope, receive, send)
             return
         exchange = _Exchange(receive, send, self.max_body_bytes, _identity(scope))
@@ -59,7 +59,7 @@ def _identity(scope: Scope) -> str:
 
 
 class _Exchange:
-    """One request and its answer on their way through a proxy."""
+    """One request and its response in a proxy."""
 
     def __init__(self, receive: Receive, send: Send, max_body_bytes: int, identity: str) -> None:
         self.identity = identity
@@ -69,14 +69,14 @@ class _Exchange:
         self._replacement: ServiceError | None = None
 
     async def receive(self) -> Message:
-        """The caller's next message; one whose body is too large is cut off from whoever reads it."""
+        """The next message of the client, or a disconnect once the body is too large."""
         message = await self._receive()
         self._room -= len(message.get("body", b""))
         self._left = self._left or message["type"] == "http.disconnect"
         return message if self._room >= 0 else {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """Pass an answer on, unless it is of the proxy's own."""
+        """Forward a response of a replica; hold back one of the proxy itself."""
         if message["type"] == "http.response.start":
             headers = Headers(raw=message["headers"])
             self._replacement = _replace(message["status"], headers)
@@ -86,35 +86,37 @@ class _Exchange:
             await self._send(message)
 
     async def finish(self) -> None:
-        """Answer what was not."""
+        """Send a problem document if no response was sent."""
         if self._begun or self._left:
             return
-        error = self._replacement or NotReady("Who worked on this request is gone. Send it again.", retry_after=1)
+        error = self._replacement or NotReady("The replica handling this request died. Retry.", retry_after=1)
         if self._room < 0:
             limit = self._max_body_bytes
-            error = BodyTooLarge(f"A body may have {limit} bytes at most.", limit=limit, actual=limit - self._room)
+            error = BodyTooLarge(
+                f"The body is larger than MAX_BODY_BYTES ({limit} bytes).", limit=limit, actual=limit - self._room
+            )
         await send_problem(self._send, error, self.identity)
 
 
 def _replace(status: int, headers: Mapping[str, str]) -> ServiceError | None:
-    """The error that an answer of the proxy's own means; None for an answer of a replica's."""
+    """The error for a response of the proxy itself; None for a response of a replica."""
     if headers.get("content-type", "").partition(";")[0] == "application/problem+json":
         return None
     after = headers.get("retry-after", "1")
     match status:
         case 404:
-            return Draining("Nothing is deployed here now: the service starts, or is shutting down.")
+            return Draining("The service is starting or shutting down.")
         case 408:
-            return DeadlineExceeded("No replica took the request in time.")
+            return DeadlineExceeded("No replica accepted the request in time.")
         case 429:
-            return QueueFull("All replicas are busy, and no more may wait for them.", retry_after=int(after))
+            return QueueFull("All replicas are busy and their queue is full.", retry_after=int(after))
         case 503:
-            return NotReady("No replica takes requests now.", retry_after=int(after))
+            return NotReady("No replica accepts requests now.", retry_after=int(after))
     return None
 
 
 def _once(headers: list[tuple[bytes, bytes]], name: bytes) -> list[tuple[bytes, bytes]]:
-    """Headers with the first of this name alone: Ray adds its own behind the service's."""
+    """Keep only the first header with a name, because Ray appends its own to the service's."""
     seen = False
     kept = []
     for each in headers:

@@ -1,4 +1,4 @@
-"""How many replicas there are on Ray, and what each gets; knows no Ray."""
+"""Settings for Ray, and the number and the resources of replicas. Does not import Ray."""
 
 from __future__ import annotations
 
@@ -13,35 +13,38 @@ from app.settings import Settings
 
 
 class RaySettings(Settings):
-    """The settings of the service, and how many there are of it."""
+    """The settings of the service, and those of its replicas."""
 
-    ray_min_replicas: int = Field(1, ge=1, description="replicas that are always there")
+    ray_min_replicas: int = Field(1, ge=1, description="minimum number of replicas")
     ray_max_replicas: int | Literal["auto"] = Field(
-        "auto", description="replicas under load; auto: one for each GPU, or for each THREADS processors"
+        "auto", description="maximum number of replicas; auto: one for each GPU, or for each THREADS processors"
     )
     ray_target_requests: int = Field(
-        4, ge=1, description="requests in a replica, on average, from which another one is started"
+        4, ge=1, description="average number of requests per replica above which another replica is started"
     )
 
     @model_validator(mode="after")
     def _fit_ray(self) -> Self:
         if isinstance(self.ray_max_replicas, int) and self.ray_max_replicas < self.ray_min_replicas:
             raise ValueError(
-                f"RAY_MIN_REPLICAS {self.ray_min_replicas} is more than RAY_MAX_REPLICAS {self.ray_max_replicas}"
+                f"RAY_MIN_REPLICAS ({self.ray_min_replicas}) must not be larger than RAY_MAX_REPLICAS "
+                f"({self.ray_max_replicas})"
             )
         if self.device.startswith("cuda:"):
-            raise ValueError(f"DEVICE {self.device}: Ray gives each replica a GPU of its own; say cuda, cpu or auto")
+            raise ValueError(
+                f"DEVICE ({self.device}) names a GPU, but Ray assigns GPUs to replicas. Use cuda, cpu or auto."
+            )
         if self.admin_token is not None:
             raise ValueError(
-                "ADMIN_TOKEN: load, unload and reload would reach one of Ray's replicas only. Unset it; for other "
-                "variants, start again"
+                "ADMIN_TOKEN is not supported on Ray: load, unload and reload would reach only one replica. Unset it, "
+                "and restart to change variants."
             )
         return self
 
 
 @dataclass(frozen=True)
 class ReplicaResources:
-    """What each replica gets of a cluster, and how many replicas there may be."""
+    """Processors and GPUs of each replica, and the maximum number of replicas."""
 
     cpus: int
     gpus: int
@@ -49,19 +52,19 @@ class ReplicaResources:
 
 
 def plan_replicas(settings: RaySettings, resources: Mapping[str, float], *, can_grow: bool = False) -> ReplicaResources:
-    """Give each replica a GPU and a processor, or ``THREADS`` processors.
+    """Plan replicas: each gets a GPU and one processor, or ``THREADS`` processors.
 
     Args:
-        settings: checked.
-        resources: ``CPU`` and ``GPU`` of the cluster.
-        can_grow: whether the cluster may become larger.
+        settings: of the service.
+        resources: numbers of ``CPU`` and ``GPU`` in the cluster.
+        can_grow: whether the cluster may add machines.
 
     Raises:
-        ValueError: if there is no such device, or the replicas wanted do not fit.
+        ValueError: if the cluster has no such device, or too few resources.
     """
     gpus = int(resources.get("GPU", 0))
     if settings.device == "cuda" and not gpus and not can_grow:
-        raise ValueError("DEVICE cuda: the Ray cluster has no GPU")
+        raise ValueError("DEVICE is cuda, but the Ray cluster has no GPU. Use cpu or auto.")
     gpu = int(settings.device == "cuda" or (settings.device == "auto" and gpus > 0))
     processors = 1 if gpu else usable_cpus()
     cpus = processors if settings.threads == "auto" else settings.threads
@@ -69,6 +72,7 @@ def plan_replicas(settings: RaySettings, resources: Mapping[str, float], *, can_
     wanted = settings.ray_min_replicas if settings.ray_max_replicas == "auto" else settings.ray_max_replicas
     if not can_grow and wanted > room:
         raise ValueError(
-            f"{wanted} replicas do not fit here, each with THREADS {cpus}{' and a GPU' * gpu}: there is room for {room}"
+            f"{wanted} replicas with THREADS ({cpus}){' and one GPU' * gpu} each do not fit into the cluster: there "
+            f"is room for {room}. Lower RAY_MIN_REPLICAS, RAY_MAX_REPLICAS or THREADS."
         )
     return ReplicaResources(cpus, gpu, max(wanted, room) if settings.ray_max_replicas == "auto" else wanted)
