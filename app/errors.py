@@ -1,7 +1,7 @@
-"""Everything that can go wrong for a caller, as one tree.
+"""The errors that callers see, as one tree.
 
 ServiceError
-├── RequestError                  the request has to change
+├── RequestError                  the request must change
 │   ├── InvalidImage          400 invalid_image
 │   ├── InvalidUpload         400 invalid_upload
 │   ├── Unauthorized          401 unauthorized
@@ -23,7 +23,7 @@ ServiceError
     ├── OutOfMemory           503 out_of_memory
     └── DeadlineExceeded      504 deadline_exceeded
 
-A server raises these and ``app.http.handlers`` turns them into problem documents (RFC 9457). A client turns the
+The server raises these, and ``app.http.handlers`` turns them into problem documents (RFC 9457). The client turns the
 documents back into the same classes with :func:`error_from_problem`. This module imports no framework.
 """
 # ruff: noqa: N818 - the names are the stable codes of the contract, spelled as classes
@@ -34,15 +34,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 RESERVED = frozenset({"type", "title", "status", "detail", "code", "request_id"})
-"""Members of a problem document that a fact may not be called."""
+"""Members of a problem document that cannot be names of facts."""
 
 
 class ServiceError(Exception):
     """A failure with an HTTP status and a stable code.
 
     Args:
-        detail: what is wrong and what to do about it, one or two sentences for a person.
-        retry_after: whole seconds after which trying again makes sense, sent as ``Retry-After``.
+        detail: what is wrong, the value, the limit, and what to do, in one or two sentences.
+        retry_after: whole seconds to wait before another attempt, sent as ``Retry-After``. None takes the class's.
         facts: further members of the problem document, such as ``limit`` and ``actual``; JSON values.
     """
 
@@ -53,7 +53,7 @@ class ServiceError(Exception):
     """Seconds for ``Retry-After`` where whoever raises knows nothing better."""
 
     def __init__(self, detail: str = "", *, retry_after: int | None = None, **facts: object) -> None:
-        assert not RESERVED & facts.keys(), "a fact must not replace a member of the problem document"
+        assert not RESERVED & facts.keys(), "a fact cannot replace a member of the problem document"
         super().__init__(detail or self.title)
         self.detail = detail or self.title
         self.retry_after = self.default_retry_after if retry_after is None else retry_after
@@ -73,60 +73,60 @@ class ServiceError(Exception):
 
 
 class RequestError(ServiceError):
-    """The request cannot be served as it is."""
+    """The request is wrong, and fails again if it is repeated."""
 
     status = 400
     code = "invalid_request"
-    title = "The request cannot be served"
+    title = "Invalid request"
 
 
 class InvalidImage(RequestError):
-    """The upload claims to be an image of a known format but is broken or truncated."""
+    """The image is broken or truncated."""
 
     code = "invalid_image"
-    title = "The image is broken"
+    title = "Invalid image"
 
 
 class InvalidUpload(RequestError):
-    """The body does not hold exactly one file: no part, two parts, nothing in it, or malformed multipart."""
+    """The body does not contain exactly one file: it is empty, or malformed, or has no file or several."""
 
     code = "invalid_upload"
-    title = "The upload is not one file"
+    title = "Invalid upload"
 
 
 class Unauthorized(RequestError):
-    """A key is needed and none, or a wrong one, was sent."""
+    """An API key is required, and none or a wrong one was sent."""
 
     status = 401
     code = "unauthorized"
-    title = "A key is needed"
+    title = "Unauthorized: API key required"
 
 
 class Forbidden(RequestError):
-    """The key that was sent does not allow this."""
+    """The key does not permit this."""
 
     status = 403
     code = "forbidden"
-    title = "Not allowed"
+    title = "Forbidden"
 
 
 class NotFound(RequestError):
-    """There is nothing at this address."""
+    """No endpoint has this path."""
 
     status = 404
     code = "not_found"
-    title = "Nothing is here"
+    title = "Not found"
 
 
 class UnknownVariant(NotFound):
-    """No variant and no alias has this name."""
+    """No variant or alias has this name."""
 
     code = "unknown_variant"
-    title = "There is no such variant"
+    title = "Unknown variant"
 
 
 class MethodNotAllowed(RequestError):
-    """The address exists, with another method."""
+    """The endpoint exists, but not with this method."""
 
     status = 405
     code = "method_not_allowed"
@@ -134,72 +134,72 @@ class MethodNotAllowed(RequestError):
 
 
 class UploadTooSlow(RequestError):
-    """The body did not arrive in time."""
+    """The body did not arrive within UPLOAD_TIMEOUT_MS."""
 
     status = 408
     code = "upload_too_slow"
-    title = "The upload took too long"
+    title = "Upload too slow"
 
 
 class BodyTooLarge(RequestError):
-    """The body has more bytes than are accepted; carries ``limit``."""
+    """The body has more bytes than MAX_BODY_BYTES; carries ``limit``."""
 
     status = 413
     code = "body_too_large"
-    title = "The upload is too large"
+    title = "Body too large"
 
 
 class ImageTooLarge(RequestError):
-    """The image, or what it would become, has too many pixels; carries ``limit`` and ``actual``."""
+    """The image or its result has too many pixels; carries ``limit`` and ``actual``."""
 
     status = 413
     code = "image_too_large"
-    title = "The image is too large"
+    title = "Image too large"
 
 
 class OutputTooLarge(RequestError):
-    """The wished format cannot hold the result; carries ``limit`` and ``actual``, pixels a side."""
+    """The output format cannot hold the result; carries ``limit`` and ``actual``, pixels a side."""
 
     status = 413
     code = "output_too_large"
-    title = "The format cannot hold the result"
+    title = "Result too large for the output format"
 
 
 class UnsupportedFormat(RequestError):
-    """The upload is not an image of a format that is read here."""
+    """The upload is not an image in a supported format."""
 
     status = 415
     code = "unsupported_format"
-    title = "The format is not supported"
+    title = "Unsupported format"
 
 
 class InvalidOption(RequestError):
-    """An option has a value that it cannot have; carries ``errors``, one sentence for each option."""
+    """An option is unknown or has an invalid value; carries ``errors``, one sentence per option."""
 
     status = 422
     code = "invalid_option"
-    title = "An option is invalid"
+    title = "Invalid option"
 
 
 class QueueFull(RequestError):
-    """The queue holds as much work as it may; try again after ``Retry-After``."""
+    """The queue is full; try again after ``Retry-After``."""
 
     status = 429
     code = "queue_full"
-    title = "The queue is full"
+    title = "Queue full"
     default_retry_after = 1
 
 
 class ServerError(ServiceError):
-    """The request is in order, but it was not served."""
+    """The server failed to serve a valid request."""
 
 
 class InternalError(ServerError):
-    """A bug of ours; the text gives nothing away, the log has it all under the request id."""
+    """Unexpected server error. Details are in the server log under the request id."""
 
 
 class NotReady(ServerError):
-    """What is asked for is not loaded, or the service cannot work now."""
+    """The variant is not loaded, or the service cannot work at the moment."""
 
     status = 503
     code = "not_ready"
@@ -208,7 +208,7 @@ class NotReady(ServerError):
 
 
 class Draining(ServerError):
-    """This server is shutting down and takes nothing more."""
+    """The server is shutting down and accepts no requests."""
 
     status = 503
     code = "draining"
@@ -217,7 +217,7 @@ class Draining(ServerError):
 
 
 class OutOfMemory(ServerError):
-    """A single tile does not fit into memory now."""
+    """A single tile does not fit into memory at the moment."""
 
     status = 503
     code = "out_of_memory"
@@ -226,11 +226,11 @@ class OutOfMemory(ServerError):
 
 
 class DeadlineExceeded(ServerError):
-    """The caller's deadline passed before the result was there."""
+    """The deadline passed before the result was ready."""
 
     status = 504
     code = "deadline_exceeded"
-    title = "Too late"
+    title = "Deadline exceeded"
 
 
 def _tree(root: type[ServiceError]) -> Iterator[type[ServiceError]]:
@@ -240,10 +240,10 @@ def _tree(root: type[ServiceError]) -> Iterator[type[ServiceError]]:
 
 
 def error_from_problem(problem: Mapping[str, Any], *, retry_after: int | None = None) -> ServiceError:
-    """The error that a problem document describes, as an instance of the class that the server raised.
+    """Turn a problem document into the error that the server raised.
 
     Args:
-        problem: a decoded ``application/problem+json`` document; unknown codes become their family's base class.
+        problem: a decoded ``application/problem+json`` document. An unknown code gives RequestError or ServerError.
         retry_after: the value of the ``Retry-After`` header, seconds.
     """
     status = problem.get("status")

@@ -1,4 +1,4 @@
-"""What crosses HTTP: options in, descriptions out."""
+"""Request options and response bodies of the HTTP API."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 SMALLEST_TILE = 64
-"""The smallest largest tile that a request may ask for, pixels: below, overlap is most of the work."""
+"""Lower limit of the option ``tile`` in pixels. With smaller tiles, overlap is most of the work."""
 
 State = Literal["absent", "loading", "ready", "failed"]
 
@@ -18,29 +18,29 @@ class UpscaleOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     variant: str | None = Field(
-        None, max_length=100, description="A variant's name or a task alias; the server's first variant by default."
+        None, max_length=100, description="Variant or task alias; default: the first of VARIANTS."
     )
     width: int | None = Field(None, ge=1, description="Reduce the upscaled image to this width, aspect kept.")
     height: int | None = Field(None, ge=1, description="Reduce the upscaled image to this height, aspect kept.")
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="Reduce the upscaled image to this multiple of the input's size."
     )
-    ensemble: bool = Field(False, description="Average over eight flips and rotations: better, eight times slower.")
+    ensemble: bool = Field(False, description="Average over eight flips and rotations: better quality, eight times slower.")
     format: Literal["png", "jpeg", "webp", "tiff", "avif", "same"] = Field(
-        "png", description="Format of the answer; same: the input's, and PNG for BMP, GIF and HEIF."
+        "png", description="Output format; same: the input's format, or PNG for BMP, GIF and HEIF."
     )
-    quality: int = Field(95, ge=1, le=100, description="Quality of lossy formats.")
+    quality: int = Field(95, ge=1, le=100, description="Quality for lossy formats, 1 to 100.")
     metadata: Literal["keep", "strip"] = Field(
-        "keep", description="keep: EXIF, ICC profile and XMP stay; strip: sRGB pixels and nothing else."
+        "keep", description="keep: keep EXIF, ICC profile and XMP; strip: convert to sRGB and remove all metadata."
     )
-    tile: int | Literal["auto"] = Field("auto", description="Largest side of a tile in pixels.")
-    timeout_ms: int | None = Field(None, ge=1, description="Milliseconds after which the caller gives up.")
+    tile: int | Literal["auto"] = Field("auto", description="Largest side of a tile in pixels, or auto.")
+    timeout_ms: int | None = Field(None, ge=1, description="Client deadline in milliseconds.")
 
     @field_validator("tile")
     @classmethod
     def _large_enough(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < SMALLEST_TILE:
-            raise ValueError(f"must be auto, or at least {SMALLEST_TILE}")
+            raise ValueError(f"must be auto or at least {SMALLEST_TILE}")
         return value
 
     @model_validator(mode="after")
@@ -51,7 +51,7 @@ class UpscaleOptions(BaseModel):
 
 
 class VariantDescription(BaseModel):
-    """A variant as ``GET /v1/variants`` shows it."""
+    """A variant, as ``GET /v1/variants`` lists it."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -80,51 +80,16 @@ class VariantDescription(BaseModel):
 
     name: str
     task: str
-    scale: int | None = Field(description="Output over input side; unknown for own weights that were not loaded yet.")
-    summary: str = Field(description="What it is for.")
+    scale: int | None = Field(description="Upscaling factor; null for your own weights until they are loaded.")
+    summary: str = Field(description="What the variant is for, in one sentence.")
     channels: int | None
     parameters: int | None
     license: str | None
     source: str
-    digest: str | None = Field(description="SHA-256 of the weights' file, where it is known.")
+    digest: str | None = Field(description="SHA-256 of the weights file, if known.")
     state: State
-    available: bool = Field(description="Whether it can be asked for: its weights are here, and loaded if need be.")
-    reason: str | None = Field(None, description="Why it is absent or failed, or how far its weights have come.")
+    available: bool = Field(description="Whether requests for this variant succeed (weights are loaded on demand).")
+    reason: str | None = Field(None, description="Why the variant is absent or failed, or the progress of its download.")
     device: str | None = None
     dtype: str | None = None
-    aliases: list[str] = Field(description="Aliases that stand for it on this server.")
-    replaces: Literal["official", "embedded"] | None = Field(
-        None, description="The weights of this name that an own file in MODEL_DIR replaces; null if it replaces none."
-    )
-
-
-class VariantList(BaseModel):
-    """All variants that this server knows."""
-
-    default: str = Field(description="What a request without a variant gets.", examples=["x2"])
-    variants: list[VariantDescription]
-
-
-class Problem(BaseModel):
-    """An error (RFC 9457), with further members such as ``limit`` and ``actual``."""
-
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    code: str
-    request_id: str
-
-
-class Health(BaseModel):
-    """A good answer to a health question."""
-
-    status: Literal["ok"] = "ok"
-
-
-class Readiness(Health):
-    """The service accepts requests."""
-
-    version: str = Field(description="Version of the service.", examples=["0.2.0"])
+    aliases: list[str] = Field(description="Aliases that resolve to this variant on this server.")

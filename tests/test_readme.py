@@ -1,43 +1,25 @@
-"""README.md is true: its commands run as written, its tables are the code's, its links lead somewhere."""
+"""README.md and docs/: the commands run as written, the tables are the code's, and the links lead to files."""
 
-import inspect
 import os
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from app import errors
 from app.imaging.sample import SIZE
-from app.ray.settings import RaySettings
-from app.schemas import UpscaleOptions
-from app.settings import Settings
-from model.variants import VARIANTS, embedded_path
+from tests.documents import DOCUMENTS, README, ROOT, RUN, SHOWN, Block, blocks, rows, tables
 from tests.server import ServerProcess
 
-ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
 ADDRESS = "http://127.0.0.1:8000"
 MAKE = "import os, sys; os.execvp('make', ['make', *sys.argv[1:]])"
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language and what stands in it."""
-
-    language: str
-    text: str
-
-
-BLOCKS = [Block(language, text) for language, text in re.findall(r"^```(\w*)\n(.*?)^```$", README, re.M | re.S)]
 STARTS = Block("sh", "make serve\n")
 TESTS = Block("sh", "make test\n")
-OTHERS = [block for block in BLOCKS if block not in (STARTS, TESTS)]
+BLOCKS = [(document, block) for document in DOCUMENTS for block in blocks(document)]
+COMMANDS = [(file, block) for file, block in BLOCKS if block.language in RUN and block not in (STARTS, TESTS)]
 
 
 def make_arguments(*targets):
@@ -92,21 +74,28 @@ def images(folder):
     return {file for file in found if ".venv" not in file.relative_to(folder).parts}
 
 
-def test_there_are_commands_of_every_kind():
-    """The two commands, curl, httpx, Python and the command line are all shown, in languages that are run here."""
-    assert STARTS in BLOCKS
-    assert TESTS in BLOCKS
-    assert {block.language for block in BLOCKS} == {"sh", "python"}
+def test_readme_shows_commands_of_every_kind():
+    """README shows the two make commands, curl, httpx, Python and the command line."""
+    shown = blocks(README)
+    assert STARTS in shown
+    assert TESTS in shown
     for word in ("curl ", "httpx.post(", "Upscaler.from_pretrained(", "swin2sr upscale ", "swin2sr evaluate "):
-        assert any(word in block.text for block in OTHERS), word
+        assert any(word in block.text for block in shown), word
 
 
-@pytest.mark.parametrize("block", OTHERS, ids=lambda block: block.text.split("\n")[0][:40])
-def test_the_block_runs_as_written(block, workplace, server):
-    """Every command succeeds against the started service, and what it calls upscaled is twice as large."""
+def test_every_block_is_run_or_says_why_not():
+    """A block has the language sh or python, which a test runs, or one that is known to need something else."""
+    assert [(file.name, block.language) for file, block in BLOCKS if block.language not in RUN | SHOWN] == []
+
+
+@pytest.mark.parametrize(
+    ("document", "block"), COMMANDS, ids=[f"{file.stem}: {block.text.splitlines()[0][:40]}" for file, block in COMMANDS]
+)
+def test_a_block_runs_as_written(document, block, workplace, server):
+    """Each command succeeds against the started service, and each image called upscaled is twice as large."""
     before = images(workplace)
     result = run(block, workplace, server.url)
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == 0, f"{document.name}: {result.stdout}{result.stderr}"
     made = images(workplace) - before
     assert bool(made) == ("upscaled" in block.text), made
     for file in made:
@@ -136,79 +125,39 @@ def test_make_test_runs_the_tests():
 
 
 def test_make_serve_hands_options_on():
-    """``SERVE`` takes options of ``swin2sr serve``, as README shows it."""
-    assert 'make serve SERVE="--port 9000"' in README
+    """``SERVE`` takes options of ``swin2sr serve``, as the documents show it."""
+    assert any('make serve SERVE="--port 9000"' in document.read_text("utf-8") for document in DOCUMENTS)
     command = ["make", "-n", *make_arguments("serve"), "SERVE=--port 9000"]  # the later one counts
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert f"{sys.prefix}/bin/swin2sr serve --sample build/sample.png --port 9000\n" in result.stdout
 
 
-def rows(heading):
-    """The body of the table below a heading, as README has it."""
-    section = README.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
-    return [line for line in section.splitlines() if line.startswith("| ")][2:]
+@pytest.mark.parametrize(
+    ("place", "expected"), tables().items(), ids=[f"{document.stem} {heading}" for document, heading in tables()]
+)
+def test_a_table_is_the_codes(place, expected):
+    """Options, variants, settings and errors are in their tables, with their defaults and descriptions.
+
+    ``python -m tests.documents`` writes the tables anew.
+    """
+    assert rows(*place) == expected
 
 
-def shown(value):
-    """A default as README shows it."""
-    if value in (None, ()):
-        return ""
-    text = ",".join(value) if isinstance(value, tuple) else str(value).lower() if isinstance(value, bool) else value
-    return f"`{text}`"
+def anchors(document):
+    """The anchors that GitHub gives to the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text("utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def leaves(error):
-    """The errors that reach callers."""
-    if not error.__name__.endswith(("ServiceError", "RequestError", "ServerError")):
-        yield error
-    for child in error.__subclasses__():
-        yield from leaves(child)
-
-
-def test_the_options_are_those_of_the_code():
-    """Every option of a request is in the table, with its default and description."""
-    fields = UpscaleOptions.model_fields.items()
-    expected = [f"| `{name}` | {shown(field.default)} | {field.description} |" for name, field in fields]
-    assert rows("Options of `POST /v1/upscale`") == expected
-
-
-def test_the_settings_are_those_of_the_code():
-    """Every setting is in the table, with its default and description."""
-    fields = Settings.model_fields.items()
-    expected = [f"| `{name.upper()}` | {shown(field.default)} | {field.description} |" for name, field in fields]
-    assert rows("Settings") == expected
-
-
-def test_the_settings_of_ray_are_those_of_the_code():
-    """Every setting that only Ray's replicas have is in a table of its own."""
-    fields = [(name, field) for name, field in RaySettings.model_fields.items() if name not in Settings.model_fields]
-    expected = [f"| `{name.upper()}` | {shown(field.default)} | {field.description} |" for name, field in fields]
-    assert rows("Replicas on Ray") == expected
-
-
-def test_the_variants_are_those_of_the_code():
-    """Every variant is in the table, with what it is for and where its weights are."""
-    homes = {True: "in the package", False: "official"}
-    expected = [
-        f"| `{each.name}` | {each.scale} | "
-        f"{'to come' if each.embedded and not embedded_path(each.name) else homes[each.embedded]} | {each.summary} |"
-        for each in VARIANTS.values()
-    ]
-    assert rows("Variants") == expected
-
-
-def test_the_errors_are_those_of_the_code():
-    """Every error's status and code is in the table, with its meaning."""
-    expected = [
-        f"| {error.status} | `{error.code}` | {' '.join(inspect.getdoc(error).split()).replace('``', '`')} |"
-        for error in sorted(leaves(errors.ServiceError), key=lambda error: error.status)
-    ]
-    assert rows("Errors") == expected
-
-
-def test_links_lead_somewhere():
-    """Every file that README links to or names as a path is there."""
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    named = re.findall(r"`((?:app|model|tests|docker)/[\w/.]+)`", README)
-    assert links
-    assert [path for path in links + named if not (ROOT / path).exists()] == []
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_lead_to_files_and_headings(document):
+    """Each file that a document links to or names as a path exists, and each anchor is a heading."""
+    text = document.read_text("utf-8")
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        if "://" not in link:
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target), link
+    for named in re.findall(r"`((?:app|model|tests|docker)/[\w/.]+)`", text):
+        assert (ROOT / named).exists(), named

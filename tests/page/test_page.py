@@ -116,8 +116,8 @@ def test_several_pictures_queue_up(visit, upscaler):
 @pytest.mark.parametrize(
     ("picture", "words"),
     [
-        (given("no.png", b"nonsense"), "The format is not supported. This is not an image"),
-        (given("cut.png", png(PICTURE)[:-40]), "The image is broken."),
+        (given("no.png", b"nonsense"), "Unsupported format. This is not an image"),
+        (given("cut.png", png(PICTURE)[:-40]), "Invalid image."),
         (given("huge.png", noise(1100, 1000)), "The image is too large."),
     ],
     ids=lambda value: value if isinstance(value, str) else value["name"],
