@@ -429,7 +429,9 @@ def test_a_signal_while_ray_starts_ends_all_of_it():
 def test_without_ray_there_is_a_sentence():
     """How to install it."""
     program = "import sys; sys.modules['ray'] = None; from app.__main__ import main; main()"
-    assert fail("--port", "0", program=program) == ("swin2sr: Ray is not installed. Install it with: pip install 'swin2sr-serve[ray]'\n")
+    assert fail("--port", "0", program=program) == (
+        "swin2sr: Ray is not installed. Install it with: pip install 'swin2sr-serve[ray]'\n"
+    )
 
 
 def test_an_unknown_variant_is_refused_before_ray_starts():
