@@ -25,9 +25,7 @@ class UpscaleOptions(BaseModel):
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="Reduce the upscaled image to this multiple of the input's size."
     )
-    ensemble: bool = Field(
-        False, description="Average over eight flips and rotations: better quality, eight times slower."
-    )
+    ensemble: bool = Field(False, description="Average over eight flips and rotations: better quality, eight times slower.")
     format: Literal["png", "jpeg", "webp", "tiff", "avif", "same"] = Field(
         "png", description="Output format; same: the input's format, or PNG for BMP, GIF and HEIF."
     )
@@ -91,9 +89,42 @@ class VariantDescription(BaseModel):
     digest: str | None = Field(description="SHA-256 of the weights file, if known.")
     state: State
     available: bool = Field(description="Whether requests for this variant succeed (weights are loaded on demand).")
-    reason: str | None = Field(
-        None, description="Why the variant is absent or failed, or the progress of its download."
-    )
+    reason: str | None = Field(None, description="Why the variant is absent or failed, or the progress of its download.")
     device: str | None = None
     dtype: str | None = None
     aliases: list[str] = Field(description="Aliases that resolve to this variant on this server.")
+    replaces: Literal["official", "embedded"] | None = Field(
+        None, description="Which weights of this name a file in MODEL_DIR overrides; null if none."
+    )
+
+
+class VariantList(BaseModel):
+    """All variants of this server."""
+
+    default: str = Field(description="Default variant.", examples=["x2"])
+    variants: list[VariantDescription]
+
+
+class Problem(BaseModel):
+    """An error (RFC 9457), with further members such as ``limit`` and ``actual``."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+
+
+class Health(BaseModel):
+    """The response of a health probe that succeeds."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(Health):
+    """The service accepts requests."""
+
+    version: str = Field(description="Version of the service.", examples=["0.2.0"])
