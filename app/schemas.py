@@ -25,7 +25,9 @@ class UpscaleOptions(BaseModel):
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
         None, description="Reduce the upscaled image to this multiple of the input's size."
     )
-    ensemble: bool = Field(False, description="Average over eight flips and rotations: better quality, eight times slower.")
+    ensemble: bool = Field(
+        False, description="Average over eight flips and rotations: better quality, eight times slower."
+    )
     format: Literal["png", "jpeg", "webp", "tiff", "avif", "same"] = Field(
         "png", description="Output format; same: the input's format, or PNG for BMP, GIF and HEIF."
     )
@@ -89,7 +91,9 @@ class VariantDescription(BaseModel):
     digest: str | None = Field(description="SHA-256 of the weights file, if known.")
     state: State
     available: bool = Field(description="Whether requests for this variant succeed (weights are loaded on demand).")
-    reason: str | None = Field(None, description="Why the variant is absent or failed, or the progress of its download.")
+    reason: str | None = Field(
+        None, description="Why the variant is absent or failed, or the progress of its download."
+    )
     device: str | None = None
     dtype: str | None = None
     aliases: list[str] = Field(description="Aliases that resolve to this variant on this server.")
