@@ -11,7 +11,7 @@ cd "$(dirname "$0")/.."
 tool=${1:-}
 tag=swin2sr:verify
 url=http://127.0.0.1:8000
-photo=app/web/sample-upscaled.png
+photo=app/web/sample-upscaled.webp
 most_megabytes=1600
 user=10001
 work=$(mktemp -d)
@@ -98,7 +98,7 @@ wait_until 180 "it does not become healthy" healthy
 grep -q ' 00000000:1F40 ' <(sockets_of_service) || fail "it does not listen on port 8000 for other machines"
 echo "It is healthy, run by user $user, and listens for other machines."
 
-ask() { curl -s --fail-with-body -H 'Content-Type: image/png' --data-binary "@$photo" "$@"; }
+ask() { curl -s --fail-with-body -H 'Content-Type: image/webp' --data-binary "@$photo" "$@"; }
 ask -o "$work/upscaled.png" "$url/v1/upscale" || fail "it does not upscale"
 [ "$(head -c 4 "$work/upscaled.png" | tail -c 3)" = PNG ] || fail "it does not answer with an image"
 echo "It upscales."

@@ -16,7 +16,7 @@ def test_every_part_is_served_with_a_strict_policy(tmp_path):
     """Nothing inline, nothing from elsewhere, no framing; and nothing but the page's own files."""
     with listening(scripted_app(tmp_path, lightweight_x2=ScriptedUpscaler())) as address:
         parts = [f"/web/{path.name}" for path in WEB.iterdir() if path.is_file()]
-        for path in ["/", "/docs", "/web/sample.png", *parts]:
+        for path in ["/", "/docs", "/status", "/web/sample.png", *parts]:
             answer = httpx.get(address + path)
             assert answer.status_code == 200, path
             policy = answer.headers["content-security-policy"]
@@ -40,7 +40,7 @@ def test_what_a_browser_has_is_not_sent_again(tmp_path):
 
 def test_the_picture_of_the_page_is_the_samples():
     """What stands for the result is twice the sample's size and, reduced again, the sample."""
-    result = pixels_of((WEB / "sample-upscaled.png").read_bytes()).astype(float)
+    result = pixels_of((WEB / "sample-upscaled.webp").read_bytes()).astype(float)
     sample = pixels_of(draw_sample()).astype(float)
     assert result.shape == (2 * SIZE[1], 2 * SIZE[0], 3)
     reduced = result.reshape(SIZE[1], 2, SIZE[0], 2, 3).mean(axis=(1, 3))

@@ -19,6 +19,7 @@ MEDIA_TYPES = MappingProxyType(
         ".html": "text/html; charset=utf-8",
         ".css": "text/css; charset=utf-8",
         ".js": "text/javascript; charset=utf-8",
+        ".json": "application/json",
         ".svg": "image/svg+xml",
         ".png": "image/png",
         ".webp": "image/webp",
@@ -50,6 +51,12 @@ def show_page(request: Request) -> Response:
 def show_documents(request: Request) -> Response:
     """What ``/openapi.json`` says, to read and to try."""
     return _answer(request, "docs.html")
+
+
+@router.get("/status")
+def show_status(request: Request) -> Response:
+    """Whether the service is ready and which variants it has, for people."""
+    return _answer(request, "status.html")
 
 
 @router.get("/web/sample.png")

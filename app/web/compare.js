@@ -1,7 +1,11 @@
-/** Two pictures on one stage, parted by a line that moves by mouse, touch and keyboard; zoom and pan. */
+/** Two pictures on one stage, divided by a line that moves by mouse, touch and keyboard; zoom and pan. */
+
+import { text } from "./text.js";
 
 const LARGEST = 16;
 const STEP = 1.5;
+/** Longest side of the reduced picture in which the most detailed part is looked for. */
+const DETAIL_SIDE = 400;
 
 export class Compare {
   /** @param {(id: string) => HTMLElement} find */
@@ -14,36 +18,118 @@ export class Compare {
     this.fitting = find("zoom-fit");
     this.before = find("before").firstElementChild;
     this.after = find("after").firstElementChild;
+    this.tags = { before: find("tag-before"), after: find("tag-after") };
     this.zoom = null; // CSS pixels per pixel of the result; null fits the stage
     this.centre = { x: 0.5, y: 0.5 }; // of the stage, as shares of the picture
     this.pointers = new Map();
     this.listen(find);
-    this.layOut();
+    this.after.decode().then(() => {
+      if (this.width) return; // a picture was given already
+      this.frame(this.after);
+      this.layOut();
+    });
   }
 
   /**
-   * Show a result beside its original.
+   * Show a result beside another picture.
    *
-   * @param {string|null} before  address of the original; null where the browser cannot show it
-   * @param {string} after  address of the result
-   * @param {string} name  for who does not see it
+   * @param {{address: string, name: string}|null} left  null if the browser cannot show the original
+   * @param {{address: string, name: string}} right  the result
+   * @param {string} name  of the picture, for screen readers
    * @returns {Promise<{width: number, height: number}>} size of the result
    */
-  async show(before, after, name) {
-    const result = new Image();
-    result.src = after;
-    await result.decode();
-    this.after.src = after;
-    this.after.alt = `After: ${name}`;
-    this.stage.classList.toggle("alone", !before);
-    if (before) this.before.src = before;
-    this.before.alt = before ? `Before: ${name}` : "";
-    this.split.disabled = !before;
+  async show(left, right, name) {
+    const result = await decoded(right.address);
+    const other = left && (await decoded(left.address));
+    this.after.src = right.address;
+    this.after.alt = `${right.name}: ${name}`;
+    this.tags.after.textContent = right.name;
+    this.stage.classList.toggle("alone", !left);
+    this.before.hidden = !left;
+    if (left) {
+      this.before.src = left.address;
+      this.tags.before.textContent = left.name;
+    }
+    this.before.alt = left ? `${left.name}: ${name}` : "";
+    this.split.disabled = !left;
+    this.frame(result);
+    this.zoom = this.fit < this.native ? this.native : null;
+    this.centre = this.zoom === null ? { x: 0.5, y: 0.5 } : this.mostDetailed(other ?? result);
+    this.layOut();
+    return { width: result.naturalWidth, height: result.naturalHeight };
+  }
+
+  /**
+   * Show a picture alone, while it is being worked on.
+   *
+   * @param {string|null} address  null if the browser cannot show it: then the stage is empty
+   * @param {string} name  for screen readers
+   */
+  async preview(address, name) {
+    const picture = address && (await decoded(address));
+    this.stage.classList.add("alone");
+    this.split.disabled = true;
+    this.before.hidden = true;
+    this.after.hidden = !picture;
+    this.after.alt = picture ? name : "";
+    if (!picture) return;
+    this.after.src = address;
     this.zoom = null;
     this.centre = { x: 0.5, y: 0.5 };
-    this.stage.style.aspectRatio = `${Math.min(Math.max(result.naturalWidth / result.naturalHeight, 0.8), 2.4)}`;
-    this.layOut(result);
-    return { width: result.naturalWidth, height: result.naturalHeight };
+    this.frame(picture);
+    this.layOut();
+  }
+
+  /** Give the stage the shape of a picture, within limits. */
+  frame(picture) {
+    this.after.hidden = false;
+    this.width = picture.naturalWidth;
+    this.height = picture.naturalHeight;
+    this.stage.style.aspectRatio = `${Math.min(Math.max(this.width / this.height, 0.8), 2.4)}`;
+  }
+
+  /**
+   * The centre of the stage-sized part of a picture that has the strongest edges: there the two halves differ most.
+   *
+   * @returns {{x: number, y: number}} shares of the picture
+   */
+  mostDetailed(picture) {
+    const reduce = Math.min(1, DETAIL_SIDE / Math.max(picture.naturalWidth, picture.naturalHeight));
+    const [wide, tall] = [picture.naturalWidth, picture.naturalHeight].map((side) => Math.max(2, Math.round(side * reduce)));
+    const canvas = Object.assign(document.createElement("canvas"), { width: wide, height: tall });
+    const context = canvas.getContext("2d", { willReadFrequently: true });
+    context.drawImage(picture, 0, 0, wide, tall);
+    const { data } = context.getImageData(0, 0, wide, tall);
+    const light = Float32Array.from({ length: wide * tall }, (_none, index) => data[4 * index] + 2 * data[4 * index + 1] + data[4 * index + 2]);
+    // sums[y][x]: the edges above and left of (x, y), so that the sum over a rectangle takes four look-ups.
+    const sums = new Float64Array((wide + 1) * (tall + 1));
+    for (let y = 0; y < tall; y += 1) {
+      let row = 0;
+      for (let x = 0; x < wide; x += 1) {
+        const here = light[y * wide + x];
+        if (x) row += Math.abs(here - light[y * wide + x - 1]);
+        if (y) row += Math.abs(here - light[(y - 1) * wide + x]);
+        sums[(y + 1) * (wide + 1) + x + 1] = sums[y * (wide + 1) + x + 1] + row;
+      }
+    }
+    const view = [this.stage.clientWidth / (this.width * this.zoom), this.stage.clientHeight / (this.height * this.zoom)];
+    const [across, down] = [Math.round(Math.min(1, view[0]) * wide), Math.round(Math.min(1, view[1]) * tall)];
+    let best = { edges: -1 };
+    for (let y = 0; y + down <= tall; y += 2) {
+      for (let x = 0; x + across <= wide; x += 2) {
+        const at = (row, column) => sums[row * (wide + 1) + column];
+        const edges = at(y + down, x + across) - at(y, x + across) - at(y + down, x) + at(y, x);
+        if (edges > best.edges) best = { edges, x: (x + across / 2) / wide, y: (y + down / 2) / tall };
+      }
+    }
+    return { x: best.x, y: best.y };
+  }
+
+  /** The result as PNG, whatever its format. */
+  asPng() {
+    const canvas = Object.assign(document.createElement("canvas"), { width: this.after.naturalWidth, height: this.after.naturalHeight });
+    canvas.getContext("2d").drawImage(this.after, 0, 0);
+    return new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
   }
 
   listen(find) {
@@ -52,7 +138,6 @@ export class Compare {
     find("zoom-out").addEventListener("click", () => this.zoomTo(this.scale / STEP));
     this.one.addEventListener("click", () => this.zoomTo(this.native));
     this.fitting.addEventListener("click", () => this.zoomTo(null));
-    this.after.addEventListener("load", () => this.layOut());
     new ResizeObserver(() => this.layOut()).observe(this.stage);
     this.stage.addEventListener("keydown", (event) => this.press(event));
     this.stage.addEventListener("dblclick", (event) => this.zoomTo(this.zoom === null ? this.native : null, event));
@@ -80,10 +165,8 @@ export class Compare {
     return this.scale > this.fit * 1.001;
   }
 
-  layOut(picture = this.after) {
-    if (!picture.naturalWidth) return;
-    this.width = picture.naturalWidth;
-    this.height = picture.naturalHeight;
+  layOut() {
+    if (!this.width) return;
     const size = { x: this.width * this.scale, y: this.height * this.scale };
     const room = { x: this.stage.clientWidth, y: this.stage.clientHeight };
     const place = {};
@@ -107,7 +190,7 @@ export class Compare {
 
   part() {
     this.stage.style.setProperty("--split", `${this.split.value}%`);
-    this.split.setAttribute("aria-valuetext", `${Math.round(this.split.value)} % before`);
+    this.split.setAttribute("aria-valuetext", text("stage.split", { percent: Math.round(this.split.value) }));
   }
 
   /** Zoom, keeping what lies under a point in its place. */
@@ -189,4 +272,11 @@ export class Compare {
     this.pointers.delete(event.pointerId);
     this.stage.classList.toggle("dragging", this.pointers.size > 0);
   }
+}
+
+async function decoded(address) {
+  const image = new Image();
+  image.src = address;
+  await image.decode();
+  return image;
 }

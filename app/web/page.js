@@ -1,36 +1,34 @@
-/** The page: what a person does, and what is shown for it. */
+/** The page: connects the choices, the queue and the comparison. */
 
+import { Choices, taskName } from "./choices.js";
 import { Compare } from "./compare.js";
-import { duration, Queue, size } from "./queue.js";
+import { Queue } from "./queue.js";
 import { key } from "./service.js";
-import { Variants, words } from "./variants.js";
+import { about, duration, element, loadText, size, text } from "./text.js";
 
 const find = (id) => document.getElementById(id);
+await loadText();
 const compare = new Compare(find);
-const variants = new Variants(find, onProblem);
-const queue = new Queue(find("rows"), find("row"), { onDone, onShow, onProblem, onChange, say });
+const choices = new Choices(find, onProblem, onVariants);
+const queue = new Queue(find("rows"), find("row"), {
+  onDone, onShow, onProblem, onChange, say, expect: (row) => choices.expect(row), mustAsk: (row) => choices.mustAsk(row),
+});
+const title = document.title;
+/** The row on the stage. */
 let shown = null;
 
-function say(text) {
-  find("news").textContent = text;
+function say(words) {
+  find("news").textContent = words;
 }
 
 // Pictures in.
 
-function options() {
-  return {
-    ...(variants.chosen ? { variant: variants.chosen } : {}),
-    format: find("format").value,
-    ensemble: String(find("ensemble").checked),
-    metadata: find("strip").checked ? "strip" : "keep",
-  };
-}
-
-function take(files) {
-  const given = [...files];
-  if (!given.length) return;
-  queue.add(given, options());
-  say(given.length === 1 ? `${given[0].name} was added` : `${given.length} pictures were added`);
+function take(files, options = choices.options) {
+  const added = queue.add(files, options);
+  if (!added.length) return;
+  say(text("said.added", { count: added.length, name: added[0].file.name }));
+  preview(added[0]);
+  find("show").scrollIntoView({ block: "start" });
 }
 
 async function trySample() {
@@ -41,10 +39,29 @@ async function trySample() {
 function listen() {
   find("choose").addEventListener("change", (event) => {
     take(event.target.files);
-    event.target.value = ""; // the same file may be chosen again
+    event.target.value = ""; // the same file can be chosen again
   });
   find("sample").addEventListener("click", trySample);
   document.addEventListener("paste", (event) => take(event.clipboardData.files));
+  listenToDrops();
+  find("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    key.value = find("key-value").value;
+    find("key").hidden = true;
+    choices.show();
+  });
+  find("download-all").addEventListener("click", downloadAll);
+  find("retry-all").addEventListener("click", () => queue.retryAll());
+  find("copy").addEventListener("click", copy);
+  find("download").addEventListener("click", () => shown.download());
+  find("against").addEventListener("change", showShown);
+  find("other").addEventListener("change", tryOther);
+  window.addEventListener("beforeunload", (event) => {
+    if (unsaved()) event.preventDefault();
+  });
+}
+
+function listenToDrops() {
   let depth = 0;
   const hover = (change) => {
     depth = Math.max(0, depth + change);
@@ -58,22 +75,69 @@ function listen() {
     hover(-depth);
     take(event.dataTransfer.files);
   });
-  document.querySelector("form").addEventListener("submit", (event) => {
-    event.preventDefault();
-    key.value = find("key-value").value;
-    find("key").hidden = true;
-    variants.show();
-  });
-  find("download-all").addEventListener("click", () => {
-    for (const row of queue.rows.filter((each) => each.state === "done")) row.part("[data-act=download]").click();
-  });
+}
+
+/** Put the same picture through another variant. */
+function tryOther() {
+  const variant = find("other").value;
+  find("other").value = "";
+  if (variant) take([shown.file], { ...shown.options, variant });
 }
 
 // Pictures out.
 
-function onChange(rows) {
+async function downloadAll() {
+  const { divide, zip } = await import("./zip.js");
+  const rows = queue.in("done");
+  const groups = divide(rows.map((row) => ({ name: row.result.name, blob: row.result.image })));
+  for (const [index, files] of groups.entries()) {
+    const address = URL.createObjectURL(await zip(files));
+    const link = Object.assign(document.createElement("a"), { href: address, download: groups.length > 1 ? `swin2sr-${index + 1}.zip` : "swin2sr.zip" });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(address), 60_000);
+  }
+  for (const row of rows) row.download();
+  onChange();
+  say(text("said.zip", { count: rows.length }));
+}
+
+async function copy() {
+  const image = shown.result.image.type === "image/png" ? shown.result.image : await compare.asPng();
+  try {
+    await navigator.clipboard.write([new ClipboardItem({ "image/png": image })]);
+    say(text("said.copied", { name: shown.result.name }));
+  } catch {
+    say(text("said.notCopied"));
+  }
+}
+
+/** How many pictures would be lost if the page were left. */
+function unsaved() {
+  return queue.in("waiting", "busy", "asking").length + queue.in("done").filter((row) => !row.isSaved).length;
+}
+
+// What the page shows of the queue.
+
+function onChange() {
+  const { rows } = queue;
+  const done = queue.in("done").length;
+  const under = queue.in("waiting", "busy", "asking");
   find("queue").hidden = !rows.length;
-  find("download-all").hidden = rows.filter((row) => row.state === "done").length < 2;
+  find("download-all").hidden = done < 2;
+  find("download-all").textContent = text("queue.downloadAll", { count: done });
+  find("retry-all").hidden = queue.in("failed").length < 2;
+  find("gone").hidden = !queue.waitsForServer;
+  find("queue-state").textContent = under.length ? batchState(done, rows.length, under) : "";
+  find("queue-bar").hidden = !under.length || rows.length < 2;
+  find("queue-bar").value = rows.reduce((sum, row) => sum + (row.state === "failed" ? 1 : row.progress), 0) / Math.max(rows.length, 1);
+  document.title = under.length ? `(${done}/${rows.length}) ${title}` : title;
+  if (shown) showState();
+}
+
+function batchState(done, total, under) {
+  const left = under.map((row) => row.secondsLeft());
+  const state = text("queue.state", { done, count: total });
+  return left.includes(null) ? state : `${state} · ${text("left", { time: about(left.reduce((sum, each) => sum + each, 0)) })}`;
 }
 
 function onProblem(problem) {
@@ -82,10 +146,19 @@ function onProblem(problem) {
   find("key-value").focus();
 }
 
+function onVariants() {
+  const names = choices.available.map((each) => {
+    const option = element("option", "", `${taskName(each)} (${each.name})`);
+    option.value = each.name;
+    return option;
+  });
+  find("other").replaceChildren(element("option", "", text("stage.other")), ...names);
+  find("other").firstElementChild.value = "";
+}
+
 function onDone(row) {
-  onChange(queue.rows);
-  if (!shown || row === queue.rows.at(-1)) show(row);
-  say(`${row.file.name} is done`);
+  if (shown === row || !shown) show(row);
+  say(text("said.done", { name: row.file.name }));
 }
 
 async function onShow(row) {
@@ -94,15 +167,55 @@ async function onShow(row) {
   find("split").focus({ preventScroll: true });
 }
 
+// The stage.
+
+/** Show a picture that is being worked on. */
+async function preview(row) {
+  shown = row;
+  find("shown-name").textContent = row.file.name;
+  find("shown-facts").replaceChildren();
+  find("shown-notice").hidden = true;
+  find("result-tools").hidden = true;
+  const before = await row.measured;
+  if (shown !== row || row.result) return;
+  if (before) find("shown-facts").replaceChildren(element("span", "", sides(before)));
+  await compare.preview(before && row.original, row.file.name);
+  showState();
+}
+
+/** The progress of the shown row, over its picture. */
+function showState() {
+  const isOver = shown.state === "done";
+  find("stage-state").hidden = isOver;
+  find("stage-words").textContent = shown.state === "failed" ? shown.part(".item-state").textContent : shown.words;
+  find("stage-bar").hidden = shown.state !== "busy";
+  if (shown.progress > 0) find("stage-bar").value = shown.progress;
+  else find("stage-bar").removeAttribute("value");
+}
+
 async function show(row) {
-  const before = await row.originalSize;
+  shown = row;
+  const others = queue.in("done").filter((other) => other !== row && other.file === row.file);
+  find("against").replaceChildren(element("option", "", text("stage.original")), ...others.map((other) => element("option", "", other.result.variant)));
+  find("against-row").hidden = !others.length;
+  find("against").others = others;
+  await showShown();
+  showState();
+}
+
+/** Show the result beside the original, or beside the result of another variant. */
+async function showShown() {
+  const row = shown;
+  const other = find("against").others[find("against").selectedIndex - 1];
+  const before = await row.measured;
   let after = null;
   try {
-    after = await compare.show(before && row.original, row.address, row.file.name);
+    const left = other ? { address: other.address, name: other.result.variant } : before && { address: row.original, name: text("stage.before") };
+    after = await compare.show(left, { address: row.address, name: other ? row.result.variant : text("stage.after") }, row.file.name);
   } catch {
-    say(`This browser cannot show ${row.result.name}. It can be downloaded.`);
+    say(text("said.cannotShow", { name: row.result.name }));
   }
-  shown = row;
+  if (shown !== row) return;
   const facts = [
     after && (before ? `${sides(before)} → ${sides(after)}` : sides(after)),
     row.result.variant,
@@ -110,13 +223,14 @@ async function show(row) {
     size(row.result.image.size),
   ];
   find("shown-name").textContent = row.file.name;
-  find("shown-facts").replaceChildren(...facts.filter(Boolean).map((fact) => words("span", "", fact)));
-  find("shown-notice").textContent = row.result.notice;
-  find("shown-notice").hidden = !row.result.notice;
-  const link = find("download");
-  link.href = row.address;
-  link.download = row.result.name;
-  link.hidden = false;
+  find("shown-facts").replaceChildren(...facts.filter(Boolean).map((fact) => element("span", "", fact)));
+  const notices = [row.result.restored && text("stage.restored", { how: row.result.restored }), row.result.notice].filter(Boolean);
+  find("shown-notice").textContent = notices.join(" ");
+  find("shown-notice").hidden = !notices.length;
+  find("download").href = row.address;
+  find("download").download = row.result.name;
+  find("copy").hidden = !after || !navigator.clipboard?.write;
+  find("result-tools").hidden = false;
 }
 
 function sides({ width, height }) {
@@ -124,4 +238,4 @@ function sides({ width, height }) {
 }
 
 listen();
-variants.show();
+choices.show();

@@ -23,7 +23,7 @@ def paint() -> None:
         with Client(address) as client:
             upscaled = client.upscale(draw_sample(), "small-x2").content
         with Image.open(BytesIO(upscaled)) as image:
-            image.save(WEB / "sample-upscaled.png", optimize=True)
+            image.save(WEB / "sample-upscaled.webp", lossless=True, quality=100, method=6)
         with sync_playwright() as driver:
             browser = driver.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
             page = browser.new_page(viewport=SCREEN, device_scale_factor=1.5, color_scheme="light")

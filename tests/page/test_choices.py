@@ -40,7 +40,7 @@ def test_what_cannot_be_asked_for_is_told_with_its_reason(told):
         ["classical-x2", "loading", "Being", "fetched:", "2.0", "of", "48.9", "MB"],
         ["jpeg", "failed", "Could", "not", "be", "fetched:", "the", "hub", "answered", "500"],
     ]
-    page.get_by_text("More, once it is fetched").click()
+    page.get_by_text("More, after a download").click()
     assert "realworld-x4" in page.locator("#absent-list").inner_text()
     assert "jpeg" not in page.locator("#absent-list").inner_text().splitlines()
     assert broken_rules(page) == []

@@ -99,7 +99,7 @@ def test_several_pictures_queue_up(visit, upscaler):
         upscaler.gate.close()
         choose(page, given("one.png"), given("bad.png", b"nonsense"), given("two.png"), given("three.png"))
         upscaler.gate.wait_until_reached()
-        row(page, "three.png").get_by_text("Waiting for its turn").wait_for()
+        row(page, "three.png").get_by_text("Waiting").wait_for()
         button(row(page, "three.png"), "Cancel").click()
         upscaler.gate.open()
         done(page, "one.png")
@@ -116,9 +116,9 @@ def test_several_pictures_queue_up(visit, upscaler):
 @pytest.mark.parametrize(
     ("picture", "words"),
     [
-        (given("no.png", b"nonsense"), "Unsupported format. This is not an image"),
-        (given("cut.png", png(PICTURE)[:-40]), "Invalid image."),
-        (given("huge.png", noise(1100, 1000)), "The image is too large."),
+        (given("no.png", b"nonsense"), "The format is not supported."),
+        (given("cut.png", png(PICTURE)[:-40]), "The picture is damaged."),
+        (given("huge.png", noise(1100, 1000)), "The picture is too large."),
     ],
     ids=lambda value: value if isinstance(value, str) else value["name"],
 )
@@ -130,17 +130,6 @@ def test_an_error_is_told_in_words(visit, picture, words):
         state.wait_for()
         assert state.inner_text() in page.locator("[role=status]").inner_text()
         assert button(row(page, picture["name"]), "Remove").is_visible()
-
-
-def test_a_server_that_is_gone_is_told_in_words(visit):
-    """Not as an exception's name."""
-    with visit() as page:
-        page.route("**/v1/upscale?*", lambda route: route.abort())
-        choose(page, given())
-        row(page, "photo").get_by_text("The server cannot be reached").wait_for()
-        page.unroute("**/v1/upscale?*")
-        button(row(page, "photo"), "Try again").click()
-        done(page, "photo.png")
 
 
 def test_a_busy_server_is_asked_again(visit):
@@ -209,7 +198,7 @@ def test_everything_is_done_by_keyboard(visit):
         assert page.evaluate("document.activeElement.id") == "sample"
         page.keyboard.press("Enter")
         done(page, "sample.png")
-        split = page.get_by_role("slider", name="Share of the picture that shows before")
+        split = page.get_by_role("slider", name="Position between before and after")
         split.focus()
         for _ in range(20):
             page.keyboard.press("ArrowLeft")
