@@ -6,6 +6,7 @@ Each setting is an environment variable with the prefix ``SWIN2SR_`` and an opti
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -65,8 +66,8 @@ class Settings(BaseSettings):
         RELEASE, pattern=r"^https?://\S+$", description="where the authors' release lies, or a mirror of it"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, faster and a little less exact, else float32, faster on a CPU"
+    precision: Literal["auto", "exact", "high", "fast"] = Field(
+        "auto", description="exact (float32), high or fast (bfloat16); auto: fast on a GPU, high on a CPU with AMX"
     )
     threads: int | Literal["auto"] = Field("auto", description="threads of the forward pass; auto: the CPU quota")
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest upload, bytes; bounds memory per request")
@@ -98,6 +99,16 @@ class Settings(BaseSettings):
     def _drop_empty(cls, values: dict[str, object]) -> dict[str, object]:
         """An empty value means unset: this is what ``${ADMIN_TOKEN:-}`` gives in Compose."""
         return {name: value for name, value in values.items() if value not in ("", SecretStr(""))}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_dtype(cls, values: object) -> object:
+        """DTYPE was replaced by PRECISION: without its effect, results would differ from what was asked for."""
+        dtype = next((value for name, value in os.environ.items() if name.upper() == f"{PREFIX}DTYPE" and value), None)
+        if dtype is not None:
+            precision = {"float32": "exact", "bfloat16": "fast"}.get(dtype.lower(), "auto")
+            raise ValueError(f"{PREFIX}DTYPE={dtype} is no longer a setting; set {PREFIX}PRECISION={precision} instead")
+        return values
 
     @field_validator("variants", "api_keys", mode="before")
     @classmethod
