@@ -5,16 +5,34 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
 
 
 def main() -> None:
-    """Listen to SIGTERM before what takes seconds to import, torch above all."""
+    """Listen to signals before the imports, which take seconds, torch above all."""
+    _open_standard_streams()
     if sys.argv[1:2] == ["serve"]:
         signal.signal(signal.SIGTERM, _leave)
+        if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+            signal.signal(signal.SIGHUP, _leave)
     from app.cli import commands  # noqa: PLC0415
 
     commands.main()
+
+
+def _open_standard_streams() -> None:
+    """Put the null device in the place of closed standard streams.
+
+    Otherwise the next file or socket would get the stream's number, and whatever prints would write into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - open as long as the process runs
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ ServiceError
 ├── RequestError                  the request must change
 │   ├── InvalidImage          400 invalid_image
 │   ├── InvalidUpload         400 invalid_upload
+│   ├── BadRequest            400 bad_request
 │   ├── Unauthorized          401 unauthorized
 │   ├── Forbidden             403 forbidden
 │   ├── NotFound              404 not_found
@@ -14,15 +15,16 @@ ServiceError
 │   ├── ImageTooLarge         413 image_too_large
 │   ├── OutputTooLarge        413 output_too_large
 │   ├── UnsupportedFormat     415 unsupported_format
+│   ├── MisdirectedRequest    421 misdirected_request
 │   ├── InvalidOption         422 invalid_option
-│   └── QueueFull             429 queue_full
+│   ├── QueueFull             429 queue_full
+│   └── HeadersTooLarge       431 headers_too_large
 └── ServerError                   the same request may succeed later or elsewhere
     ├── InternalError         500 internal_error
     ├── NotReady              503 not_ready
     ├── Draining              503 draining
     ├── OutOfMemory           503 out_of_memory
-    ├── DeadlineExceeded      504 deadline_exceeded
-    └── ServerUnreachable     raised by the client only, also a ConnectionError
+    └── DeadlineExceeded      504 deadline_exceeded
 
 The server raises these, and ``app.http.handlers`` turns them into problem documents (RFC 9457). The client turns the
 documents back into the same classes with :func:`error_from_problem`. This module imports no framework.
@@ -45,9 +47,6 @@ class ServiceError(Exception):
         detail: what is wrong, the value, the limit, and what to do, in one or two sentences.
         retry_after: whole seconds to wait before another attempt, sent as ``Retry-After``. None takes the class's.
         facts: further members of the problem document, such as ``limit`` and ``actual``; JSON values.
-
-    Attributes:
-        request_id: of the failed request, set by the client; the server's log has it.
     """
 
     status: ClassVar[int] = 500
@@ -60,7 +59,6 @@ class ServiceError(Exception):
         assert not RESERVED & facts.keys(), "a fact cannot replace a member of the problem document"
         super().__init__(detail or self.title)
         self.detail = detail or self.title
-        self.request_id = ""
         self.retry_after = self.default_retry_after if retry_after is None else retry_after
         self.facts = facts
 
@@ -97,6 +95,13 @@ class InvalidUpload(RequestError):
 
     code = "invalid_upload"
     title = "Invalid upload"
+
+
+class BadRequest(RequestError):
+    """The request is not well-formed HTTP."""
+
+    code = "bad_request"
+    title = "The request is malformed"
 
 
 class Unauthorized(RequestError):
@@ -178,6 +183,14 @@ class UnsupportedFormat(RequestError):
     title = "Unsupported format"
 
 
+class MisdirectedRequest(RequestError):
+    """The request names a host that this server does not answer for."""
+
+    status = 421
+    code = "misdirected_request"
+    title = "Not a host of this server"
+
+
 class InvalidOption(RequestError):
     """An option is unknown or has an invalid value; carries ``errors``, one sentence per option."""
 
@@ -193,6 +206,14 @@ class QueueFull(RequestError):
     code = "queue_full"
     title = "Queue full"
     default_retry_after = 1
+
+
+class HeadersTooLarge(RequestError):
+    """The request line and headers have more bytes than are accepted; carries ``limit``."""
+
+    status = 431
+    code = "headers_too_large"
+    title = "The headers are too large"
 
 
 class ServerError(ServiceError):
@@ -238,14 +259,6 @@ class DeadlineExceeded(ServerError):
     title = "Deadline exceeded"
 
 
-class ServerUnreachable(ServerError, ConnectionError):
-    """No server answers at the client's URL, or the connection broke and the server did not come back."""
-
-    status = 503
-    code = "unreachable"
-    title = "Server unreachable"
-
-
 def _tree(root: type[ServiceError]) -> Iterator[type[ServiceError]]:
     yield root
     for child in root.__subclasses__():
@@ -264,6 +277,4 @@ def error_from_problem(problem: Mapping[str, Any], *, retry_after: int | None = 
     leaves = {cls.code: cls for cls in _tree(ServiceError)}
     cls = leaves.get(str(problem.get("code")), family)
     facts = {name: value for name, value in problem.items() if name not in RESERVED}
-    error = cls(str(problem.get("detail", "")), retry_after=retry_after, **facts)
-    error.request_id = str(problem.get("request_id") or "")
-    return error
+    return cls(str(problem.get("detail", "")), retry_after=retry_after, **facts)

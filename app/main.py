@@ -11,10 +11,14 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 from starlette.middleware import Middleware
 
+from app.http.cors import CrossOrigin
+from app.http.forwarded import Forwarded
 from app.http.handlers import EXCEPTION_HANDLERS
-from app.http.middleware import RequestContext
+from app.http.head import HeadAsGet
+from app.http.hosts import AllowedHosts
+from app.http.middleware import FailureResponses, RequestContext
 from app.routes import health, pages, upscale, variants
-from app.service import build_service
+from app.service import Service, build_service
 from app.settings import Settings
 from app.variants.loaded_model import Load
 from app.version import service_version
@@ -73,17 +77,33 @@ def create_app(
         docs_url=None,  # the framework's own load their script from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        middleware=[
-            Middleware(
-                RequestContext,
-                on_start=service.metrics.start_request,
-                on_end=service.metrics.end_request,
-                is_leaving=lambda: service.state.leaving,
-            )
-        ],
+        middleware=middleware(service),
         exception_handlers=dict(EXCEPTION_HANDLERS),
     )
     app.state.service = service
     for router in ROUTERS:
         app.include_router(router)
     return app
+
+
+def middleware(service: Service) -> list[Middleware]:
+    """What every request passes, the outermost first."""
+    settings = service.settings
+
+    def is_leaving() -> bool:
+        return service.state.leaving
+
+    cross_origin = [Middleware(CrossOrigin, origins=settings.cors_origins)] if settings.cors_origins else []
+    return [
+        Middleware(Forwarded, trusted=settings.trusted_proxies, root_path=settings.root_path or ""),
+        Middleware(
+            RequestContext,
+            on_start=service.metrics.start_request,
+            on_end=service.metrics.end_request,
+            is_leaving=is_leaving,
+        ),
+        *cross_origin,  # around failures: a page may read them too
+        Middleware(FailureResponses, is_leaving=is_leaving),
+        Middleware(AllowedHosts, names=settings.accepted_hosts),
+        Middleware(HeadAsGet),
+    ]

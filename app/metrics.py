@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -17,14 +17,19 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """The counters of one service; labels are bounded by the variants and codes that there are."""
+    """The counters of one service; labels are bounded by the variants, codes and keys that there are.
 
-    def __init__(self) -> None:
+    Args:
+        keys: names of the configured API keys.
+    """
+
+    def __init__(self, keys: Iterable[str] = ()) -> None:
+        self._keys = frozenset(keys)
         self._registry = CollectorRegistry()
         registry = self._registry
         ProcessCollector(registry=registry)  # process_*: memory, processor time, open files
         self.requests = Counter(
-            "swin2sr_requests", "Requests for an image by outcome.", ["variant", "outcome"], registry=registry
+            "swin2sr_requests", "Requests for an image by outcome.", ["variant", "outcome", "key"], registry=registry
         )
         self.duration = Histogram(
             "swin2sr_request_duration_seconds",
@@ -67,7 +72,8 @@ class Metrics:
             return
         variant, outcome = str(log_fields.get("variant", "")), str(log_fields.get("outcome", "cancelled"))
         self.inflight.dec()
-        self.requests.labels(variant, outcome).inc()
+        key = str(log_fields.get("key", ""))
+        self.requests.labels(variant, outcome, key if key in self._keys else "").inc()
         self.duration.labels(variant).observe(seconds)
         for stage in STAGES:
             duration = log_fields.get(f"{stage}_ms")
@@ -75,6 +81,11 @@ class Metrics:
                 self.stages.labels(stage).observe(duration / 1000)
         if outcome in ("queue_full", "draining"):
             self.rejected.labels(str(log_fields.get("reason", outcome))).inc()
+
+    def watch_connections(self, count: Callable[[], int]) -> None:
+        """Show how many connections are open."""
+        opened = Gauge("swin2sr_connections", "Open connections.", registry=self._registry)
+        opened.set_function(count)
 
     def watch(self, gauges: Collector) -> None:
         """Show values that are looked up when somebody asks."""

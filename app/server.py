@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import logging
 import os
 import signal
@@ -11,16 +11,25 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import NoReturn
 
 import uvicorn
 
-from app import build_info, logs, sockets
+from app import build_info, environment, logs, sockets
+from app.http.connections import Acceptor, Connections, connection_limit
+from app.http.protocol import HttpProtocol, Timeouts
+from app.logs import leave as leave  # noqa: PLC0414 - callers end the process with it
 from app.main import create_app
+from app.ray.settings import RaySettings
 from app.service import Service
 from app.settings import Settings
 from app.variants.loaded_model import Load
 from model.upscaler import find_device
+
+TURN_AWAY_SECONDS = 0.1
+"""Time for connections whose handshake is under way when the listener closes."""
+
+TLS_SECONDS = 1.0
+"""Time for their TLS handshakes."""
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +37,20 @@ logger = logging.getLogger(__name__)
 class Server(uvicorn.Server):
     """Stops as a load balancer needs it: first not ready, ``delay`` seconds later not listening, then done.
 
-    The delay is for SIGTERM, which an orchestrator sends; SIGINT comes from a keyboard. A second signal hurries: who
-    waits is told that the server ends.
+    The delay is for SIGTERM, which an orchestrator sends, and for SIGHUP; SIGINT comes from a keyboard. A second signal
+    cancels what waits, with a response that says so.
+
+    Args:
+        config: of uvicorn.
+        service: told about the end.
+        connections: counts those of this server.
     """
 
-    def __init__(self, config: uvicorn.Config, service: Service, delay: float) -> None:
+    def __init__(self, config: uvicorn.Config, service: Service, connections: Connections) -> None:
         super().__init__(config)
         self._service = service
-        self._delay = delay
+        self._settings = service.settings
+        self._connections = connections
         self._ends_at: float | None = None
         self._told = False
         self.failed = False
@@ -53,7 +68,37 @@ class Server(uvicorn.Server):
             self._service.abort()
             return
         self._service.begin_shutdown()
-        self._ends_at = time.monotonic() + (self._delay if sig == signal.SIGTERM else 0.0)
+        self._ends_at = time.monotonic() + (0.0 if sig == signal.SIGINT else self._settings.drain_delay_ms / 1000)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, and listen within the limits of connections."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            sys.exit(uvicorn.config.STARTUP_FAILURE)
+        seconds = self._settings
+        timeouts = Timeouts(
+            headers=seconds.header_timeout_ms / 1000,
+            send=seconds.send_timeout_ms / 1000,
+            drain=seconds.drain_timeout_ms / 1000,
+        )
+
+        def connect() -> HttpProtocol:
+            state = self.lifespan.state
+            return HttpProtocol(self.config, self.server_state, state, timeouts=timeouts, connections=self._connections)
+
+        self._acceptors = [
+            Acceptor(
+                listener,
+                connect,
+                self._connections,
+                tls=self.config.ssl,
+                handshake_timeout=timeouts.headers,
+                backlog=self.config.backlog,
+            )
+            for listener in sockets or []
+        ]
+        self.servers = self._acceptors  # type: ignore[assignment] # closed as those of asyncio are
+        self.started = True
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to stop listening, asked every tenth of a second."""
@@ -63,7 +108,17 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, finish or give up what was accepted, and end the application."""
+        """Stop listening, finish or abort what was accepted, and end the application.
+
+        What waits in the accept queue is accepted first: closing the listener would reset it.
+        """
+        for acceptor in self._acceptors:
+            acceptor.turn_away()
+        await asyncio.sleep(TURN_AWAY_SECONDS)
+        self._connections.draining = True
+        for acceptor in self._acceptors:
+            acceptor.close()
+            await asyncio.wait([asyncio.ensure_future(acceptor.wait_closed())], timeout=TLS_SECONDS)
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn would leave everybody where they stand
             for task in list(self.server_state.tasks):
@@ -97,38 +152,30 @@ def serve(
         The exit status.
 
     Raises:
-        ValueError: if a wanted variant or the device is not there.
-        OSError: if the address is not to be had.
+        ValueError: if a wanted variant or the device is not there, a variable of the environment looks like a secret
+            and is none, or the certificate cannot be used.
+        OSError: if the address cannot be used.
     """
     logs.configure(settings.log_format)
     build_info.log_start(on_cpu=find_device(settings.device).type == "cpu")
-    listener = sockets.listen(settings.host, settings.port)
-    url = sockets.url(settings.host, listener.getsockname()[1])
+    for warning in environment.check(os.environ, settings, RaySettings.model_fields):
+        logger.warning("%s", warning)
+    connections = Connections(connection_limit(settings.max_connections))
 
     def on_ready() -> None:
-        say(f"Ready. Try: curl --fail-with-body -F file=@{sample} '{url}/v1/upscale' -o upscaled.png")
+        say(f"Ready. Try: curl --fail-with-body {option}-F file=@{sample} '{url}/v1/upscale' -o upscaled.png")
 
     def on_fatal() -> None:
         server.abort()
 
     app = create_app(settings, load=load, on_ready=on_ready, on_fatal=on_fatal)
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        # The same, whatever else is installed: uvicorn would take what it finds.
-        loop="asyncio",
-        http="h11",
-        ws="none",
-        # asyncio takes fractions, and whole seconds would give up before the time is over.
-        timeout_graceful_shutdown=(settings.drain_timeout_ms - settings.drain_delay_ms) / 1000,  # type: ignore[arg-type]
-    )
     service: Service = app.state.service
-    server = Server(config, service, settings.drain_delay_ms / 1000)
-    for number in (signal.SIGTERM, signal.SIGINT):  # also what comes before uvicorn listens to them, and after
+    server = Server(configure(app, settings), service, connections)
+    service.metrics.watch_connections(lambda: len(connections.open))
+    listener, url, option = _listen(settings)
+    for number in sockets.stop_signals():  # also what comes before uvicorn listens to them, and after
         signal.signal(number, server.handle_exit)
-    say(f"Swin2SR listens on {url}")
+    say(f"Swin2SR listens on {url if settings.uds is None else settings.uds}")
     with listener:
         server.run(sockets=[listener])
     in_time = service.state.finished and time.monotonic() <= service.state.ends_at
@@ -137,10 +184,41 @@ def serve(
     return 0 if good else 1
 
 
-def leave(status: int) -> NoReturn:
-    """End the process now. A thread that still loads weights or encodes for nobody must not keep it."""
-    logging.shutdown()
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError):
-            stream.flush()
-    os._exit(status)
+def configure(app: Callable[..., object], settings: Settings) -> uvicorn.Config:
+    """Uvicorn's configuration, loaded.
+
+    Raises:
+        ValueError: if the certificate cannot be used.
+    """
+    config = uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        proxy_headers=False,  # app.http.forwarded believes TRUSTED_PROXIES alone
+        # The same, whatever else is installed: uvicorn would take what it finds.
+        loop="asyncio",
+        http=HttpProtocol,
+        ws="none",
+        # asyncio takes fractions, and whole seconds would give up before the time is over.
+        timeout_keep_alive=settings.keep_alive_ms / 1000,  # type: ignore[arg-type]
+        timeout_graceful_shutdown=(settings.drain_timeout_ms - settings.drain_delay_ms) / 1000,  # type: ignore[arg-type]
+        ssl_certfile=settings.ssl_certfile,
+        ssl_keyfile=settings.ssl_keyfile,
+    )
+    try:
+        config.load()
+    except OSError as error:  # also what OpenSSL says
+        raise ValueError(
+            f"SSL_CERTFILE {settings.ssl_certfile} and SSL_KEYFILE {settings.ssl_keyfile} cannot be used: {error}"
+        ) from None
+    return config
+
+
+def _listen(settings: Settings) -> tuple[socket.socket, str, str]:
+    """A bound socket, the service's address, and the option of curl that reaches it."""
+    scheme = "https" if settings.ssl_certfile else "http"
+    if settings.uds is not None:
+        return sockets.listen_unix(settings.uds), f"{scheme}://localhost", f"--unix-socket {settings.uds} "
+    listener = sockets.listen(settings.host, settings.port)
+    return listener, sockets.url(settings.host, listener.getsockname()[1], scheme), ""

@@ -13,6 +13,7 @@ from functools import partial
 from prometheus_client import Metric
 from prometheus_client.registry import Collector
 
+from app import logs
 from app.batching.batch import BatchReport
 from app.batching.batcher import Batcher
 from app.batching.runner import BatchRunner, cost_of
@@ -170,12 +171,12 @@ def build_service(
         model_dir=settings.model_dir,
         official=settings.official_weights(),
         device=settings.device,
-        precision=settings.precision,
+        dtype=settings.dtype,
         threads=threads,
         load=load,
         heartbeat=heartbeat.record,
     )
-    metrics = Metrics()
+    metrics = Metrics(settings.keys)
 
     def count(report: BatchReport) -> None:
         metrics.batch_images.observe(report.jobs)
@@ -223,6 +224,7 @@ class _Gauges(Collector):
         yield gauge("swin2sr_queue_pixels", "Pixels that wait.", status.waiting_cost)
         yield gauge("swin2sr_batch_budget_pixels", "Pixels that a batch may have now.", status.batch_budget)
         yield counter("swin2sr_out_of_memory", "Batches that ran out of memory.", status.out_of_memory)
+        yield counter("swin2sr_log_dropped", "Log lines that nobody will read.", logs.dropped())
         kinds = measure(self._registry.device)
         yield labelled_gauge("swin2sr_device_memory_bytes", "Memory of the device.", "kind", kinds)
         states = [(each.name, float(each.state == "ready")) for each in self._registry.describe_all()]

@@ -5,56 +5,29 @@ Each setting is an environment variable with the prefix ``SWIN2SR_`` and an opti
 
 from __future__ import annotations
 
-import difflib
-import os
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import NoDecode
 
+from app.http.settings import HttpSettings, split
 from model.official.fetch import OfficialWeights
 from model.variants import RELEASE
-
-PREFIX = "SWIN2SR_"
-OTHERS = frozenset({"URL", "API_KEY"})
-"""Variables of the client's commands."""
 
 MEBIBYTE = 1024 * 1024
 WINDOWS = (7, 8)
 """Sides of the attention windows of the known variants, pixels: tiles are whole windows."""
 
-SHORTEST_SECRET = 8
-"""Characters of the shortest key or token that is accepted."""
 
-
-def _check_secret(value: SecretStr) -> SecretStr:
-    """Refuse a secret that is easy to guess, or that a header cannot carry; the text never shows it."""
-    text = value.get_secret_value()
-    if len(text) < SHORTEST_SECRET or not all("!" <= character <= "~" for character in text):
-        raise ValueError(
-            f"a secret needs at least {SHORTEST_SECRET} characters of printable ASCII without spaces; "
-            "create one with: openssl rand -hex 24"
-        )
-    return value
-
-
-Secret = Annotated[SecretStr, AfterValidator(_check_secret)]
-
-
-class Settings(BaseSettings):
+class Settings(HttpSettings):
     """The configuration of one service; frozen, and checked as a whole.
 
     Raises:
         pydantic.ValidationError: if a value is impossible, or two values are together; the text names them.
     """
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     variants: Annotated[tuple[str, ...], NoDecode] = Field(
         ("x2", "x4", "jpeg-restore", "compressed"),
         description="names and aliases loaded and warmed before ready; the first is the default of requests",
@@ -66,8 +39,8 @@ class Settings(BaseSettings):
         RELEASE, pattern=r"^https?://\S+$", description="where the authors' release lies, or a mirror of it"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
-    precision: Literal["auto", "exact", "high", "fast"] = Field(
-        "auto", description="exact (float32), high or fast (bfloat16); auto: fast on a GPU, high on a CPU with AMX"
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU, faster and a little less exact, else float32, faster on a CPU"
     )
     threads: int | Literal["auto"] = Field("auto", description="threads of the forward pass; auto: the CPU quota")
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest upload, bytes; bounds memory per request")
@@ -88,40 +61,12 @@ class Settings(BaseSettings):
     upload_timeout_ms: int = Field(30_000, ge=1, description="longest that a body may take to arrive before its 408")
     drain_delay_ms: int = Field(5_000, ge=0, description="on SIGTERM: not ready, but still accepting, for so long")
     drain_timeout_ms: int = Field(600_000, ge=0, description="on SIGTERM: longest wait for what was accepted")
-    api_keys: Annotated[tuple[Secret, ...], NoDecode] = Field(
-        (), description="comma separated; with any set, /v1/* needs one of them as bearer token"
-    )
-    admin_token: Secret | None = Field(None, description="bearer token that allows load, unload and reload")
     log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines")
 
-    @model_validator(mode="before")
+    @field_validator("variants", mode="before")
     @classmethod
-    def _drop_empty(cls, values: dict[str, object]) -> dict[str, object]:
-        """An empty value means unset: this is what ``${ADMIN_TOKEN:-}`` gives in Compose."""
-        return {name: value for name, value in values.items() if value not in ("", SecretStr(""))}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_dtype(cls, values: object) -> object:
-        """DTYPE was replaced by PRECISION: without its effect, results would differ from what was asked for."""
-        dtype = next((value for name, value in os.environ.items() if name.upper() == f"{PREFIX}DTYPE" and value), None)
-        if dtype is not None:
-            precision = {"float32": "exact", "bfloat16": "fast"}.get(dtype.lower(), "auto")
-            raise ValueError(f"{PREFIX}DTYPE={dtype} is no longer a setting; set {PREFIX}PRECISION={precision} instead")
-        return values
-
-    @field_validator("variants", "api_keys", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
-
-    @field_validator("api_keys", mode="before")
-    @classmethod
-    def _refuse_blank_keys(cls, value: object) -> object:
-        """A value that holds no key would open the service to everybody. Runs before the value is split."""
-        if isinstance(value, str) and not value.replace(",", "").strip():
-            raise ValueError("holds only blanks or commas; set at least one key, or leave it empty for no keys")
-        return value
+    def _split_variants(cls, value: object) -> object:
+        return split(value)
 
     @field_validator("variants")
     @classmethod
@@ -182,21 +127,7 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"DRAIN_DELAY_MS {self.drain_delay_ms} is longer than DRAIN_TIMEOUT_MS {self.drain_timeout_ms}"
             )
-        if self.admin_token is not None and self.admin_token in self.api_keys:
-            raise ValueError("ADMIN_TOKEN is also one of API_KEYS: every user would be an administrator")
         return self
-
-    @classmethod
-    def mistaken(cls, names: Iterable[str]) -> list[str]:
-        """A sentence for each environment variable that is nearly the name of a setting: it would change nothing."""
-        known = [name.upper() for name in cls.model_fields]
-        sentences = []
-        for name in names:
-            wish = name.upper().removeprefix(PREFIX)
-            if name.upper().startswith(PREFIX) and wish not in {*known, *OTHERS}:
-                near = difflib.get_close_matches(wish, known, 1, cutoff=0.8)
-                sentences += [f"{name} is no setting and changes nothing; {PREFIX}{each} is one." for each in near]
-        return sentences
 
     @property
     def largest_work(self) -> int:

@@ -1,11 +1,13 @@
-"""Where a server listens, and what to call it."""
+"""Where a server listens, what to call it, and the signals that end it."""
 
 from __future__ import annotations
 
 import errno
 import ipaddress
+import signal
 import socket
 import sys
+from pathlib import Path
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -16,7 +18,7 @@ def listen(host: str, port: int) -> socket.socket:
         port: 0 takes a free one.
 
     Raises:
-        OSError: if the address is not to be had; the text names it.
+        OSError: if the address cannot be used; the message names it.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     # Naming the protocol matters: asyncio turns Nagle's delay (40 ms an answer) off for sockets that do.
@@ -28,16 +30,49 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         listener.close()
         hint = " Choose another one with --port, or 0 for any." if error.errno == errno.EADDRINUSE else ""
-        raise OSError(error.errno, f"{host}:{port} is not to be had: {error.strerror}.{hint}") from None
+        raise OSError(error.errno, f"Cannot listen on {host}:{port}: {error.strerror}.{hint}") from None
     return listener
 
 
-def url(host: str, port: int) -> str:
+def listen_unix(path: Path) -> socket.socket:
+    """A Unix socket that is bound, and does not listen yet. A file that a server left behind is replaced.
+
+    Whoever can reach the file may connect: the rights of its folder decide.
+
+    Raises:
+        OSError: if the path is in use or cannot be created; the message names it.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.is_socket() and not _answers(path):
+            path.unlink()
+        listener.bind(str(path))
+        path.chmod(0o666)
+    except OSError as error:
+        listener.close()
+        raise OSError(error.errno, f"Cannot listen on {path}: {error.strerror or error}.") from None
+    return listener
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def url(host: str, port: int, scheme: str = "http") -> str:
     """The address to open on this machine."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        return f"http://{host}:{port}"
+        return f"{scheme}://{host}:{port}"
     if address.is_unspecified:
-        return f"http://127.0.0.1:{port}"
-    return f"http://[{address}]:{port}" if address.version == 6 else f"http://{address}:{port}"
+        return f"{scheme}://127.0.0.1:{port}"
+    return f"{scheme}://[{address}]:{port}" if address.version == 6 else f"{scheme}://{address}:{port}"
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Signals that end a server; SIGHUP unless the process was started with it ignored, as nohup does."""
+    found = [signal.SIGTERM, signal.SIGINT]
+    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        found.append(signal.SIGHUP)
+    return found

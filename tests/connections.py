@@ -31,7 +31,7 @@ class Connection:
             "raw_path": b"/v1/upscale",
             "query_string": query.encode(),
             "root_path": "",
-            "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+            "headers": [(name.encode(), value.encode()) for name, value in {"host": "localhost", **headers}.items()],
             "client": ("127.0.0.1", 1),
             "server": ("127.0.0.1", 2),
         }

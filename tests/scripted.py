@@ -72,7 +72,7 @@ class ScriptedUpscaler:
     """
 
     device = "scripted"
-    precision = "exact"
+    dtype = "float32"
     bytes_per_pixel = 1000
     runs_ahead = False
 

@@ -55,7 +55,7 @@ def test_two_applications_know_nothing_of_each_other(tmp_path):
 
     answers, metrics = asyncio.run(scenario())
     assert [answer.headers["x-swin2sr-variant"] for answer in answers] == ["lightweight-x2", "small-x4"]
-    assert 'swin2sr_requests_total{outcome="ok",variant="small-x4"} 1.0' in metrics
+    assert 'swin2sr_requests_total{key="",outcome="ok",variant="small-x4"} 1.0' in metrics
     assert 'variant="lightweight-x2"} 1.0' not in metrics
 
 

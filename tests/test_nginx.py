@@ -168,7 +168,7 @@ def test_uploads_and_answers_stream(balance, pair):
     body = png(noise(300, 300))
     head = f"Content-Length: {len(body)}\r\nAccept: multipart/mixed\r\nContent-Type: image/png\r\nConnection: close"
     with socket.create_connection((host, int(port)), PATIENCE) as connection:
-        connection.sendall(f"POST /v1/upscale HTTP/1.1\r\nHost: x\r\n{head}\r\n\r\n".encode() + body[:1000])
+        connection.sendall(f"POST /v1/upscale HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n\r\n".encode() + body[:1000])
         until(lambda: any(Books(server.url)["swin2sr_inflight_requests"] for server in pair))
         connection.sendall(body[1000:])
         received = b""

@@ -85,6 +85,7 @@ def test_the_examples_are_what_the_service_answers(tmp_path):
         ("POST", "/v1/upscale", {"headers": {"Authorization": ""}, **picture}),
         ("POST", "/v1/variants/x2/load", {}),
         ("GET", "/v1/enlarge", {}),
+        ("GET", "/v1/variants", {"headers": {"Host": "images.example"}}),
         ("POST", "/v1/upscale?variant=x9", picture),
         ("GET", "/v1/upscale", {}),
         ("POST", "/v1/upscale", {"content": b"x" * 100_001, "headers": {"Content-Type": "image/png"}}),

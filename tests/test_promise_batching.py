@@ -289,7 +289,7 @@ class Gated:
         self._upscaler = Upscaler(network)
         self.gate, self.calls = Gate(), []
         self.scale, self.window_size = self._upscaler.scale, self._upscaler.window_size
-        self.channels, self.device, self.precision = 3, "cpu", "exact"
+        self.channels, self.device, self.dtype = 3, "cpu", "float32"
         self.bytes_per_pixel, self.runs_ahead = self._upscaler.bytes_per_pixel, False
 
     def forward(self, tiles):
@@ -651,7 +651,7 @@ def test_promise_13_a_frozen_worker_makes_it_not_ready(tmp_path, upscaler):
     async def scenario():
         async with crowd(app, upscaler.gate) as visitors:
             transport = httpx.ASGITransport(app)
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
 
                 async def ask():
                     return [(await client.get(f"/health/{each}")).status_code for each in ("ready", "live")]

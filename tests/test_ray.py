@@ -390,7 +390,7 @@ def test_a_replica_that_is_leaving_is_not_replaced(replica):
             await made.check_health()
             await made.begin_shutdown()
             transport = httpx.ASGITransport(made.__serve_build_asgi_app__())
-            async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
                 assert (await client.get("/health/ready")).status_code == 503
             await made.check_health()
 

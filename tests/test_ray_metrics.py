@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
-import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from app.http.handlers import PROBLEM
+from app.http.middleware import PROBLEM
 from app.metrics import Metrics
 from app.ray.metrics import LABEL, ClusterMetrics, merge
-from tests.connections import Connection
+from tests.scripted import ScriptedUpscaler
+from tests.service import running, scripted_app
 
 
 def exposition(requests):
@@ -45,42 +44,40 @@ def test_nothing_is_lost_and_nothing_is_mixed():
     assert merged.count("# TYPE swin2sr_requests_total counter") == 1
 
 
-def ask(path, told, method="GET"):
-    """One request to an application that says 418; what is told in place of other replicas, or nothing in time."""
-    connection = Connection(b"", {"x-request-id": "mine"})
-    connection.scope.update(path=path, method=method)
-
-    async def teapot(_scope, _receive, send):
-        await send({"type": "http.response.start", "status": 418, "headers": []})
-        await send({"type": "http.response.body", "body": b""})
+def metrics_of(told, tmp_path, **settings):
+    """The answer of ``GET /metrics``; what is told in place of other replicas, or nothing in time."""
+    app = scripted_app(tmp_path, settings, lightweight_x2=ScriptedUpscaler())
 
     async def tell():
         if told is None:
             raise TimeoutError
         return told
 
-    asyncio.run(ClusterMetrics(teapot, tell)(connection.scope, connection.receive, connection.send))
-    return connection
+    async def scenario():
+        async with running(app) as client:
+            app.state.collect_metrics = ClusterMetrics(tell)
+            return await client.get("/metrics", headers={"x-request-id": "mine"})
+
+    return asyncio.run(scenario())
 
 
-def test_metrics_are_answered_for_all():
+def test_metrics_are_answered_for_all(tmp_path):
     """``GET /metrics`` is everybody's."""
     told = {"one": exposition(1), "two": exposition(2)}
-    connection = ask("/metrics", told)
-    assert connection.status == 200
-    assert dict(connection.headers)[b"content-type"].startswith(b"text/plain; version=0.0.4")
-    assert bytes(connection.body) == merge(told)
+    answer = metrics_of(told, tmp_path)
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert answer.content == merge(told)
 
 
-@pytest.mark.parametrize(("path", "method"), [("/metrics/", "GET"), ("/", "GET"), ("/metrics", "POST")])
-def test_the_rest_is_the_applications(path, method):
-    """No other address and no other method is taken from it."""
-    assert ask(path, {}, method).status == 418
+def test_the_metrics_token_counts_on_ray_too(tmp_path):
+    """The metrics of all replicas are no way around it."""
+    assert metrics_of({"one": exposition(1)}, tmp_path, metrics_token="hush-hush").status_code == 401
 
 
-def test_a_replica_that_does_not_answer_is_a_503():
+def test_a_replica_that_does_not_answer_is_a_503(tmp_path):
     """No metrics are better than those of some, which would look as if the others had vanished."""
-    connection = ask("/metrics", None)
-    assert connection.status == 503
-    assert dict(connection.headers)[b"content-type"].decode() == PROBLEM
-    assert json.loads(connection.body)["request_id"] == "mine"
+    answer = metrics_of(None, tmp_path)
+    assert answer.status_code == 503
+    assert answer.headers["content-type"] == PROBLEM
+    assert answer.json()["request_id"] == "mine"

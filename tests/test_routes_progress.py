@@ -66,7 +66,6 @@ def test_progress_comes_before_the_image(app):
     assert image.get_content_type() == "image/png"
     np.testing.assert_array_equal(pixels_of(image.get_payload(decode=True)), enlarged(PIXELS))
     assert image["X-Swin2SR-Tiles"] == "6"
-    assert image["X-Swin2SR-Precision"] == "exact"
     assert image["X-Swin2SR-Variant"] == "lightweight-x2"
     assert "forward;dur=" in image["Server-Timing"]
     assert 'filename="image-lightweight-x2.png"' in image["Content-Disposition"]
@@ -186,7 +185,7 @@ def test_leaving_a_stream_stops_its_work(app, upscaler):
     assert asyncio.run(scenario()) == 0
     assert len(upscaler.calls) == 1
     counted = app.state.service.metrics.exposition().decode()
-    assert 'swin2sr_requests_total{outcome="cancelled",variant="lightweight-x2"} 1.0' in counted
+    assert 'swin2sr_requests_total{key="",outcome="cancelled",variant="lightweight-x2"} 1.0' in counted
     assert "swin2sr_inflight_requests 0.0" in counted
 
 

@@ -322,5 +322,5 @@ def test_a_client_that_leaves_stops_its_work(tmp_path):
     assert asyncio.run(scenario()) == 0
     assert len(upscaler.calls) == 1
     counted = service.metrics.exposition().decode()
-    assert 'swin2sr_requests_total{outcome="cancelled",variant="lightweight-x2"} 1.0' in counted
+    assert 'swin2sr_requests_total{key="",outcome="cancelled",variant="lightweight-x2"} 1.0' in counted
     assert "swin2sr_inflight_requests 0.0" in counted

@@ -62,7 +62,7 @@ def test_sigterm_finishes_what_was_accepted():
         body = png(noise(96, 96))
         with socket.create_connection((host, int(port)), 60) as connection:
             head = (
-                "POST /v1/upscale HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nExpect: 100-continue\r\n"
+                "POST /v1/upscale HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nExpect: 100-continue\r\n"
                 f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
             )
             connection.sendall(head.encode())
@@ -103,7 +103,7 @@ def test_an_address_in_use_is_one_sentence(server):
     )
     assert answer.returncode == 1
     assert (
-        f"swin2sr: 127.0.0.1:{port} is not to be had: Address already in use. Choose another one with --port"
+        f"swin2sr: Cannot listen on 127.0.0.1:{port}: Address already in use. Choose another one with --port"
         in answer.stderr
     )
     assert "Traceback" not in answer.stderr

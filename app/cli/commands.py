@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -13,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from app import logs
 from app.cli.options import (
     ApiKey,
     CacheDir,
     Device,
     ModelDir,
-    Precision,
+    Report,
     Url,
     VariantName,
     complete_variant,
@@ -58,11 +62,13 @@ def serve(sample: str, **options: str | bool | None) -> None:
     """Start the HTTP server. Options override SWIN2SR_* environment variables."""
     from app import server  # noqa: PLC0415 - importing torch and FastAPI takes seconds
 
-    settings = read_settings(Settings, **options)
+    report = _reporter(options)
+    settings = read_settings(Settings, report=report, **options)
     try:
-        status = server.serve(settings, typer.echo, sample)
+        status = server.serve(settings, logs.announce, sample)
     except (ValueError, OSError) as error:
-        raise failure(_reason(error)) from None
+        logs.finish()
+        raise failure(_reason(error), report) from None
     server.leave(status)
 
 
@@ -70,12 +76,20 @@ def serve_on_ray(sample: str, **options: str | bool | None) -> None:
     """Start the HTTP server as several replicas on Ray: on this machine, or on the cluster at RAY_ADDRESS."""
     from app.ray.deployment import serve as serve_until_stopped  # noqa: PLC0415
 
-    settings = read_settings(RaySettings, **options)
+    report = _reporter(options)
+    settings = read_settings(RaySettings, report=report, **options)
+    logs.configure(settings.log_format)
     try:
-        status = serve_until_stopped(settings, typer.echo, sample)
+        status = serve_until_stopped(settings, logs.announce, sample)
     except (ValueError, ServiceError, OSError, RuntimeError) as error:
-        raise failure(_reason(error)) from None
-    raise typer.Exit(status)
+        logs.finish()
+        raise failure(_reason(error), report) from None
+    logs.leave(status)
+
+
+def _reporter(options: Mapping[str, object]) -> Report:
+    """Shows lines before the log is configured, in the format that was chosen for it."""
+    return partial(logs.report, log_format=logs.chosen_format(options.get("log_format"), os.environ))
 
 
 def upscale(
@@ -114,7 +128,6 @@ def upscale(
     api_key: ApiKey = None,
     timeout: Annotated[float, typer.Option(help="seconds per image, with --url")] = 3600.0,
     device: Device = "auto",
-    precision: Precision = "auto",
     model_dir: ModelDir = None,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -131,14 +144,7 @@ def upscale(
         settings = (
             None
             if url
-            else read_settings(
-                Settings,
-                variants=("x2",),
-                device=device,
-                precision=precision,
-                model_dir=model_dir,
-                cache_dir=cache_dir,
-            )
+            else read_settings(Settings, variants=("x2",), device=device, model_dir=model_dir, cache_dir=cache_dir)
         )
         failures = asyncio.run(run(args, options, settings, Console(stderr=True)))
     except ValidationError as error:
@@ -199,7 +205,6 @@ def evaluate(
         int | None, typer.Option(min=1, max=100, help="JPEG quality of the inputs, 1-100", show_default="no JPEG")
     ] = None,
     device: Device = "auto",
-    precision: Precision = "auto",
     model_dir: ModelDir = None,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -208,14 +213,14 @@ def evaluate(
     from model.evaluate import evaluate_folder, tabulate  # noqa: PLC0415
     from model.upscaler import Upscaler, find_device  # noqa: PLC0415
 
-    settings = read_settings(Settings, device=device, precision=precision, model_dir=model_dir, cache_dir=cache_dir)
+    settings = read_settings(Settings, device=device, model_dir=model_dir, cache_dir=cache_dir)
     try:
         catalogue = Catalogue(settings.model_dir, find_device(device).type, settings.official_weights())
         entry = catalogue.resolve(variant)
         assert entry.path is not None, "resolve raises for absent weights"
         catalogue.verify(entry.name)
-        upscaler = Upscaler.from_pretrained(entry.path, device, precision)
-        typer.echo(f"{entry.name} on {folder}, precision {upscaler.precision}\n")
+        upscaler = Upscaler.from_pretrained(entry.path, device=device)
+        typer.echo(f"{entry.name} on {folder}\n")
         typer.echo(tabulate(evaluate_folder(upscaler, folder, quality=quality)))
     except (ValueError, ServiceError, OSError) as error:
         raise failure(_reason(error)) from None
@@ -242,7 +247,6 @@ def bench(
         Path | None, typer.Option(help="lightweight-x2 weights", show_default="random weights")
     ] = None,
     device: Device = "auto",
-    precision: Precision = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="threads of a forward pass on a CPU", show_default="the CPU quota")
     ] = None,
@@ -257,7 +261,7 @@ def bench(
     from model.upscaler import find_device  # noqa: PLC0415
 
     try:
-        run(Bench(find_device(device), threads or usable_cpus(), runs, checkpoint, precision=precision), only, json)
+        run(Bench(find_device(device), threads or usable_cpus(), runs, checkpoint), only, json)
     except (ValueError, RuntimeError) as error:
         raise failure(_reason(error)) from None
 

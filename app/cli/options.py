@@ -15,10 +15,19 @@ import typer
 from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
+from app import environment
+from app.http.settings import PREFIX
 from app.ray.settings import RaySettings
-from app.settings import PREFIX, Settings
+from app.settings import Settings
 
 S = TypeVar("S", bound=Settings)
+Report = Callable[[str], None]
+
+
+def print_error(line: str) -> None:
+    """Print a line on standard error."""
+    typer.echo(line, err=True)
+
 
 Device = Annotated[
     str,
@@ -26,13 +35,6 @@ Device = Annotated[
         metavar="auto|cpu|cuda|cuda:N",
         help="device of the network; auto uses a GPU if available",
         envvar="SWIN2SR_DEVICE",
-    ),
-]
-Precision = Annotated[
-    Literal["auto", "exact", "high", "fast"],
-    typer.Option(
-        help="exact (float32), high or fast (bfloat16); auto: fast on a GPU, high on a CPU with AMX",
-        envvar="SWIN2SR_PRECISION",
     ),
 ]
 ModelDir = Annotated[
@@ -88,22 +90,23 @@ def with_settings(command: Callable[..., None], settings: type[Settings]) -> Cal
     return run
 
 
-def read_settings(kind: type[S], **values: object) -> S:
+def read_settings(kind: type[S], *, report: Report = print_error, **values: object) -> S:
     """Build settings from options and the environment, and print a warning for each misspelt variable.
 
     Args:
         kind: class of the settings.
+        report: shows a line of text.
         values: options by name; None is not passed on.
 
     Raises:
         typer.Exit: after printing what is wrong: by option if it was typed, else by environment variable.
     """
-    for sentence in RaySettings.mistaken(os.environ):  # knows the settings of the plain service too
-        typer.echo(f"swin2sr: {sentence}", err=True)
+    for sentence in environment.warnings(os.environ, RaySettings.model_fields):  # has those of the plain service too
+        report(f"swin2sr: {sentence}")
     try:
         return kind(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        raise failure("\n".join(_settings_fault(kind, values, fault) for fault in error.errors())) from None
+        raise failure("\n".join(_settings_fault(kind, values, fault) for fault in error.errors()), report) from None
 
 
 def option_fault(fault: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
@@ -117,9 +120,9 @@ def option_name(field: str) -> str:
     return f"--{field.replace('_', '-')}"
 
 
-def failure(text: str) -> typer.Exit:
+def failure(text: str, report: Report = print_error) -> typer.Exit:
     """Print an error message on standard error. Raise what this returns to exit with status 1."""
-    typer.echo(f"swin2sr: {text}", err=True)
+    report(f"swin2sr: {text}")
     return typer.Exit(1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -12,10 +12,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.errors import InvalidOption, MethodNotAllowed, NotFound, OutOfMemory, RequestError, ServiceError
-from app.http.middleware import add_log_fields, request_id
+from app.http.middleware import PROBLEM, add_log_fields, extra_headers, problem_document
 from app.schemas import UpscaleOptions
 
-PROBLEM = "application/problem+json"
+LONGEST_SENTENCE = 300
+MOST_SENTENCES = 20
+"""Faults of one request that are described; more would make the answer larger than the request."""
+
 CLIENT_CLOSED_REQUEST = 499
 """What a request that nobody waits for any more is logged as; it is never sent."""
 
@@ -33,11 +36,11 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return problem_response(request, NotFound(f"Nothing is at {path[:200]}. GET /docs shows what there is."))
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        sentence = f"{path[:200]} knows {allowed or 'another method'}, not {method}."
-        return problem_response(request, MethodNotAllowed(sentence, allowed=allowed), error.headers)
+        allowed = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")
+        sentence = f"{path[:200]} allows {allowed or 'another method'}, not {method}."
+        return problem_response(request, MethodNotAllowed(sentence, allowed=allowed), {"Allow": allowed})
     refusal = RequestError(error.detail)
-    document = {**refusal.problem(request_id(request.scope)), "status": error.status_code}
+    document = {**problem_document(request.scope, refusal), "status": error.status_code}
     add_log_fields(request.scope, outcome=refusal.code)
     return JSONResponse(document, error.status_code, error.headers, PROBLEM)
 
@@ -45,8 +48,7 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
 async def answer_validation_error(request: Request, error: Exception) -> Response:
     """Options that are not what they should be, each with a sentence."""
     assert isinstance(error, RequestValidationError)
-    sentences = [_sentence(fault) for fault in error.errors()]
-    return problem_response(request, InvalidOption("; ".join(sentences), errors=sentences))
+    return problem_response(request, invalid_option(error.errors()))
 
 
 async def answer_memory_error(request: Request, error: Exception) -> Response:
@@ -67,20 +69,25 @@ def problem_response(request: Request, error: ServiceError, headers: Mapping[str
     add_log_fields(request.scope, outcome=error.code)
     if "reason" in error.facts:
         add_log_fields(request.scope, reason=error.facts["reason"])
-    more = dict(headers or {})
-    if error.retry_after is not None:
-        more["Retry-After"] = str(error.retry_after)
-    if error.status == 401:
-        more["WWW-Authenticate"] = "Bearer"
-    return JSONResponse(error.problem(request_id(request.scope)), error.status, more, PROBLEM)
+    more = {**(headers or {}), **extra_headers(error)}
+    return JSONResponse(problem_document(request.scope, error), error.status, more, PROBLEM)
+
+
+def invalid_option(faults: Sequence[Mapping[str, object]]) -> InvalidOption:
+    """The error for what pydantic found wrong with options; bounded, however much is wrong."""
+    sentences = [_sentence(fault) for fault in faults[:MOST_SENTENCES]]
+    if len(faults) > MOST_SENTENCES:
+        sentences.append(f"and {len(faults) - MOST_SENTENCES} more")
+    return InvalidOption("; ".join(sentences), errors=sentences)
 
 
 def _sentence(fault: Mapping[str, object]) -> str:
     location = fault.get("loc")
-    place = [str(part) for part in location if part != "query"] if isinstance(location, tuple | list) else []
+    parts = [str(part) for part in location if part != "query"] if isinstance(location, tuple | list) else []
+    name = ".".join(parts)[:100] or "options"
     if fault.get("type") == "extra_forbidden":
-        return f"{'.'.join(place)}: there is no such option; there are {', '.join(UpscaleOptions.model_fields)}"
-    return f"{'.'.join(place) or 'options'}: {str(fault.get('msg')).removeprefix('Value error, ')}"
+        return f"{name}: there is no such option; there are {', '.join(UpscaleOptions.model_fields)}"
+    return f"{name}: {str(fault.get('msg')).removeprefix('Value error, ')[:LONGEST_SENTENCE]}"
 
 
 Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]

@@ -1,8 +1,9 @@
-"""Around every request: an id, a clock, one log line, and an answer to what nobody expected. Pure ASGI."""
+"""Around every request: an id, a clock, one log line, and an answer to unexpected failures. Pure ASGI."""
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import re
@@ -17,12 +18,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.errors import Draining, InternalError, ServiceError
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 KEY = "swin2sr"
+PROBLEM = "application/problem+json"
 SLICE = 256 * 1024
 """Bytes of a body that are sent at once."""
 
-PROBED = ("/health/", "/v2/", "/metrics")
-"""Where machines ask every few seconds: an answer that is as it should be is no news for the log."""
+PROBES = ("/health/", "/v2/health/", "/metrics")
+"""Paths that machines ask by address."""
+
+QUIET = (*PROBES, "/v2/")
+"""Paths that machines ask every few seconds. A good answer is not worth a log line above DEBUG."""
 
 logger = logging.getLogger("app.access")
 
@@ -32,18 +38,30 @@ def request_id(scope: Scope) -> str:
     return str(scope.get(KEY, {}).get("request_id", ""))
 
 
+def trace_id(headers: Mapping[str, str]) -> str:
+    """The trace id in ``traceparent`` (W3C Trace Context); empty where there is none, or a malformed one."""
+    match = TRACEPARENT.fullmatch(headers.get("traceparent", "").strip())
+    return match[1] if match else ""
+
+
+def route_path(scope: Scope) -> str:
+    """The path of a request without the prefix of a proxy."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path", ""))
+    return path.removeprefix(prefix) if path == prefix or path.startswith(f"{prefix}/") else path
+
+
 def arrived_at(scope: Scope) -> float:
     """When a request arrived, ``time.monotonic()``."""
     return float(scope[KEY]["arrived_at"])
 
 
 def add_log_fields(scope: Scope, **log_fields: object) -> None:
-    """Remember log_fields about a request for its log line and the metrics."""
+    """Add fields to a request's log line; the metrics read some of them."""
     scope.setdefault(KEY, {}).setdefault("log_fields", {}).update(log_fields)
 
 
 def on_failure(scope: Scope, end: Callable[[ServiceError], Awaitable[None]]) -> None:
-    """How to end an answer that has begun, if something unexpected or the server's end stops it."""
+    """How to end a response that has begun, if a failure or the server's shutdown stops it."""
     scope.setdefault(KEY, {})["end"] = end
 
 
@@ -53,8 +71,8 @@ class RequestContext:
     Args:
         app: what answers.
         on_start: told the path of each request.
-        on_end: told its path again, the log_fields noted about it, and the seconds that it took.
-        is_leaving: whether the server is about to end; a request that is cancelled then is told so.
+        on_end: told its path again, its log fields, and the seconds that it took.
+        is_leaving: whether the server is about to end; every response closes its connection then.
     """
 
     def __init__(
@@ -75,49 +93,93 @@ class RequestContext:
             await self.app(scope, receive, send)
             return
         started = time.monotonic()
-        sent = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        sent = headers.get("x-request-id", "")
         identity = sent if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
-        log_fields: dict[str, object] = {}
+        log_fields: dict[str, object] = {"client": _address(scope)}
+        if trace := trace_id(headers):
+            log_fields["trace_id"] = trace
         scope[KEY] = {"request_id": identity, "arrived_at": started, "log_fields": log_fields}
+        counted = "" if scope["method"] == "OPTIONS" else route_path(scope)  # a browser's preflight is no request
         status = 0
-        self.on_start(scope["path"])
+        self.on_start(counted)
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["X-Request-Id"] = identity
+                response_headers = MutableHeaders(scope=message)
+                response_headers["X-Request-Id"] = identity
+                if self.is_leaving():
+                    response_headers["Connection"] = "close"
             for slice_ in _slices(message):
                 await send(slice_)
 
+        try:
+            await self.app(scope, receive, send_with_id)
+        finally:
+            seconds = time.monotonic() - started
+            self.on_end(counted, log_fields, seconds)
+            _log(scope, status, {"request_id": identity, "seconds": round(seconds, 4), **log_fields})
+
+
+class FailureResponses:
+    """Answers failures that nothing inside expected, and requests that the server's shutdown cancels.
+
+    Args:
+        app: what answers otherwise.
+        is_leaving: whether the server is about to end; a request that is cancelled then is told so.
+    """
+
+    def __init__(self, app: ASGIApp, is_leaving: Callable[[], bool] = lambda: False) -> None:
+        self.app = app
+        self.is_leaving = is_leaving
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         async def end(error: ServiceError) -> bool:
-            log_fields["outcome"] = error.code
-            if not status:
-                await send_problem(send_with_id, error, identity)
-            elif "end" in scope[KEY]:
-                await scope[KEY]["end"](error)
-            else:
+            if not begun:
+                await refuse(scope, send, error)
+                return True
+            add_log_fields(scope, outcome=error.code)
+            if "end" not in scope[KEY]:
                 return False
+            await scope[KEY]["end"](error)
             return True
 
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive, send_and_note)
         except asyncio.CancelledError:
             gone = Draining("This server ended before it could answer. Send the request again.")
             if not (self.is_leaving() and await end(gone)):
                 raise
-        except Exception:  # the outermost handler: whatever it was, the caller gets an answer and the log the truth
-            logger.exception("a request failed", extra={"request_id": identity})
+        except Exception:  # the outermost handler: the caller gets an answer, and the log the traceback
+            logger.exception("a request failed", extra={"request_id": request_id(scope)})
             if not await end(InternalError("Something went wrong here. The log has it under this request id.")):
                 raise
-        finally:
-            seconds = time.monotonic() - started
-            self.on_end(scope["path"], log_fields, seconds)
-            _log(scope, status, {"request_id": identity, "seconds": round(seconds, 4), **log_fields})
+
+
+def _address(scope: Scope) -> str:
+    """The client's address; empty where a proxy sent something else."""
+    host = (scope.get("client") or ("", 0))[0]
+    try:
+        return str(ipaddress.ip_address(host))
+    except ValueError:
+        return "unix" if host == "unix" else ""
 
 
 def _log(scope: Scope, status: int, log_fields: Mapping[str, object]) -> None:
-    level = logging.DEBUG if status < 400 and scope["path"].startswith(PROBED) else logging.INFO
+    level = logging.DEBUG if status < 400 and route_path(scope).startswith(QUIET) else logging.INFO
     logger.log(level, "%s %s", scope["method"], quote(scope["path"]), extra={"status": status, **log_fields})
 
 
@@ -132,15 +194,38 @@ def _slices(message: Message) -> Iterator[Message]:
         yield {**message, "body": body[start : start + SLICE], "more_body": more}
 
 
-async def send_problem(send: Send, error: ServiceError, identity: str) -> None:
-    """Answer with an error where no framework does: its problem document and the request's id."""
-    body = json.dumps(error.problem(identity)).encode()
-    headers = [
-        (b"content-type", b"application/problem+json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"x-request-id", identity.encode()),
-    ]
-    if error.retry_after is not None:
-        headers.append((b"retry-after", str(error.retry_after).encode()))
+def problem_document(scope: Scope, error: ServiceError) -> dict[str, object]:
+    """An error's problem document with the ids of the request."""
+    trace = trace_id(Headers(scope=scope))
+    return {**error.problem(request_id(scope)), **({"trace_id": trace} if trace else {})}
+
+
+async def refuse(scope: Scope, send: Send, error: ServiceError) -> None:
+    """Answer with an error where no framework does, and log it."""
+    add_log_fields(scope, outcome=error.code)
+    await send_problem(send, error, request_id(scope), trace_id(Headers(scope=scope)))
+
+
+async def send_problem(send: Send, error: ServiceError, identity: str, trace: str = "") -> None:
+    """Send an error's problem document with the ids of the request."""
+    headers, body = encode_problem(error, identity, trace)
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+def encode_problem(error: ServiceError, identity: str, trace: str = "") -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of an error's problem document."""
+    body = json.dumps({**error.problem(identity), **({"trace_id": trace} if trace else {})}).encode()
+    headers = [
+        (b"content-type", PROBLEM.encode()),
+        (b"content-length", str(len(body)).encode()),
+        (b"x-request-id", identity.encode()),
+        *((name.lower().encode(), value.encode()) for name, value in extra_headers(error).items()),
+    ]
+    return headers, body
+
+
+def extra_headers(error: ServiceError) -> dict[str, str]:
+    """Headers that go with an error: ``Retry-After`` where trying again makes sense, and how to authenticate."""
+    headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+    return {**headers, "WWW-Authenticate": "Bearer"} if error.status == 401 else headers

@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from types import FrameType, MappingProxyType
 from typing import TYPE_CHECKING, NoReturn
 
+from app import environment
 from app.cgroup import usable_cpus
 from app.ray.settings import RaySettings, ReplicaResources, plan_replicas
 from app.settings import Settings
-from app.sockets import listen, url
+from app.sockets import listen, stop_signals, url
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 NAME = "swin2sr"
 RAY_ENVIRONMENT = MappingProxyType(
     {
+        "FORWARDED_ALLOW_IPS": "",  # the replicas believe TRUSTED_PROXIES; Ray's proxies believe nobody
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.ray.proxy.middleware",
@@ -47,6 +49,9 @@ BROADCAST_SECONDS = 5.0
 """Seconds that replicas have to answer a call to all of them."""
 
 
+logger = logging.getLogger(__name__)
+
+
 class Replica:
     """One process of the service, started, checked and stopped by Ray."""
 
@@ -57,7 +62,7 @@ class Replica:
 
         logs.configure(settings.log_format)
         self._app = create_app(settings, load=load, boot_first=True)
-        self._app.add_middleware(ClusterMetrics, ask=self._collect_metrics)
+        self._app.state.collect_metrics = ClusterMetrics(self._collect_metrics)
         self._service = self._app.state.service
         self._ready = False
         self._replicas: DeploymentHandle | None = None
@@ -148,6 +153,8 @@ def serve(
         OSError: if the address cannot be listened on.
         RuntimeError: if no replica becomes ready.
     """
+    for warning in environment.check(os.environ, settings, RaySettings.model_fields):
+        logger.warning("%s", warning)
     _check_variants(settings)
     with listen(settings.host, settings.port) as listener:
         port = listener.getsockname()[1]
@@ -155,7 +162,7 @@ def serve(
     status = 0
     try:
         with _cluster(settings) as resources:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in stop_signals():
                 signal.signal(number, _end)
             resources_each = plan_replicas(settings, resources, can_grow=bool(os.environ.get("RAY_ADDRESS")))
             _start_proxies(settings, port)
@@ -238,7 +245,7 @@ def _drain(handle: DeploymentHandle, settings: Settings, reason: int) -> int:
     until = time.monotonic() + settings.drain_timeout_ms / 1000
     with suppress(TimeoutError):
         handle.broadcast("begin_shutdown").results(timeout_s=BROADCAST_SECONDS, return_exceptions=True)
-    if reason == signal.SIGTERM:
+    if reason != signal.SIGINT:
         time.sleep(settings.drain_delay_ms / 1000)
     while time.monotonic() < until:
         try:

@@ -1,4 +1,4 @@
-"""ASGI middleware that merges the metrics of all replicas, because a scrape reaches only one of them."""
+"""Merges the metrics of all replicas, because a scrape reaches only one of them."""
 
 from __future__ import annotations
 
@@ -7,42 +7,32 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from prometheus_client import CollectorRegistry, Metric, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.errors import NotReady
-from app.http.middleware import send_problem
-from app.metrics import MEDIA_TYPE
 
 LABEL = "replica"
 
 
 class ClusterMetrics:
-    """Answers ``GET /metrics`` for all replicas. Other requests go to the application.
+    """Collects the metrics of all replicas.
 
     Args:
-        app: the application of one replica.
         ask: returns the Prometheus text of each replica by its name; raises TimeoutError if one does not answer.
     """
 
-    def __init__(self, app: ASGIApp, ask: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
-        self.app = app
+    def __init__(self, ask: Callable[[], Awaitable[Mapping[str, str]]]) -> None:
         self.ask = ask
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection."""
-        if scope["type"] != "http" or (scope["method"], scope["path"]) != ("GET", "/metrics"):
-            await self.app(scope, receive, send)
-            return
+    async def __call__(self) -> bytes:
+        """Prometheus text.
+
+        Raises:
+            NotReady: if a replica does not answer. The metrics of some replicas would look as if the others were gone.
+        """
         try:
-            body = merge(await self.ask())
+            return merge(await self.ask())
         except TimeoutError:
-            error = NotReady("A replica did not report its metrics in time.")
-            await send_problem(send, error, Headers(scope=scope).get("x-request-id", ""))
-            return
-        headers = [(b"content-type", MEDIA_TYPE.encode()), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+            raise NotReady("A replica did not report its metrics in time.") from None
 
 
 def merge(expositions: Mapping[str, str]) -> bytes:

@@ -11,6 +11,18 @@ from pydantic import Field, model_validator
 from app.cgroup import usable_cpus
 from app.settings import Settings
 
+RAY_PROXY = (
+    "uds",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "root_path",
+    "keep_alive_ms",
+    "header_timeout_ms",
+    "send_timeout_ms",
+    "max_connections",
+)
+"""Settings of sockets, which belong to Ray's proxy."""
+
 
 class RaySettings(Settings):
     """The settings of the service, and those of its replicas."""
@@ -34,7 +46,14 @@ class RaySettings(Settings):
             raise ValueError(
                 f"DEVICE ({self.device}) names a GPU, but Ray assigns GPUs to replicas. Use cuda, cpu or auto."
             )
-        if self.admin_token is not None:
+        if proxied := [
+            name.upper() for name in RAY_PROXY if getattr(self, name) != Settings.model_fields[name].default
+        ]:
+            raise ValueError(
+                f"{', '.join(proxied)}: on Ray the sockets belong to Ray's proxy, which does not read these settings. "
+                "Unset what is named here."
+            )
+        if self.admin_secret is not None:
             raise ValueError(
                 "ADMIN_TOKEN is not supported on Ray: load, unload and reload would reach only one replica. Unset it, "
                 "and restart to change variants."

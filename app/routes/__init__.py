@@ -7,8 +7,8 @@ from fastapi import Depends, Request
 from app.service import Service
 
 
-def current_service(request: Request) -> Service:
-    """The service that the application's lifespan owns."""
+async def current_service(request: Request) -> Service:
+    """The service that the application's lifespan owns. Not a plain function, which would take a thread of the pool."""
     service: Service = request.app.state.service
     return service
 

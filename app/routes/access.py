@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Annotated
 
-from fastapi import Depends
+from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from pydantic import SecretStr
 
 from app.errors import Forbidden, Unauthorized
+from app.http.middleware import add_log_fields
 from app.routes import ServiceDependency
+from app.settings import Settings
 
 Credentials = Annotated[
     HTTPAuthorizationCredentials | None,
@@ -19,19 +21,24 @@ Credentials = Annotated[
 ]
 
 
-def current_client(service: ServiceDependency, credentials: Credentials) -> str:
-    """Whose request this is: clients take turns in the queue.
+ADMIN = "(admin)"
+"""Whose request it is that carries the admin token; no key can have this name."""
+
+
+async def current_client(request: Request, service: ServiceDependency, credentials: Credentials) -> str:
+    """The name of the key that a request carries: clients take turns in the queue.
 
     Raises:
         Unauthorized: if a key is needed and none, or a wrong one, was sent.
     """
     token, settings = credentials.credentials if credentials else None, service.settings
-    if settings.admin_token is not None and _is_one_of(token, [settings.admin_token]):
-        return "admin"
-    return identify(token, settings.api_keys)
+    name = ADMIN if _is_admin(token, settings) else identify(token, settings.keys)
+    if name:
+        add_log_fields(request.scope, key=name)
+    return name
 
 
-def require_admin(service: ServiceDependency, credentials: Credentials) -> None:
+async def require_admin(service: ServiceDependency, credentials: Credentials) -> None:
     """Let nobody but the administrator through.
 
     Raises:
@@ -39,40 +46,51 @@ def require_admin(service: ServiceDependency, credentials: Credentials) -> None:
         Unauthorized: if none, or a wrong one, was sent.
     """
     token, settings = credentials.credentials if credentials else None, service.settings
-    if settings.admin_token is None:
+    if settings.admin_secret is None:
         raise Forbidden("This server has no SWIN2SR_ADMIN_TOKEN, so nobody may change what is loaded.")
-    if _is_one_of(token, [settings.admin_token]):
+    if _is_admin(token, settings):
         return
-    if _is_one_of(token, settings.api_keys):
+    if any(_matches(token, settings.keys.values())):
         raise Forbidden("This is a user's key. What is loaded changes with the admin token only.")
     raise Unauthorized("The admin token is needed. Send it as `Authorization: Bearer TOKEN`.")
+
+
+async def require_metrics_token(service: ServiceDependency, credentials: Credentials) -> None:
+    """Let through who may read the metrics.
+
+    Raises:
+        Unauthorized: if there is a metrics token, and none or a wrong one was sent.
+    """
+    expected = service.settings.metrics_token
+    if expected is not None and not any(_matches(credentials.credentials if credentials else None, [expected])):
+        raise Unauthorized("The metrics token is needed. Send it as `Authorization: Bearer TOKEN`.")
 
 
 ClientDependency = Annotated[str, Depends(current_client)]
 
 
-def identify(token: str | None, keys: Sequence[SecretStr]) -> str:
-    """A name for whoever sent a key, the same for each of its requests; empty where no keys are needed.
+def identify(token: str | None, keys: Mapping[str, SecretStr]) -> str:
+    """The name of the key that was sent; empty where no keys are needed.
 
-    Every key is compared, each in constant time, so that the answer's time tells nothing.
+    Every key is compared, each in constant time, so that the time of the answer tells nothing.
 
     Raises:
         Unauthorized: if a key is needed and none, or a wrong one, was sent.
     """
     if not keys:
         return ""
-    matches = _matches(token, keys)
+    matches = _matches(token, keys.values())
     if not any(matches):
         what = "This key is not known" if token else "A key is needed"
         raise Unauthorized(f"{what}. Send one as `Authorization: Bearer KEY`.")
-    return f"key-{matches.index(True) + 1}"
+    return list(keys)[matches.index(True)]
 
 
-def _matches(token: str | None, keys: Sequence[SecretStr]) -> list[bool]:
+def _is_admin(token: str | None, settings: Settings) -> bool:
+    return settings.admin_secret is not None and any(_matches(token, [settings.admin_secret]))
+
+
+def _matches(token: str | None, keys: Iterable[SecretStr]) -> list[bool]:
     """Compare a token with each key in constant time. A missing or empty token matches no key."""
     sent = (token or "").encode()
     return [secrets.compare_digest(sent, key.get_secret_value().encode()) and sent != b"" for key in keys]
-
-
-def _is_one_of(token: str | None, keys: Sequence[SecretStr]) -> bool:
-    return any(_matches(token, keys))

@@ -37,7 +37,7 @@ content-type: image/png
 EXPOSITION = """\
 # HELP swin2sr_requests_total Requests for an image by outcome.
 # TYPE swin2sr_requests_total counter
-swin2sr_requests_total{outcome="ok",variant="small-x2"} 12.0
+swin2sr_requests_total{key="",outcome="ok",variant="small-x2"} 12.0
 """
 """The beginning of what there is to measure."""
 
@@ -49,6 +49,7 @@ def example_errors() -> list[errors.ServiceError]:
         errors.InvalidUpload(
             "The multipart body has a part 'image'. Only 'file' is read; options are query parameters."
         ),
+        errors.BadRequest("This is not well-formed HTTP/1.1: illegal request line."),
         errors.Unauthorized("A key is needed. Send one as `Authorization: Bearer KEY`."),
         errors.Forbidden("This is a user's key. What is loaded changes with the admin token only."),
         errors.NotFound("Nothing is at /v1/enlarge. GET /docs shows what there is."),
@@ -56,7 +57,7 @@ def example_errors() -> list[errors.ServiceError]:
             "There is no variant 'x9'. GET /v1/variants lists what there is.",
             available=["x2", "x4", "jpeg-restore", "compressed", "lightweight-x2", "small-x2"],
         ),
-        errors.MethodNotAllowed("/v1/upscale knows POST, not GET.", allowed="POST"),
+        errors.MethodNotAllowed("/v1/upscale allows POST, not GET.", allowed="POST"),
         errors.UploadTooSlow("The body was not complete after 30 s. Send it faster, or send less.", limit=30.0),
         errors.BodyTooLarge("A body may have 67108864 bytes at most.", limit=67_108_864, actual=80_000_000),
         errors.ImageTooLarge(
@@ -71,6 +72,10 @@ def example_errors() -> list[errors.ServiceError]:
             "This is not an image of a known format; send one of png, jpeg, webp, tiff, avif, bmp, gif, heif.",
             supported=["png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif"],
         ),
+        errors.MisdirectedRequest(
+            "This server does not answer requests for the host 'images.example'. If the name is right, add it to "
+            "SWIN2SR_ALLOWED_HOSTS."
+        ),
         errors.InvalidOption(
             "quality: Input should be greater than or equal to 1",
             errors=["quality: Input should be greater than or equal to 1"],
@@ -82,6 +87,7 @@ def example_errors() -> list[errors.ServiceError]:
             limit=256,
             actual=256,
         ),
+        errors.HeadersTooLarge("The request line and headers may have 65536 bytes together.", limit=65_536),
         errors.InternalError("Something went wrong here. The log has it under this request id."),
         errors.NotReady(
             "The weights of 'realworld-x4' are not on this server. Run `swin2sr fetch realworld-x4` where it runs and "

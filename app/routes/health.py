@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Request, Response
 
-from app.errors import NotReady, UnknownVariant
+from app.errors import NotReady, Unauthorized, UnknownVariant
 from app.metrics import MEDIA_TYPE
 from app.routes import ServiceDependency
+from app.routes.access import require_metrics_token
 from app.routes.examples import EXPOSITION, problems
 from app.schemas import Health, Readiness
 from app.version import service_version
@@ -54,7 +55,14 @@ async def variant_ready(name: str, service: ServiceDependency) -> Health:
     return Health()
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses={**problems(), 200: _ALL})
-async def metrics(service: ServiceDependency) -> Response:
-    """Counters, histograms and gauges as Prometheus text."""
-    return Response(service.metrics.exposition(), media_type=MEDIA_TYPE)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={**problems(Unauthorized), 200: _ALL},
+    dependencies=[Depends(require_metrics_token)],
+)
+async def metrics(service: ServiceDependency, request: Request) -> Response:
+    """Counters, histograms and gauges as Prometheus text. Needs the metrics token where the server has one."""
+    collect = getattr(request.app.state, "collect_metrics", None)  # of all replicas, on Ray
+    return Response(await collect() if collect else service.metrics.exposition(), media_type=MEDIA_TYPE)

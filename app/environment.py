@@ -1,0 +1,82 @@
+"""Environment variables that are no settings: misspelt ones, and those that Kubernetes injects."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+
+from app.http.settings import PREFIX, HttpSettings
+
+CLIENT_VARIABLES = frozenset({"URL", "API_KEY"})
+"""Variables of the client's commands, without the prefix."""
+
+SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "AUTH", "PASSWORD")
+SECRET_SETTINGS = ("API_KEYS", "API_KEYS_FILE", "ADMIN_TOKEN", "ADMIN_TOKEN_FILE", "METRICS_TOKEN")
+
+SIMILARITY = 0.8
+"""Ratio of ``difflib`` from which a name counts as a misspelling of another."""
+
+INJECTED = re.compile(r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
+EXPLANATION = (
+    "Kubernetes injects this variable for a Service of that name. Set enableServiceLinks: false in the pod's spec"
+)
+
+
+def warnings(names: Iterable[str], known: Iterable[str]) -> list[str]:
+    """One sentence for each variable with the prefix that is no setting and changes nothing."""
+    settings = [name.upper() for name in known]
+    sentences = []
+    for name, wish in _unknown(names, settings):
+        near = difflib.get_close_matches(wish, settings, 1, cutoff=SIMILARITY)
+        hint = f"; {PREFIX}{near[0]} is one" if near else ""
+        sentences.append(f"{name} is no setting and changes nothing{hint}.")
+    return sentences
+
+
+def check(environment: Mapping[str, str], settings: HttpSettings, known: Iterable[str]) -> list[str]:
+    """Refuse variables that a person may have set to protect the service, and that do not.
+
+    Args:
+        environment: of this process.
+        settings: as they were read from it.
+        known: names of all settings, those of Ray included.
+
+    Returns:
+        Warnings: a sentence each.
+
+    Raises:
+        ValueError: if an unknown variable looks like a secret, if Kubernetes injected variables for a Service called
+            ``swin2sr``, or if the client's key is set, the service has none, and other machines can connect.
+    """
+    names = [name.upper() for name in known]
+    for name, wish in _unknown(environment, names):
+        if re.fullmatch(r"SERVICE_.*|PORT_\d+_.*", wish) and INJECTED.fullmatch(wish):
+            raise ValueError(f"{name} is no setting. {EXPLANATION}")
+        likely = difflib.get_close_matches(wish, SECRET_SETTINGS, 1, cutoff=SIMILARITY)
+        if likely or any(word in wish for word in SECRET_WORDS):
+            near = likely or difflib.get_close_matches(wish, SECRET_SETTINGS, 1, cutoff=0.0)
+            injected = f" {EXPLANATION}." if INJECTED.fullmatch(wish) else ""
+            raise ValueError(
+                f"{name} is no setting, and its name looks like a secret: the service would not be protected by it. "
+                f"The closest setting is {PREFIX}{near[0]}. Rename or unset {name}.{injected}"
+            )
+    return _check_client_key(environment, settings)
+
+
+def _unknown(names: Iterable[str], settings: Iterable[str]) -> list[tuple[str, str]]:
+    """Variables with the prefix that are no settings: their names, and the part behind the prefix in upper case."""
+    known = {*settings, *CLIENT_VARIABLES}
+    found = [(name, name.upper().removeprefix(PREFIX)) for name in names if name.upper().startswith(PREFIX)]
+    return [(name, wish) for name, wish in found if wish not in known]
+
+
+def _check_client_key(environment: Mapping[str, str], settings: HttpSettings) -> list[str]:
+    name = f"{PREFIX}API_KEY"
+    value = next((value for each, value in environment.items() if each.upper() == name), "")
+    if not value or settings.keys:
+        return []
+    text = f"{name} is the key of the client's commands and protects nothing; {PREFIX}API_KEYS is the service's setting"
+    if settings.is_loopback:
+        return [f"{text}. The service is open to everybody on this machine."]
+    raise ValueError(f"{text}. Set it, or unset {name}: other machines can connect to HOST {settings.host}")

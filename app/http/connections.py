@@ -1,0 +1,266 @@
+"""How many connections are open, which of them may be closed for a new one, and accepting them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import errno
+import logging
+import os
+import socket
+import ssl
+import struct
+import sys
+import time
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Literal
+
+RESERVE = 128
+"""Files that are kept free for weights, pipes and libraries."""
+
+PROBE_CONNECTIONS = 16
+"""Connections above the limit that may ask for the health of the service when none is idle."""
+
+ACCEPTS_AT_ONCE = 64
+"""Connections that one call of the event loop accepts; others have their turn in between."""
+
+SHUTDOWN_SECONDS = 5.0
+"""Time for a client to take the end of a TLS connection."""
+
+RETRY_SECONDS = 0.2
+"""Pause after the system could not give another connection."""
+
+LOG_SECONDS = 1.0
+"""Shortest time between two log lines about connections that could not be accepted."""
+
+OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+SO_ATTACH_FILTER = 26
+SYN_FILTER = ((0x30, 0, 0, 13), (0x54, 0, 0, 0x12), (0x15, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, 0xFFFFFFFF))
+"""Classic BPF: load the TCP flags, keep SYN and ACK, drop the packet if SYN alone is set, else accept it."""
+
+logger = logging.getLogger(__name__)
+
+
+class HttpConnection(asyncio.Protocol):
+    """A connection as its limit needs it."""
+
+    transport: asyncio.Transport
+    """None until the connection is made."""
+    handshake: asyncio.Task[None] | None
+    """Makes the connection; with TLS it takes until the handshake is over."""
+    is_extra: bool
+    """Whether it came when as many were open as may be, and none was idle."""
+
+    @abstractmethod
+    def evict(self) -> None:
+        """Close it because another one needs its place."""
+
+
+class Connections:
+    """The open connections of one server; used in the event loop alone.
+
+    Args:
+        limit: how many may be open.
+
+    Attributes:
+        open: connections that have a file, those in a TLS handshake included.
+        draining: whether the listener is closed: who is idle will be closed soon.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.open: set[HttpConnection] = set()
+        self.draining = False
+        self._idle: dict[HttpConnection, None] = {}  # in the order in which they became idle
+
+    def add(self, connection: HttpConnection) -> None:
+        """Count a new connection, and close those that have been idle longest if there are too many."""
+        while len(self.open) >= self.limit and self.evict_one():
+            pass
+        connection.is_extra = len(self.open) >= self.limit
+        self.open.add(connection)
+        self._idle[connection] = None
+
+    def has_place(self, connection: HttpConnection) -> bool:
+        """Whether a connection may ask for more than the health of the service; idle ones are closed for it."""
+        self.set_idle(connection, idle=False)
+        while connection.is_extra and len(self.open) > self.limit and self.evict_one():
+            pass
+        connection.is_extra = connection.is_extra and len(self.open) > self.limit
+        return not connection.is_extra
+
+    def remove(self, connection: HttpConnection) -> None:
+        """Forget a connection that is closed."""
+        self.open.discard(connection)
+        self._idle.pop(connection, None)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further connection may be accepted, not even for a probe."""
+        return len(self.open) >= self.limit + PROBE_CONNECTIONS and not self._idle
+
+    def set_idle(self, connection: HttpConnection, *, idle: bool) -> None:
+        """Note whether a connection waits for a request; then it may be closed for another one."""
+        if connection not in self.open:
+            return
+        if not idle:
+            self._idle.pop(connection, None)
+        elif connection not in self._idle:
+            self._idle[connection] = None
+
+    def evict_one(self) -> bool:
+        """Close the connection that has been idle longest; False if none is idle."""
+        if not self._idle:
+            return False
+        oldest = next(iter(self._idle))
+        self.remove(oldest)
+        oldest.evict()
+        return True
+
+
+class Acceptor:
+    """Accepts connections, within the limit, until it is closed; a stand-in for ``asyncio.Server``.
+
+    asyncio's own server logs every failure with a traceback, counts nothing before a TLS handshake is over, and resets
+    what waits in the accept queue when it is closed.
+
+    Args:
+        listener: bound, not listening yet.
+        factory: makes the protocol of a connection.
+        connections: counts them.
+        tls: context, for HTTPS.
+        handshake_timeout: seconds that a TLS handshake may take.
+        backlog: connections that wait in the kernel.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        factory: Callable[[], HttpConnection],
+        connections: Connections,
+        *,
+        tls: ssl.SSLContext | None,
+        handshake_timeout: float,
+        backlog: int,
+    ) -> None:
+        self.sockets = (listener,)
+        self._listener = listener
+        self._factory = factory
+        self._connections = connections
+        self._tls = tls
+        self._handshake_timeout = handshake_timeout
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._retry: asyncio.TimerHandle | None = None
+        self._logged_at = -LOG_SECONDS
+        listener.setblocking(False)
+        listener.listen(backlog)
+        self._loop.add_reader(listener, self._accept)
+
+    def turn_away(self) -> None:
+        """Let no new connection begin, where the system can; what waits in the accept queue is still accepted.
+
+        Whoever comes from now on tries again after a second, and finds the port closed or another server there.
+        """
+        if self._listener.family == socket.AF_UNIX:
+            with contextlib.suppress(OSError):
+                os.unlink(self._listener.getsockname())  # noqa: PTH108 - may be bytes
+        elif sys.platform == "linux":
+            code = b"".join(struct.pack("HBBI", *each) for each in SYN_FILTER)
+            memory = ctypes.create_string_buffer(code)
+            program = struct.pack(
+                "HL" if struct.calcsize("P") == 4 else "H6xQ", len(SYN_FILTER), ctypes.addressof(memory)
+            )
+            with contextlib.suppress(OSError):
+                self._listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
+
+    def close(self) -> None:
+        """Accept what waits, then listen no more."""
+        if self._listener.fileno() < 0:
+            return
+        if self._retry:
+            self._retry.cancel()
+        while self._accept():
+            pass
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+
+    async def wait_closed(self) -> None:
+        """Wait for handshakes that are under way."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _accept(self) -> bool:
+        """Accept some connections; whether more may wait."""
+        for _ in range(ACCEPTS_AT_ONCE):
+            if self._connections.is_full:
+                self._pause("as many connections are open as MAX_CONNECTIONS allows, and none is idle")
+                return False
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return False
+            except OSError as error:
+                if error.errno not in OUT_OF_RESOURCES:
+                    raise
+                self._pause(f"cannot accept connections: {error.strerror}")
+                self._connections.evict_one()
+                return False
+            connection.setblocking(False)
+            self._begin(connection)
+        return True
+
+    def _begin(self, connection: socket.socket) -> None:
+        protocol = self._factory()
+        protocol.handshake = self._loop.create_task(self._connect(connection, protocol))
+        self._connections.add(protocol)
+        self._tasks.add(protocol.handshake)
+        protocol.handshake.add_done_callback(self._tasks.discard)
+
+    async def _connect(self, connection: socket.socket, protocol: HttpConnection) -> None:
+        timeouts = {}
+        if self._tls:
+            timeouts = {"ssl_handshake_timeout": self._handshake_timeout, "ssl_shutdown_timeout": SHUTDOWN_SECONDS}
+        try:
+            await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls, **timeouts)
+        except (OSError, asyncio.CancelledError):  # the client left, speaks no TLS, or was too slow
+            if protocol.transport is None:
+                connection.close()
+                self._connections.remove(protocol)
+
+    def _pause(self, reason: str) -> None:
+        """Accept nothing for a moment, and log why, at most once a second."""
+        self._loop.remove_reader(self._listener)
+        self._retry = self._loop.call_later(RETRY_SECONDS, self._resume)
+        if time.monotonic() - self._logged_at >= LOG_SECONDS:
+            self._logged_at = time.monotonic()
+            logger.warning("%s; trying again", reason)
+
+    def _resume(self) -> None:
+        if self._listener.fileno() >= 0:
+            self._loop.add_reader(self._listener, self._accept)
+
+
+def connection_limit(chosen: int | Literal["auto"]) -> int:
+    """How many connections may be open; raises the soft limit of open files to the hard one.
+
+    Args:
+        chosen: the setting; auto is the limit of open files, less a reserve.
+    """
+    files = _raise_file_limit()
+    return max(1, files - min(RESERVE, files // 2)) if chosen == "auto" else chosen
+
+
+def _raise_file_limit() -> int:
+    if sys.platform == "win32":
+        return 8192
+    import resource  # noqa: PLC0415 - not on Windows
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # not allowed, as on some systems for an infinite one
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        soft = hard
+    return soft if soft != resource.RLIM_INFINITY else 2**20

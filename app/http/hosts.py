@@ -1,0 +1,53 @@
+"""Refuses requests for host names that are not this server's: a page elsewhere could reach it by DNS rebinding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import MisdirectedRequest
+from app.http.middleware import PROBES, refuse, route_path
+
+ANY = "*"
+
+
+class AllowedHosts:
+    """Answers 421 to another host's name; probes are exempt, because they come by address. Pure ASGI.
+
+    Args:
+        app: what answers.
+        names: accepted names in lower case; ``*.example.com`` accepts every name below, ``*`` any.
+    """
+
+    def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
+        self.app = app
+        self.names = names
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection."""
+        if scope["type"] == "http" and ANY not in self.names and not route_path(scope).startswith(PROBES):
+            host = host_name(Headers(scope=scope).get("host", ""))
+            if not any(_matches(host, name) for name in self.names):
+                await refuse(scope, send, _refusal(host))
+                return
+        await self.app(scope, receive, send)
+
+
+def host_name(header: str) -> str:
+    """The name in a ``Host`` header: without the port, in lower case; an IPv6 address keeps its brackets."""
+    host = header.strip().lower()
+    name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
+    return name.rstrip(".")
+
+
+def _matches(host: str, name: str) -> bool:
+    return host == name or (name.startswith("*.") and host.endswith(name[1:]) and len(host) > len(name) - 1)
+
+
+def _refusal(host: str) -> MisdirectedRequest:
+    return MisdirectedRequest(
+        f"This server does not answer requests for the host {host[:100]!r}. If the name is right, add it to "
+        "SWIN2SR_ALLOWED_HOSTS."
+    )

@@ -1,0 +1,378 @@
+"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on what a slow, silent or malicious client costs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import socket
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import h11
+from starlette.types import Receive, Scope, Send
+from uvicorn.config import Config
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
+from uvicorn.server import ServerState
+
+from app.errors import BadRequest, HeadersTooLarge, NotReady, ServiceError
+from app.http.connections import Connections, HttpConnection
+from app.http.middleware import encode_problem, send_problem
+
+HEADER_BYTES = 64 * 1024
+"""Bytes of the longest request line with its headers."""
+
+EVENTS_AT_ONCE = 64
+"""Parts of a request that one call of the event loop handles; a million tiny chunks must not hold it up."""
+
+SEND_BYTES = 64 * 1024
+"""Bytes that a client must take within the send timeout."""
+
+LINGER_SECONDS = 5.0
+"""How long the rest of a request is read and thrown away after its response; closing at once would reset the client,
+which could lose the response."""
+
+IDLE_SECONDS = 0.5
+"""How long a connection stays open without a request after the listener was closed: a request may be under way."""
+
+DRAIN_SHARE = 4
+"""While draining, a client that takes nothing is waited for this part of the drain's time at most."""
+
+logger = logging.getLogger("app.access")
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds that a client has."""
+
+    headers: float
+    """To send the headers of a request."""
+    send: float
+    """To take ``SEND_BYTES`` of its response, or the rest."""
+    drain: float
+    """In all, once the server shuts down."""
+
+
+class Parser(h11.Connection):
+    """h11's parser; a call of the event loop gets a bounded number of events.
+
+    Attributes:
+        left: events that this call may still get.
+        interrupted: whether more were there.
+        fault: what was wrong with the request.
+    """
+
+    def __init__(self, protocol: HttpProtocol) -> None:
+        super().__init__(h11.SERVER, HEADER_BYTES)
+        self._protocol = protocol
+        self.left = EVENTS_AT_ONCE
+        self.interrupted = False
+        self.fault: h11.RemoteProtocolError | None = None
+
+    def next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
+        """The next event, or that there is none for now."""
+        self.interrupted = self.left == 0
+        if self.interrupted:
+            return h11.NEED_DATA
+        self.left -= 1
+        try:
+            event = super().next_event()
+            if isinstance(event, h11.Request):
+                _check_size(event)
+                self._protocol.choose_app(event)
+        except h11.RemoteProtocolError as error:
+            self.fault = error
+            raise
+        return event
+
+
+def _check_size(request: h11.Request) -> None:
+    """Refuse headers that came at once, however long they are, as those that came bit by bit."""
+    size = len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
+    if size > HEADER_BYTES:
+        raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
+
+
+class _Flow(FlowControl):
+    """uvicorn's flow control; while held, nothing is read, whatever the application asks for."""
+
+    _held = False
+
+    def resume_reading(self) -> None:
+        if self._held:
+            self.read_paused = False
+        else:
+            super().resume_reading()
+
+    def hold(self) -> None:
+        self._held = True
+        self._transport.pause_reading()
+
+    def release(self) -> None:
+        self._held = False
+        if not self.read_paused:
+            self._transport.resume_reading()
+
+
+class _Transport(asyncio.Transport):
+    """The connection's transport; uvicorn writes and closes through the protocol."""
+
+    def __init__(self, inner: asyncio.Transport, protocol: HttpProtocol) -> None:
+        super().__init__()
+        self.inner = inner
+        self._protocol = protocol
+        self.written = 0
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.inner.write(data)
+        self.written += len(data)
+        self._protocol.watch_sending()
+
+    def close(self) -> None:
+        self._protocol.finish()
+
+    def is_closing(self) -> bool:
+        return self._protocol.closing or self.inner.is_closing()
+
+    def pause_reading(self) -> None:
+        self._protocol.flow.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._protocol.flow.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - asyncio's signature
+        return self.inner.get_extra_info(name, default)
+
+    @property
+    def taken(self) -> int:
+        """Bytes that the client's system has taken."""
+        return self.written - self.inner.get_write_buffer_size() - _unacknowledged(self.get_extra_info("socket"))
+
+
+class HttpProtocol(H11Protocol, HttpConnection):
+    """uvicorn's protocol for h11, with timeouts, limits and problem documents.
+
+    A subclass, because uvicorn has an option only for the time between two requests: not for the first request, for
+    silent or slow headers, for clients that do not read, and for the text of its own refusals.
+
+    Args:
+        config, server_state, app_state: of uvicorn.
+        timeouts: of this connection.
+        connections: counts this one.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        *,
+        timeouts: Timeouts,
+        connections: Connections,
+    ) -> None:
+        super().__init__(config, server_state, app_state)
+        self.conn = self.parser = Parser(self)
+        self.handshake = None
+        self.is_extra = False
+        self.closing = False
+        self._timeouts = timeouts
+        self._send_timeout = timeouts.send
+        self._registry = connections
+        self._served = self.app
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._send_timer: asyncio.TimerHandle | None = None
+        self._mark = (0.0, 0)  # when the client had taken how much
+
+    @property
+    def is_active(self) -> bool:
+        """Whether a request is under way."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait for the first request."""
+        super().connection_made(transport)
+        self.flow = self._reading = _Flow(transport)
+        self.transport = self._output = _Transport(transport, self)
+        if self not in self._registry.open:  # evicted while it was made
+            transport.abort()
+        elif self._registry.draining:
+            self.shutdown()
+        self._update()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop every timer, and tell the application."""
+        self.closing = True
+        self._registry.remove(self)
+        self._unset_keepalive_if_required()
+        for timer in (self._request_timer, self._send_timer):
+            if timer:
+                timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Handle what came; after the last response it is thrown away."""
+        if not self.closing:
+            super().data_received(data)
+
+    def handle_events(self) -> None:
+        """Handle a bounded number of events, and the rest after others had their turn."""
+        self.parser.left = EVENTS_AT_ONCE
+        super().handle_events()
+        if self.parser.interrupted and not self.closing:
+            self._reading.hold()
+            self.loop.call_soon(self._continue)
+        self._update()
+
+    def choose_app(self, request: h11.Request) -> None:
+        """Decide who answers a request."""
+        is_welcome = self._registry.has_place(self) or request.target.startswith(b"/health/")
+        self.app = self._served if is_welcome else _refuse_connection
+
+    def on_response_complete(self) -> None:
+        """Wait for the next request, or for the rest of this one."""
+        super().on_response_complete()
+        self._update()
+
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text, which says less
+        """Answer malformed HTTP with a problem document, and close."""
+        fault = self.parser.fault
+        error = _describe(fault)
+        if self.is_active:  # the request's body is malformed: the application is told that it ended
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        identity = secrets.token_hex(16)
+        fields = {"status": error.status, "request_id": identity, "outcome": error.code, "fault": str(fault)[:100]}
+        client = {"client": self.client[0]} if self.client else {}
+        logger.info("malformed request", extra={**client, **fields})
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            headers, body = encode_problem(error, identity)
+            headers = [*self.server_state.default_headers, *headers, (b"connection", b"close")]
+            reason = STATUS_PHRASES[error.status]
+            response = h11.Response(status_code=error.status, headers=headers, reason=reason)
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+    def shutdown(self) -> None:
+        """Answer what is under way or arrives within a moment; each response closes its connection."""
+        self._send_timeout = min(self._timeouts.send, self._timeouts.drain / DRAIN_SHARE)
+        if self.is_active:
+            self.cycle.keep_alive = False
+        else:
+            self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
+
+    def evict(self) -> None:
+        """Close the connection because another one needs its place."""
+        if self.transport is not None:
+            self._output.inner.close()
+        elif self.handshake:
+            self.handshake.cancel()
+
+    def finish(self) -> None:
+        """Close the connection; if the request has not ended, read on for a while, or the client would be reset."""
+        if self.closing:
+            return
+        self.closing = True
+        inner = self._output.inner
+        if self.conn.their_state not in (h11.SEND_BODY, h11.ERROR):
+            inner.close()
+            return
+        if inner.can_write_eof():
+            inner.write_eof()
+        self._reading.release()
+        inner.resume_reading()
+        self._set_request_timer(LINGER_SECONDS)
+
+    def watch_sending(self) -> None:
+        """Abort the connection if its client does not take what is sent."""
+        if self._send_timer is None and self._output.inner.get_write_buffer_size():
+            self._mark = (time.monotonic(), self._output.taken)
+            self._send_timer = self.loop.call_later(self._send_timeout / 4, self._check_sending)
+
+    def _should_upgrade(self) -> bool:
+        """Never: no other protocol is spoken here, and asking for one is no reason for a warning."""
+        return False
+
+    def _check_sending(self) -> None:
+        self._send_timer = None
+        inner, now = self._output.inner, time.monotonic()
+        if not inner.get_write_buffer_size():
+            return
+        taken = self._output.taken
+        if taken - self._mark[1] >= SEND_BYTES:
+            self._mark = (now, taken)
+        elif now - self._mark[0] >= self._send_timeout:
+            path = self.scope["path"] if self.scope else ""
+            logger.info("aborted %s: the client takes too little", path, extra={"seconds": round(now - self._mark[0])})
+            inner.abort()
+            return
+        self._send_timer = self.loop.call_later(self._send_timeout / 4, self._check_sending)
+
+    def _continue(self) -> None:
+        if not self.closing:
+            self._reading.release()
+            self.handle_events()
+
+    def _update(self) -> None:
+        """Set the timer of the request, and whether this connection may be closed for another one."""
+        if self.closing:
+            return
+        self._registry.set_idle(self, idle=not self.is_active)
+        if self.is_active or self._is_at_rest:
+            if self._request_timer:
+                self._request_timer.cancel()
+                self._request_timer = None
+            if not self.is_active and self.timeout_keep_alive_task is None:
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+        elif self._request_timer is None:
+            self._set_request_timer(self._timeouts.headers)
+
+    @property
+    def _is_at_rest(self) -> bool:
+        """Whether it is kept alive after a whole request, and nothing of the next one came."""
+        return self.cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+
+    def _set_request_timer(self, seconds: float) -> None:
+        if self._request_timer:
+            self._request_timer.cancel()
+        self._request_timer = self.loop.call_later(seconds, self._output.inner.close)
+
+    def _close_if_idle(self) -> None:
+        if not self.is_active and not self.conn.trailing_data[0]:
+            self.transport.close()
+
+
+async def _refuse_connection(scope: Scope, _receive: Receive, send: Send) -> None:
+    """Answer on a connection above the limit."""
+    error = NotReady("Too many connections are open. Send the request again after the time in Retry-After.")
+    scope["headers"] = [*scope["headers"], (b"connection", b"close")]  # uvicorn closes the connection then
+    identity = secrets.token_hex(16)
+    client = scope["client"][0] if scope["client"] else ""
+    logger.info("too many connections", extra={"status": error.status, "request_id": identity, "client": client})
+    await send_problem(send, error, identity)
+
+
+def _describe(fault: h11.RemoteProtocolError | None) -> ServiceError:
+    if fault is not None and fault.error_status_hint == 431:
+        return HeadersTooLarge(
+            f"The request line and headers may have {HEADER_BYTES} bytes together.", limit=HEADER_BYTES
+        )
+    return BadRequest(f"This is not well-formed HTTP/1.1: {str(fault)[:200]}.")
+
+
+def _unacknowledged(connection: socket.socket | None) -> int:
+    """Bytes that the system has sent or will send, and that the other side has not confirmed."""
+    if sys.platform != "linux" or connection is None or connection.fileno() < 0:
+        return 0
+    import fcntl  # noqa: PLC0415 - not on Windows
+    import termios  # noqa: PLC0415
+
+    try:
+        return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+    except OSError:
+        return 0

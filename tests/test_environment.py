@@ -1,0 +1,97 @@
+"""Variables that are no settings: those that look like secrets stop the start, the others are named."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from app import environment
+from app.ray.settings import RaySettings
+from app.settings import Settings
+
+KNOWN = RaySettings.model_fields
+
+
+def check(variables, **settings):
+    return environment.check(variables, Settings(**settings), KNOWN)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "KEYS",
+        "TOKEN",
+        "API_TOKEN",
+        "APIKEYS",
+        "AUTH",
+        "MY_PASSWORD",
+        "CLIENT_SECRET",
+        "API_KYES",
+        "ADMIN_TOKN",
+        "api_kyes",
+    ],
+)
+def test_what_looks_like_a_secret_stops_the_start(name):
+    """Somebody set it to protect the service; it would not. The closest setting is named, the value is not shown."""
+    with pytest.raises(ValueError, match="SWIN2SR_") as error:
+        check({f"SWIN2SR_{name}": "hush-hush-hush"})
+    assert f"SWIN2SR_{name} " in str(error.value)
+    assert "The closest setting is SWIN2SR_" in str(error.value)
+    assert "hush" not in str(error.value)
+    if name == "API_KYES":
+        assert "SWIN2SR_API_KEYS." in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "API_KEYS",
+        "api_keys_file",
+        "ADMIN_TOKEN",
+        "ADMIN_TOKEN_FILE",
+        "METRICS_TOKEN",
+        "SSL_KEYFILE",
+        "RAY_MIN_REPLICAS",
+    ],
+)
+def test_settings_are_settings(name):
+    """In any case, those of Ray included; variables of others are none of ours."""
+    assert check({f"SWIN2SR_{name}": "x", "OTHER_TOKEN": "y"}) == []
+    assert environment.warnings([f"SWIN2SR_{name}", "OTHER_TOKEN"], KNOWN) == []
+
+
+def test_other_unknown_variables_are_named():
+    """With the closest setting, where one is close."""
+    assert check({"SWIN2SR_COLOUR": "blue"}) == []
+    assert environment.warnings(["SWIN2SR_COLOUR", "SWIN2SR_MAX_BODY_BYTE", "SWIN2SR_URL"], KNOWN) == [
+        "SWIN2SR_COLOUR is no setting and changes nothing.",
+        "SWIN2SR_MAX_BODY_BYTE is no setting and changes nothing; SWIN2SR_MAX_BODY_BYTES is one.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP", "PORT_8000_TCP_ADDR"]
+)
+def test_what_kubernetes_injects_is_explained(name):
+    """For a Service called ``swin2sr``: the pod is told how to do without."""
+    with pytest.raises(ValueError, match=rf"SWIN2SR_{name} .*enableServiceLinks: false"):
+        check({f"SWIN2SR_{name}": "10.0.0.1"})
+
+
+def test_an_injected_port_is_explained(monkeypatch):
+    """It replaces a setting, so that the start fails while the settings are read."""
+    monkeypatch.setenv("SWIN2SR_PORT", "tcp://10.0.0.1:8000")
+    with pytest.raises(ValidationError, match="enableServiceLinks: false"):
+        Settings()
+
+
+def test_the_clients_key_does_not_protect_the_service(tmp_path):
+    """Refused where other machines connect; a warning on loopback; no matter where there are keys."""
+    variables = {"SWIN2SR_API_KEY": "hush-hush"}
+    with pytest.raises(ValueError, match=r"SWIN2SR_API_KEYS is the service's setting.*HOST 0\.0\.0\.0"):
+        check(variables, host="0.0.0.0")
+    for local in ({}, {"host": "::1"}, {"host": "localhost"}, {"host": "0.0.0.0", "uds": tmp_path / "socket"}):
+        [warning] = check(variables, **local)
+        assert "SWIN2SR_API_KEY " in warning
+    assert check(variables, host="0.0.0.0", api_keys="other-key") == []
+    assert check({"SWIN2SR_API_KEY": ""}, host="0.0.0.0") == []
