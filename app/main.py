@@ -17,13 +17,21 @@ from app.http.handlers import EXCEPTION_HANDLERS
 from app.http.head import HeadAsGet
 from app.http.hosts import AllowedHosts
 from app.http.middleware import FailureResponses, RequestContext
-from app.routes import health, pages, upscale, variants
+from app.routes import health, open_inference, pages, upscale, variants
 from app.service import Service, build_service
 from app.settings import Settings
 from app.variants.loaded_model import Load
 from app.version import service_version
 
-ROUTERS = (upscale.router, variants.router, variants.admin_router, health.router, pages.router)
+ROUTERS = (
+    upscale.router,
+    open_inference.router,
+    open_inference.models,
+    variants.router,
+    variants.admin_router,
+    health.router,
+    pages.router,
+)
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -9,6 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 UPSCALE = "/v1/upscale"
+INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 STAGES = ("decode", "queue", "forward", "encode")
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -57,7 +59,7 @@ class Metrics:
 
     def start_request(self, path: str) -> None:
         """A request for an image has come."""
-        if path == UPSCALE:
+        if is_upscaling(path):
             self.inflight.inc()
 
     @property
@@ -68,7 +70,7 @@ class Metrics:
 
     def end_request(self, path: str, log_fields: Mapping[str, object], seconds: float) -> None:
         """A request for an image is over; what nobody noted an outcome for was left by its caller."""
-        if path != UPSCALE:
+        if not is_upscaling(path):
             return
         variant, outcome = str(log_fields.get("variant", "")), str(log_fields.get("outcome", "cancelled"))
         self.inflight.dec()
@@ -94,6 +96,11 @@ class Metrics:
     def exposition(self) -> bytes:
         """Everything, as Prometheus text."""
         return generate_latest(self._registry)
+
+
+def is_upscaling(path: str) -> bool:
+    """Whether requests for this path ask for an image."""
+    return path == UPSCALE or INFER.fullmatch(path) is not None
 
 
 def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from app.errors import InvalidOption, MethodNotAllowed, NotFound, OutOfMemory, RequestError, ServiceError
-from app.http.middleware import PROBLEM, add_log_fields, extra_headers, problem_document
+from app.http.middleware import PROBLEM, add_log_fields, extra_headers, problem_document, route_path
 from app.schemas import UpscaleOptions
 
 LONGEST_SENTENCE = 300
@@ -42,6 +42,8 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
     refusal = RequestError(error.detail)
     document = {**problem_document(request.scope, refusal), "status": error.status_code}
     add_log_fields(request.scope, outcome=refusal.code)
+    if is_open_inference(route_path(request.scope)):
+        return JSONResponse({"error": refusal.detail}, error.status_code, error.headers)
     return JSONResponse(document, error.status_code, error.headers, PROBLEM)
 
 
@@ -70,6 +72,8 @@ def problem_response(request: Request, error: ServiceError, headers: Mapping[str
     if "reason" in error.facts:
         add_log_fields(request.scope, reason=error.facts["reason"])
     more = {**(headers or {}), **extra_headers(error)}
+    if is_open_inference(route_path(request.scope)):
+        return JSONResponse({"error": error.detail}, error.status, more)
     return JSONResponse(problem_document(request.scope, error), error.status, more, PROBLEM)
 
 
@@ -79,6 +83,11 @@ def invalid_option(faults: Sequence[Mapping[str, object]]) -> InvalidOption:
     if len(faults) > MOST_SENTENCES:
         sentences.append(f"and {len(faults) - MOST_SENTENCES} more")
     return InvalidOption("; ".join(sentences), errors=sentences)
+
+
+def is_open_inference(path: str) -> bool:
+    """Whether a path belongs to the Open Inference Protocol, which has errors of its own form."""
+    return path == "/v2" or path.startswith("/v2/")
 
 
 def _sentence(fault: Mapping[str, object]) -> str:

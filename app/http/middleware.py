@@ -25,10 +25,7 @@ SLICE = 256 * 1024
 """Bytes of a body that are sent at once."""
 
 PROBES = ("/health/", "/v2/health/", "/metrics")
-"""Paths that machines ask by address."""
-
-QUIET = (*PROBES, "/v2/")
-"""Paths that machines ask every few seconds. A good answer is not worth a log line above DEBUG."""
+"""Paths that machines ask by address, every few seconds. A good answer is not worth a log line above DEBUG."""
 
 logger = logging.getLogger("app.access")
 
@@ -179,7 +176,7 @@ def _address(scope: Scope) -> str:
 
 
 def _log(scope: Scope, status: int, log_fields: Mapping[str, object]) -> None:
-    level = logging.DEBUG if status < 400 and route_path(scope).startswith(QUIET) else logging.INFO
+    level = logging.DEBUG if status < 400 and route_path(scope).startswith(PROBES) else logging.INFO
     logger.log(level, "%s %s", scope["method"], quote(scope["path"]), extra={"status": status, **log_fields})
 
 

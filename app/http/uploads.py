@@ -110,11 +110,42 @@ async def read_upload(
             f"A body of type {content_type.decode('latin-1')[:100]!r} is not read here. Send multipart/form-data with "
             f"a part {PART!r}, or the image itself with its image/* content type."
         )
+    body = await _read(
+        request, form, reservation, max_bytes=max_bytes, upload_timeout=upload_timeout, deadline=deadline
+    )
+    upload = form.finish() if form else Upload(body, _disposition_name(request.headers.get("content-disposition", "")))
+    if not upload.body:
+        raise InvalidUpload("The upload is empty. Send the bytes of one image.")
+    return upload
+
+
+async def read_body(
+    request: Request, reservation: UploadReservation, *, max_bytes: int, upload_timeout: float, deadline: float
+) -> bytes:
+    """Read the body of a request whatever it holds, with the limits of ``read_upload``.
+
+    Raises:
+        BodyTooLarge, UploadTooSlow, DeadlineExceeded, QueueFull: as for ``read_upload``.
+    """
+    return await _read(
+        request, None, reservation, max_bytes=max_bytes, upload_timeout=upload_timeout, deadline=deadline
+    )
+
+
+async def _read(
+    request: Request,
+    form: _Form | None,
+    reservation: UploadReservation,
+    *,
+    max_bytes: int,
+    upload_timeout: float,
+    deadline: float,
+) -> bytes:
     _check_length(request.headers.get("content-length", ""), max_bytes, reservation)
     left = deadline - time.monotonic()
     try:
         async with asyncio.timeout(min(upload_timeout, left)):
-            body = await _receive(request, form, max_bytes, reservation)
+            return await _receive(request, form, max_bytes, reservation)
     except TimeoutError:
         if left < upload_timeout:
             raise DeadlineExceeded(
@@ -123,10 +154,6 @@ async def read_upload(
         raise UploadTooSlow(
             f"The body was not complete after {upload_timeout:g} s. Send it faster, or send less.", limit=upload_timeout
         ) from None
-    upload = form.finish() if form else Upload(body, _disposition_name(request.headers.get("content-disposition", "")))
-    if not upload.body:
-        raise InvalidUpload("The upload is empty. Send the bytes of one image.")
-    return upload
 
 
 def _check_length(content_length: str, max_bytes: int, reservation: UploadReservation) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from app.errors import NotReady, Unauthorized, UnknownVariant
+from app.errors import NotReady, Unauthorized
 from app.metrics import MEDIA_TYPE
 from app.routes import ServiceDependency
 from app.routes.access import require_metrics_token
@@ -18,20 +18,15 @@ _ALL: dict[str, Any] = {"description": "All of them.", "content": {"text/plain":
 
 
 @router.get("/health/live", summary="Does the process work? If not, restart it.", responses=problems(NotReady))
-@router.get("/v2/health/live", include_in_schema=False)
 async def live(service: ServiceDependency) -> Health:
-    """503 only when a restart is the cure. Also at `/v2/health/live`."""
+    """503 only when a restart is the cure."""
     service.check_liveness()
     return Health()
 
 
 @router.get("/health/ready", summary="Should requests be sent here now?", responses=problems(NotReady))
-@router.get("/v2/health/ready", include_in_schema=False)
 async def ready(service: ServiceDependency) -> Readiness:
-    """503 with the reasons while loading, warming up, draining, or without a worker that works.
-
-    Also at `/v2/health/ready`.
-    """
+    """503 with the reasons while loading, warming up, draining, or without a worker that works."""
     service.check_readiness()
     return Readiness(version=service_version())
 
@@ -41,17 +36,6 @@ async def startup(service: ServiceDependency) -> Health:
     """503 until everything that was asked for at boot was loaded, or failed to."""
     if not service.registry.booted:
         raise NotReady("; ".join(service.registry.reasons_not_ready()), retry_after=1)
-    return Health()
-
-
-@router.get(
-    "/v2/models/{name}/ready", summary="Is a variant loaded and warm?", responses=problems(UnknownVariant, NotReady)
-)
-async def variant_ready(name: str, service: ServiceDependency) -> Health:
-    """The Open Inference Protocol's question about one model."""
-    description = service.registry.describe(name)
-    if description.state != "ready":
-        raise NotReady(f"{description.name}: {description.reason or description.state}")
     return Health()
 
 
