@@ -7,10 +7,9 @@ from dataclasses import replace
 from io import BytesIO
 from types import MappingProxyType
 
-import imagecodecs
 import PIL.Image
 
-from app.codec import color, exif, jpeg_segments, planes, png_chunks, tiff_writer, xmp
+from app.codec import color, exif, jpeg_segments, planes, png_chunks, png_writer, tiff_writer, xmp
 from app.codec.errors import InvalidEncodeOption
 from app.codec.formats import WRITABLE, Format, check_output, output_format
 from app.codec.image import Encoded, EncodeOptions, Image, Metadata
@@ -104,9 +103,7 @@ def _without_chunks(image: Image, format_: Format, *, gray: bool) -> tuple[Image
 
 
 def _write_png(image: Image, options: EncodeOptions) -> Written:
-    body = imagecodecs.png_encode(
-        planes.join(image.pixels, image.alpha), level=options.png_level, filter=imagecodecs.PNG.FILTER.PAETH
-    )
+    body = png_writer.encode(planes.join(image.pixels, image.alpha), options.png_level)
     return png_chunks.insert(body, png_chunks.metadata_chunks(image.metadata)), ()
 
 

@@ -50,6 +50,7 @@ class Kernel:
     """The functions of the library, as ``block.c`` and ``amx_packing.h`` describe them.
 
     Attributes:
+        paeth: PNG's filter, as ``paeth.c`` describes it.
         width: bits of the vectors that are used.
         has_amx: returns 1 where the processor has AMX and the operating system permits its use; asks it once.
     """
@@ -60,6 +61,7 @@ class Kernel:
     pack_convolution: Function
     free_packed: Function
     has_amx: Function
+    paeth: Function
     width: int
 
 
@@ -101,6 +103,7 @@ def _functions_of(library: ctypes.CDLL) -> Kernel:
         _declare(library.swin_pack_convolution, pointer, convolution, integer),
         _declare(library.swin_free_packed, None, pointer),
         _declare(library.swin_has_amx, integer),
+        _declare(library.swin_paeth, None, pointer, long, long, long, pointer),
         library.swin_block_width(),
     )
 
