@@ -59,6 +59,7 @@ class Upscaled:
     encoded: codec.Encoded
     variant: str
     scale: int
+    precision: str
     tiles: int
     pixels: int
     """Of the input."""
@@ -138,7 +139,7 @@ class Pipeline:
         watch.skip()
         encoded = await _in(self._pool, _finish, image, size, options)
         watch.lap("encode")
-        return Upscaled(encoded, entry.name, upscaler.scale, tiles, pixels, watch.seconds)
+        return Upscaled(encoded, entry.name, upscaler.scale, upscaler.precision, tiles, pixels, watch.seconds)
 
     def _outline(self, height: int, width: int, options: UpscaleOptions, upscaler: TileUpscaler) -> Outline:
         window, scale = upscaler.window_size, upscaler.scale

@@ -72,7 +72,7 @@ class VariantDescription(BaseModel):
                     "available": True,
                     "reason": None,
                     "device": "cpu",
-                    "dtype": "float32",
+                    "precision": "high",
                     "aliases": ["x2"],
                     "replaces": None,
                 }
@@ -95,7 +95,7 @@ class VariantDescription(BaseModel):
         None, description="Why the variant is absent or failed, or the progress of its download."
     )
     device: str | None = None
-    dtype: str | None = None
+    precision: str | None = Field(None, description="What the variant computes in: `exact`, `high` or `fast`.")
     aliases: list[str] = Field(description="Aliases that resolve to this variant on this server.")
     replaces: Literal["official", "embedded"] | None = Field(
         None, description="Which weights of this name a file in MODEL_DIR overrides; null if none."

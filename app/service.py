@@ -171,7 +171,7 @@ def build_service(
         model_dir=settings.model_dir,
         official=settings.official_weights(),
         device=settings.device,
-        dtype=settings.dtype,
+        precision=settings.precision,
         threads=threads,
         load=load,
         heartbeat=heartbeat.record,

@@ -5,6 +5,7 @@ Each setting is an environment variable with the prefix ``SWIN2SR_`` and an opti
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -12,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from app.http.settings import HttpSettings, split
+from app.http.settings import PREFIX, HttpSettings, split
 from model.official.fetch import OfficialWeights
 from model.variants import RELEASE
 
@@ -39,8 +40,8 @@ class Settings(HttpSettings):
         RELEASE, pattern=r"^https?://\S+$", description="where the authors' release lies, or a mirror of it"
     )
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, faster and a little less exact, else float32, faster on a CPU"
+    precision: Literal["auto", "exact", "high", "fast"] = Field(
+        "auto", description="exact (float32), high or fast (bfloat16); auto: fast on a GPU, high on a CPU with AMX"
     )
     threads: int | Literal["auto"] = Field("auto", description="threads of the forward pass; auto: the CPU quota")
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest upload, bytes; bounds memory per request")
@@ -62,6 +63,16 @@ class Settings(HttpSettings):
     drain_delay_ms: int = Field(5_000, ge=0, description="on SIGTERM: not ready, but still accepting, for so long")
     drain_timeout_ms: int = Field(600_000, ge=0, description="on SIGTERM: longest wait for what was accepted")
     log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_dtype(cls, values: object) -> object:
+        """DTYPE was replaced by PRECISION: without its effect, results would differ from what was asked for."""
+        dtype = next((value for name, value in os.environ.items() if name.upper() == f"{PREFIX}DTYPE" and value), None)
+        if dtype is not None:
+            precision = {"float32": "exact", "bfloat16": "fast"}.get(dtype.lower(), "auto")
+            raise ValueError(f"{PREFIX}DTYPE={dtype} is no longer a setting; set {PREFIX}PRECISION={precision} instead")
+        return values
 
     @field_validator("variants", mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""A network with its device and dtype, ready to call: images in, images out."""
+"""A network with its device and precision, ready to call: images in, images out."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from model.checkpoints import load_network
 from model.gpu.runner import Flight, Forward
 from model.network import Swin2SR
 from model.padding import pad_direct, quantise, to_tensor
+from model.precision import check_precision, choose_precision
 
 
 class Upscaler:
@@ -20,40 +21,44 @@ class Upscaler:
     Args:
         network: in evaluation mode, float32 weights.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` takes a GPU where there is one.
-        dtype: ``auto``, ``float32`` or ``bfloat16`` for linear layers and convolutions; normalisation and softmax are
-            float32 always, and on a GPU the first convolution, the residual stream and the head too. ``auto`` is
-            bfloat16 on a GPU that knows it, else float32. There is no float16: deep stages overflow it.
+        precision: ``auto``, ``exact``, ``high`` or ``fast``, as ``model/precision.py`` describes them.
 
     Attributes:
         config: of the network.
         scale, window_size, channels: short for the config's ``upscale``, ``window_size``, ``num_channels``.
-        device, dtype: as resolved.
+        device: as resolved.
+        precision: what is computed with: ``exact`` where the hardware does not have the one asked for.
+        dtype: of the operands of products; bfloat16 for ``fast`` on a GPU, else float32.
 
     Raises:
-        ValueError: if the device or the dtype is unknown or not there.
+        ValueError: if the device is unknown or not there, or the precision is unknown.
     """
 
-    def __init__(self, network: Swin2SR, *, device: str = "auto", dtype: str = "auto") -> None:
+    def __init__(self, network: Swin2SR, *, device: str = "auto", precision: str = "auto") -> None:
+        check_precision(precision)
         self.config = network.config
         self.scale, self.window_size = self.config.upscale, self.config.window_size
         self.channels = self.config.num_channels
         self.device = find_device(device)
-        self.dtype = find_dtype(dtype, self.device)
         self.network = network.to(self.device).eval().requires_grad_(requires_grad=False)
+        self.precision = choose_precision(self.network, precision)
+        on_gpu = self.device.type == "cuda"
+        self.dtype = torch.bfloat16 if on_gpu and self.precision == "fast" else torch.float32
         # On a GPU kernels are chosen and graphs captured now: nothing of that is left to the first requests.
         self._on_gpu: Forward | None = None
-        if self.device.type == "cuda":
-            self._on_gpu = Forward(self.network, self.dtype, bytes_per_pixel=self.bytes_per_pixel)
+        if on_gpu:
+            tf32 = self.precision == "high"
+            self._on_gpu = Forward(self.network, self.dtype, tf32=tf32, bytes_per_pixel=self.bytes_per_pixel)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, device: str = "auto", dtype: str = "auto") -> Upscaler:
+    def from_pretrained(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Upscaler:
         """Load a Hugging Face folder, a ``.pth`` or a ``.safetensors`` file.
 
         Raises:
             CheckpointError: if the weights cannot be read or do not fit, naming the file.
-            ValueError: if the device or the dtype is unknown or not there.
+            ValueError: if the device is unknown or not there, or the precision is unknown.
         """
-        return cls(load_network(path), device=device, dtype=dtype)
+        return cls(load_network(path), device=device, precision=precision)
 
     @property
     def bytes_per_pixel(self) -> int:
@@ -87,8 +92,7 @@ class Upscaler:
         if not tiles:
             return []
         images = [to_tensor(tile) for tile in tiles]
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype is torch.bfloat16):
-            reconstructions = self.network.reconstruct(images)
+        reconstructions = self.network.reconstruct(images)
         return [reconstruction.image.permute(1, 2, 0).float().cpu().numpy() for reconstruction in reconstructions]
 
     @property
@@ -148,21 +152,3 @@ def find_device(name: str) -> torch.device:
     if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         raise ValueError(f"The device {name} is not there: PyTorch sees {torch.cuda.device_count()} GPUs.")
     return device
-
-
-def find_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The dtype that a setting names for a device.
-
-    Raises:
-        ValueError: if it is neither ``auto``, ``float32`` nor ``bfloat16``.
-    """
-    choices = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        with torch.cuda.device(device):
-            known = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if known else torch.float32
-    if name not in choices:
-        raise ValueError(f"The dtype must be auto, float32 or bfloat16, not {name!r}.")
-    return choices[name]

@@ -72,7 +72,7 @@ class ScriptedUpscaler:
     """
 
     device = "scripted"
-    dtype = "float32"
+    precision = "exact"
     bytes_per_pixel = 1000
     runs_ahead = False
 

@@ -310,7 +310,7 @@ def test_the_cards_table_has_its_rows(card_bench, monkeypatch):
     assert [against for against, _ in rows["packed"]] == ["Transformers bfloat16, one by one", "floor"]
     assert [against for against, _ in rows["batcher"]] == ["direct loop"]
     assert all(figure > 0 for name in ("batch", "packed", "batcher") for _, figure in rows[name])
-    assert rows["quality"] == [("float32", None)]
+    assert rows["quality"] == [("exact", None)]
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.setitem(sys.modules, "app.batching.batcher", None)
     missing = [*gpu.compare_batch(card_bench), *gpu.compare_batcher(card_bench)]
@@ -320,10 +320,13 @@ def test_the_cards_table_has_its_rows(card_bench, monkeypatch):
 def test_answers_come_before_speed(card_bench, monkeypatch, capsys, tmp_path):
     """Values are compared with float64, and wrong ones end the program before anything is timed."""
     errors = [row.figure for row in gpu.check_values(card_bench)]
-    assert len(errors) == 8
-    assert all(0 < error < 1e-5 for error in errors[:2] + errors[4:6])
-    assert all(1e-5 < error < 2e-2 for error in errors[2:4] + errors[6:])
-    monkeypatch.setitem(gpu.MOST_ERROR, torch.float32, 0.0)
+    assert len(errors) == 12
+    for variant, found in (("lightweight-x2", errors[:6]), ("classical-x2", errors[6:])):
+        used = [card_bench.upscaler(variant, precision).precision for precision in ("exact", "high", "fast")]
+        for precision, error in zip(np.repeat(used, 2), found, strict=True):
+            least, most = {"exact": (0, 1e-5), "high": (1e-7, 1e-3), "fast": (1e-5, 2e-2)}[precision]
+            assert least < error < most
+    monkeypatch.setitem(gpu.MOST_ERROR, "exact", 0.0)
     assert main(["--only", "values", "batch", "--threads", "1", "--json", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert "off by" in shown.err

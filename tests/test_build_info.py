@@ -53,11 +53,14 @@ def labels_of(server, name):
 def test_the_metrics_say_what_runs(server):
     """One series with version, PyTorch, kernel and precision, and the process's own metrics."""
     [labels] = labels_of(server, "swin2sr_build_info")
+    variants = httpx.get(f"{server.url}/v1/variants").json()["variants"]
+    used = {each["precision"] for each in variants if each["state"] == "ready"}
+    assert used <= {"exact", "high"}
     assert labels == {
         "version": service_version(),
         "torch": torch_version(),
         "kernel": kernel_level(),
-        "precision": "exact",
+        "precision": ",".join(sorted(used)),
     }
     assert {"process_resident_memory_bytes", "process_open_fds", "process_cpu_seconds_total"} <= {
         line.split()[0] for line in httpx.get(f"{server.url}/metrics").text.splitlines()

@@ -333,11 +333,13 @@ def test_impossible_wishes_are_refused_in_a_sentence(run, tmp_path, monkeypatch,
 def test_evaluate_prints_the_table(run, tmp_path):
     """A row for every image and their mean."""
     (tmp_path / "a.png").write_bytes(png(noise(40, 40)))
-    answer = run("evaluate", tmp_path, "--variant", "small-x2", "--device", "cpu")
+    answer = run("evaluate", tmp_path, "--variant", "small-x2", "--device", "cpu", "--precision", "exact")
     assert answer.exit_code == 0, answer.output
     assert "small-x2" in answer.output
     assert "| a |" in answer.output
     assert "| mean |" in answer.output
+    assert "small-x2 on" in answer.stdout
+    assert "precision exact" in answer.stdout
 
 
 def test_evaluate_says_what_is_missing(run, tmp_path):

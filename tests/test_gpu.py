@@ -214,14 +214,19 @@ def test_other_pixels_are_refused():
 
 
 def test_precision_is_given_back():
-    """What everybody's convolutions do is as before, also after an error."""
-    before = torch.backends.cudnn.conv.fp32_precision
-    with runner.convolution_precision("ieee"):
-        assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-    assert torch.backends.cudnn.conv.fp32_precision == before
+    """What everybody's convolutions and products do is as before, also after an error."""
+
+    def settings():
+        return torch.backends.cudnn.conv.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+    before = settings()
+    for precisions in (("ieee", "ieee"), ("tf32", "ieee"), ("tf32", "tf32")):
+        with runner.float32_precision(*precisions):
+            assert settings() == precisions
+        assert settings() == before
     with pytest.raises(ValueError, match="uint8 or uint16"):
         Forward(tiny_network(), torch.float32, counts=()).launch([np.zeros((8, 8, 3), np.float32)])
-    assert torch.backends.cudnn.conv.fp32_precision == before
+    assert settings() == before
 
 
 class Recorder:
@@ -474,7 +479,7 @@ def check_network(kernels, device):
     assert fused.run_block is not None
     grid = torch.from_numpy(lay_out([(16, 16), (8, 24)], 8)).to(device)
     pixels = torch.rand(len(grid) * 64, 3, device=device)
-    with torch.inference_mode(), runner.convolution_precision("ieee"):
+    with torch.inference_mode(), runner.float32_precision("ieee", "ieee"):
         expected = plain(pixels, grid)
         for form in (fused, replace(fused, run_block=None), replace(fused, run_block=None, finish=None), unrolled):
             found = WindowedNetwork(network, torch.float32, operators=form)(pixels, grid)
@@ -551,8 +556,8 @@ def test_a_network_of_kernels_is_the_network_on_the_device():
 
 @needs_cuda
 @pytest.mark.parametrize("head", HEADS)
-@pytest.mark.parametrize(("dtype", "bound"), [("float32", 1e-4), ("bfloat16", 4e-2)])
-def test_the_device_computes_the_network(head, dtype, bound):
+@pytest.mark.parametrize(("precision", "bound"), [("exact", 1e-4), ("high", 1e-2), ("fast", 4e-2)])
+def test_the_device_computes_the_network(head, precision, bound):
     """Recorded and not, in company and alone, against the CPU's network in float64; and twice the same."""
     network = tiny_network(head)
     window, channels = network.config.window_size, network.config.num_channels
@@ -560,7 +565,7 @@ def test_the_device_computes_the_network(head, dtype, bound):
     network = network.to("cuda").double()  # where its convolutions need no tens of gigabytes
     with torch.inference_mode():
         exact = network.reconstruct([to_tensor(tile, torch.float64).to("cuda") for tile in tiles])
-    upscaler = Upscaler(tiny_network(head), device="cuda", dtype=dtype)
+    upscaler = Upscaler(tiny_network(head), device="cuda", precision=precision)
     for values in (upscaler.forward(tiles), [upscaler.forward([tile])[0] for tile in tiles], upscaler.forward(tiles)):
         for found, right in zip(values, exact, strict=True):
             expected = right.image.permute(1, 2, 0).cpu().numpy()

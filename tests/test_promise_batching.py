@@ -289,7 +289,7 @@ class Gated:
         self._upscaler = Upscaler(network)
         self.gate, self.calls = Gate(), []
         self.scale, self.window_size = self._upscaler.scale, self._upscaler.window_size
-        self.channels, self.device, self.dtype = 3, "cpu", "float32"
+        self.channels, self.device, self.precision = 3, "cpu", "exact"
         self.bytes_per_pixel, self.runs_ahead = self._upscaler.bytes_per_pixel, False
 
     def forward(self, tiles):

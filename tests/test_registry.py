@@ -149,7 +149,7 @@ def test_a_variant_is_ready_only_when_it_is_warm(build):
     assert asyncio.run(boot()) == ("loading", ["classical-x2: loading"])
     assert [len(call) for call in upscaler.calls] == [1, 2]
     description = registry.describe("classical-x2")
-    assert (description.state, description.device, description.dtype) == ("ready", "scripted", "float32")
+    assert (description.state, description.device, description.precision) == ("ready", "scripted", "exact")
     assert registry.reasons_not_ready() == []
 
 

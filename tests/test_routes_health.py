@@ -8,6 +8,7 @@ import pytest
 
 from app.main import create_app
 from app.settings import Settings
+from app.version import service_version, torch_version
 from tests.scripted import Gate, ScriptedUpscaler
 from tests.service import noise, png, running, scripted_app
 
@@ -137,10 +138,14 @@ def test_metrics_are_prometheus_text(ask):
         "swin2sr_batch_budget_pixels",
         "swin2sr_out_of_memory_total",
         "swin2sr_device_memory_bytes",
+        "swin2sr_build_info",
     ):
         assert f"# TYPE {name} " in response.text
     assert 'swin2sr_variant_ready{variant="lightweight-x2"} 1.0' in response.text
     assert 'swin2sr_variant_ready{variant="classical-x4"} 0.0' in response.text
+    [line] = [line for line in response.text.splitlines() if line.startswith("swin2sr_build_info{")]
+    for label in (f'version="{service_version()}"', f'torch="{torch_version()}"', 'kernel="', 'precision="'):
+        assert label in line
 
 
 def test_requests_are_counted_by_outcome(tmp_path):

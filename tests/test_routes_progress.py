@@ -66,6 +66,7 @@ def test_progress_comes_before_the_image(app):
     assert image.get_content_type() == "image/png"
     np.testing.assert_array_equal(pixels_of(image.get_payload(decode=True)), enlarged(PIXELS))
     assert image["X-Swin2SR-Tiles"] == "6"
+    assert image["X-Swin2SR-Precision"] == "exact"
     assert image["X-Swin2SR-Variant"] == "lightweight-x2"
     assert "forward;dur=" in image["Server-Timing"]
     assert 'filename="image-lightweight-x2.png"' in image["Content-Disposition"]

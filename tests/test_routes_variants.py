@@ -46,7 +46,7 @@ def test_a_ready_variant_says_where_it_runs(ask):
     """Device and type, beside the table's facts; of own weights in its place, no more than that."""
     description = ask("/v1/variants/classical-x2").json()
     assert (description["state"], description["available"]) == ("ready", True)
-    assert (description["device"], description["dtype"]) == ("scripted", "float32")
+    assert (description["device"], description["precision"]) == ("scripted", "exact")
     assert (description["scale"], description["parameters"]) == (2, None)  # counted when a real network is loaded
     assert description["replaces"] == "official"
     assert (description["license"], description["source"], description["digest"]) == (None, "MODEL_DIR", None)

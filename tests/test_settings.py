@@ -27,7 +27,7 @@ def test_the_defaults_are_the_contract():
     assert (settings.max_queue_pixels, settings.max_queue_requests) == (100_000_000, 256)
     assert (settings.request_timeout_ms, settings.upload_timeout_ms) == (600_000, 30_000)
     assert (settings.drain_delay_ms, settings.drain_timeout_ms) == (5_000, 600_000)
-    assert settings.max_batch_pixels == settings.threads == settings.device == settings.dtype == "auto"
+    assert settings.max_batch_pixels == settings.threads == settings.device == settings.precision == "auto"
     assert (settings.api_keys, settings.admin_token, settings.log_format) == ((), None, "text")
 
 
@@ -71,7 +71,7 @@ def test_an_impossible_combination_names_both_values(values, names):
         {"variants": " , "},
         {"device": "gpu"},
         {"device": "cuda:x"},
-        {"dtype": "float16"},
+        {"precision": "float16"},
         {"threads": 0},
         {"max_batch_pixels": -1},
         {"max_body_bytes": 0},
@@ -84,6 +84,18 @@ def test_an_impossible_value_is_refused(values):
     """Nothing is corrected in silence."""
     with pytest.raises(ValidationError, match=next(iter(values))):
         Settings(**values)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision"), [("float32", "exact"), ("bfloat16", "fast"), ("auto", "auto"), ("float64", "auto")]
+)
+def test_the_old_setting_of_the_precision_is_refused(monkeypatch, dtype, precision):
+    """A start with DTYPE stops, and names the value of PRECISION that stands for it; an empty one is unset."""
+    monkeypatch.setenv("SWIN2SR_DTYPE", "")
+    assert Settings().precision == "auto"
+    monkeypatch.setenv("swin2sr_dtype", dtype)
+    with pytest.raises(ValidationError, match=f"SWIN2SR_DTYPE={dtype} .* SWIN2SR_PRECISION={precision}"):
+        Settings()
 
 
 def test_secrets_are_not_shown():

@@ -1,15 +1,19 @@
 """Pixels in, pixels out: any size and depth, one forward pass, bounded memory."""
 
+import copy
 import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-import torch
 
-from model.upscaler import Upscaler, find_device, find_dtype
-from tests.networks import HEADS, tiny_network
+from model import cpu_kernel, precision
+from model.checkpoints import load_network
+from model.precision import PRECISIONS
+from model.upscaler import Upscaler, find_device
+from model.variants import embedded_path
+from tests.networks import HEADS, needs_amx, tiny_network
 
 PEAK = """
 import json, sys
@@ -86,13 +90,36 @@ def test_other_types_are_refused(upscaler: Upscaler):
         upscaler.forward([np.zeros((8, 8, 3), np.float32)])
 
 
-def test_bfloat16_is_close_to_float32():
-    """The reduced dtype changes an image by little, and float32 stays the default on a CPU."""
+@needs_amx
+def test_each_precision_is_close_to_exact():
+    """A reduced precision changes an image by little; the upscaler states what it computes with."""
     network, image = tiny_network("lightweight_x4"), random_pixels(16, 16)
-    assert Upscaler(network, device="cpu").dtype is torch.float32
-    (exact,) = Upscaler(network, device="cpu")([image])
-    (reduced,) = Upscaler(network, device="cpu", dtype="bfloat16")([image])
-    assert 0 < np.abs(exact.astype(int) - reduced).mean() < 1
+    images = {}
+    for name in PRECISIONS:
+        upscaler = Upscaler(copy.deepcopy(network), device="cpu", precision=name)
+        assert upscaler.precision == name
+        images[name] = upscaler.forward([image])[0]
+    off = {name: np.abs(images[name] - images["exact"]).mean() for name in ("high", "fast")}
+    assert 0 < 100 * off["high"] < off["fast"] < 1 / 255
+
+
+def test_without_amx_every_precision_is_exact(monkeypatch: pytest.MonkeyPatch):
+    """Where the kernel cannot pack a block, whatever is asked for is computed in float32, and stated so."""
+    monkeypatch.setattr(cpu_kernel, "load_kernel", lambda: None)
+    for name in ("auto", *PRECISIONS):
+        assert Upscaler(tiny_network("lightweight_x4"), device="cpu", precision=name).precision == "exact"
+
+
+@needs_amx
+def test_auto_is_high_where_that_changes_next_to_nothing(monkeypatch: pytest.MonkeyPatch):
+    """On a CPU ``auto`` compares a trial image: a share of samples above the bound, or none allowed, makes it exact."""
+    assert Upscaler(load_network(embedded_path("small-x2")), device="cpu").precision == "high"
+    monkeypatch.setattr(precision, "MAX_SHARE", -1.0)
+    upscaler = Upscaler(load_network(embedded_path("small-x2")), device="cpu")
+    assert upscaler.precision == "exact"
+    image = random_pixels(16, 16)
+    exact = Upscaler(load_network(embedded_path("small-x2")), device="cpu", precision="exact")
+    assert np.array_equal(upscaler.forward([image])[0], exact.forward([image])[0])
 
 
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:99", "cuda:999", "meta"])
@@ -102,10 +129,11 @@ def test_a_device_that_is_not_there_is_refused(name: str):
         find_device(name)
 
 
-def test_an_unknown_dtype_is_refused():
-    """There is no float16: it overflows."""
-    with pytest.raises(ValueError, match="float16"):
-        find_dtype("float16", torch.device("cpu"))
+@pytest.mark.parametrize("name", ["float16", "bfloat16", ""])
+def test_an_unknown_precision_is_refused(name: str):
+    """The message names the precisions that there are."""
+    with pytest.raises(ValueError, match=f"auto, exact, high or fast, not '{name}'"):
+        Upscaler(tiny_network(), device="cpu", precision=name)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")

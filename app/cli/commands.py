@@ -22,6 +22,7 @@ from app.cli.options import (
     CacheDir,
     Device,
     ModelDir,
+    Precision,
     Report,
     Url,
     VariantName,
@@ -128,6 +129,7 @@ def upscale(
     api_key: ApiKey = None,
     timeout: Annotated[float, typer.Option(help="seconds per image, with --url")] = 3600.0,
     device: Device = "auto",
+    precision: Precision = "auto",
     model_dir: ModelDir = None,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -144,7 +146,14 @@ def upscale(
         settings = (
             None
             if url
-            else read_settings(Settings, variants=("x2",), device=device, model_dir=model_dir, cache_dir=cache_dir)
+            else read_settings(
+                Settings,
+                variants=("x2",),
+                device=device,
+                precision=precision,
+                model_dir=model_dir,
+                cache_dir=cache_dir,
+            )
         )
         failures = asyncio.run(run(args, options, settings, Console(stderr=True)))
     except ValidationError as error:
@@ -205,6 +214,7 @@ def evaluate(
         int | None, typer.Option(min=1, max=100, help="JPEG quality of the inputs, 1-100", show_default="no JPEG")
     ] = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     model_dir: ModelDir = None,
     cache_dir: CacheDir = None,
 ) -> None:
@@ -213,14 +223,14 @@ def evaluate(
     from model.evaluate import evaluate_folder, tabulate  # noqa: PLC0415
     from model.upscaler import Upscaler, find_device  # noqa: PLC0415
 
-    settings = read_settings(Settings, device=device, model_dir=model_dir, cache_dir=cache_dir)
+    settings = read_settings(Settings, device=device, precision=precision, model_dir=model_dir, cache_dir=cache_dir)
     try:
         catalogue = Catalogue(settings.model_dir, find_device(device).type, settings.official_weights())
         entry = catalogue.resolve(variant)
         assert entry.path is not None, "resolve raises for absent weights"
         catalogue.verify(entry.name)
-        upscaler = Upscaler.from_pretrained(entry.path, device=device)
-        typer.echo(f"{entry.name} on {folder}\n")
+        upscaler = Upscaler.from_pretrained(entry.path, device, precision)
+        typer.echo(f"{entry.name} on {folder}, precision {upscaler.precision}\n")
         typer.echo(tabulate(evaluate_folder(upscaler, folder, quality=quality)))
     except (ValueError, ServiceError, OSError) as error:
         raise failure(_reason(error)) from None
@@ -247,6 +257,7 @@ def bench(
         Path | None, typer.Option(help="lightweight-x2 weights", show_default="random weights")
     ] = None,
     device: Device = "auto",
+    precision: Precision = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="threads of a forward pass on a CPU", show_default="the CPU quota")
     ] = None,
@@ -261,7 +272,7 @@ def bench(
     from model.upscaler import find_device  # noqa: PLC0415
 
     try:
-        run(Bench(find_device(device), threads or usable_cpus(), runs, checkpoint), only, json)
+        run(Bench(find_device(device), threads or usable_cpus(), runs, checkpoint, precision=precision), only, json)
     except (ValueError, RuntimeError) as error:
         raise failure(_reason(error)) from None
 

@@ -37,6 +37,13 @@ Device = Annotated[
         envvar="SWIN2SR_DEVICE",
     ),
 ]
+Precision = Annotated[
+    Literal["auto", "exact", "high", "fast"],
+    typer.Option(
+        help="exact (float32), high or fast (bfloat16); auto: fast on a GPU, high on a CPU with AMX",
+        envvar="SWIN2SR_PRECISION",
+    ),
+]
 ModelDir = Annotated[
     Path | None, typer.Option(help="folder of your own checkpoints, each a variant", envvar="SWIN2SR_MODEL_DIR")
 ]

@@ -56,6 +56,7 @@ _HEADERS = {
     "X-Request-Id": "Of this request; taken over if it was sent.",
     "X-Swin2SR-Variant": "The variant that computed.",
     "X-Swin2SR-Scale": "Its scale.",
+    "X-Swin2SR-Precision": "What it computed in: exact, high or fast.",
     "X-Swin2SR-Tiles": "How many tiles the image was cut into.",
     "X-Swin2SR-Notice": "What the format could not hold, where it is so.",
     "Server-Timing": "Milliseconds: decode, queue, forward, encode.",
@@ -137,6 +138,7 @@ def _headers(upscaled: Upscaled, filename: str) -> dict[str, str]:
         "Content-Disposition": f"inline; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}",
         "X-Swin2SR-Variant": upscaled.variant,
         "X-Swin2SR-Scale": str(upscaled.scale),
+        "X-Swin2SR-Precision": upscaled.precision,
         "X-Swin2SR-Tiles": str(upscaled.tiles),
         "Server-Timing": ", ".join(
             f"{stage};dur={upscaled.seconds[stage] * 1000:.1f}" for stage in ("decode", "queue", "forward", "encode")

@@ -25,7 +25,7 @@ class TileUpscaler(Protocol):
     window_size: int
     channels: int
     device: Any
-    dtype: Any
+    precision: str
 
     @property
     def bytes_per_pixel(self) -> int:

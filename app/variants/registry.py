@@ -30,7 +30,7 @@ class ModelRegistry:
         wanted: names and aliases to load at boot; the first is the default.
         model_dir: folder of checkpoints, each a variant under its own name in lower case.
         official: the authors' weights on this machine, and how they get there.
-        device, dtype: as in ``Upscaler``; the device decides what aliases stand for.
+        device, precision: as in ``Upscaler``; the device decides what aliases stand for.
         threads: of a forward pass on a CPU.
         load: makes weights ready to call.
         heartbeat: called again and again while a network computes.
@@ -46,13 +46,13 @@ class ModelRegistry:
         model_dir: Path | None = None,
         official: OfficialWeights | None = None,
         device: str = "auto",
-        dtype: str = "auto",
+        precision: str = "auto",
         threads: int = 1,
         load: Load | None = None,
         heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = find_device(device)
-        self._dtype = dtype
+        self._precision = precision
         self._threads = threads
         self._load = load or self._load_upscaler
         self._heartbeat = heartbeat
@@ -92,9 +92,9 @@ class ModelRegistry:
 
     @property
     def precision(self) -> str:
-        """How networks compute here: ``exact`` (float32) or ``fast`` (bfloat16)."""
-        automatic = "bfloat16" if self.device.type == "cuda" else "float32"
-        return "fast" if (automatic if self._dtype == "auto" else self._dtype) == "bfloat16" else "exact"
+        """What the loaded variants compute in, comma separated if they differ; the setting before one is loaded."""
+        used = {each.loaded.upscaler.precision for each in self._conditions.values() if each.loaded is not None}
+        return ",".join(sorted(used)) or self._precision
 
     def aliases(self) -> Mapping[str, str | None]:
         """What each alias stands for on this server; None where none of its variants is present."""
@@ -247,7 +247,9 @@ class ModelRegistry:
             key = f"{entry.name} {next(self._versions)}"
             condition.loaded = LoadedModel(key, upscaler, digest, count_parameters(upscaler))
             condition.state, condition.reason, reason = "ready", None, None
-            logger.info("variant %s is ready on %s in %s", entry.name, upscaler.device, upscaler.dtype)
+            logger.info("variant %s is ready on %s, precision %s", entry.name, upscaler.device, upscaler.precision)
+            if self._precision not in ("auto", upscaler.precision):
+                logger.warning("variant %s: precision %s is not available here", entry.name, self._precision)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             reason = str(error) or type(error).__name__
             logger.warning("variant %s could not be loaded: %s", entry.name, reason)
@@ -269,7 +271,7 @@ class ModelRegistry:
 
     def _load_upscaler(self, name: str, path: Path) -> TileUpscaler:
         self._catalogue.verify(name)
-        upscaler = Upscaler.from_pretrained(path, device=str(self.device), dtype=self._dtype)
+        upscaler = Upscaler.from_pretrained(path, device=str(self.device), precision=self._precision)
         if self.device.type == "cpu":  # on a GPU a pass takes moments, and hooks would hinder compilation
             for module in upscaler.network.modules():
                 module.register_forward_pre_hook(Beat(self._heartbeat))

@@ -16,6 +16,7 @@ import torch
 from model.bench.gpu import CARD_SECTIONS, WrongAnswerError
 from model.bench.report import Row, describe, describe_machine, show, write_json
 from model.bench.sections import SECTIONS, Bench, measure
+from model.precision import PRECISIONS
 from model.upscaler import find_device
 
 
@@ -25,6 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--checkpoint", type=Path, help="lightweight x2 weights; random ones without it")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a forward pass on a CPU")
+    parser.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS), help="of the network measured")
     parser.add_argument("--runs", type=int, default=5, help="measurements of each side")
     known = {**SECTIONS, **CARD_SECTIONS}
     parser.add_argument("--only", nargs="+", choices=list(known), help="sections to measure; those of the device")
@@ -36,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         sys.stderr.write(f"{parser.prog}: {error} A GPU needs its driver and a CUDA build of torch.\n")
         return 1
-    bench = Bench(device, options.threads, options.runs, options.checkpoint, options.testset)
+    bench = Bench(device, options.threads, options.runs, options.checkpoint, options.testset, options.precision)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("model.gpu").setLevel(logging.INFO)  # which kernels were chosen, and by what times
     machine = describe_machine(bench.device, bench.threads)

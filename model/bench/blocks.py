@@ -17,7 +17,6 @@ from model.gpu.autotune import Work, choose_operators, draw_work, load_kernels, 
 from model.gpu.graphs import COUNTS
 from model.gpu.operators import PLAIN, Operators
 from model.gpu.windowed import WindowedNetwork, compute_block
-from model.upscaler import find_dtype
 
 WINDOWS = {"cuda": 8192, "cpu": 16}
 """Windows of the block; on a GPU those of a large pack, so that launching its kernels is no part of the time."""
@@ -36,7 +35,7 @@ def compare_block(bench: Bench) -> Iterator[Row]:
     kind = bench.device.type
     with torch.cuda.device(bench.device) if kind == "cuda" else contextlib.nullcontext():
         for variant in VARIANTS:
-            windowed = WindowedNetwork(bench.network(variant).to(bench.device), find_dtype("auto", bench.device))
+            windowed = WindowedNetwork(bench.network(variant).to(bench.device), bench.upscaler(variant).dtype)
             kernels = load_kernels(bench.device, windowed.stages[0].blocks[0])
             chosen = choose_operators(windowed, time_on_cuda, kernels, COMPARED[kind])
             work = draw_work(windowed, WINDOWS[kind])

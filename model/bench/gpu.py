@@ -27,6 +27,7 @@ from model.evaluate import evaluate_folder
 from model.gpu.runner import Flight
 from model.network import Swin2SR
 from model.padding import pad_direct, to_tensor
+from model.precision import PRECISIONS
 from model.upscaler import Upscaler
 
 Values = NDArray[np.float32]
@@ -54,7 +55,7 @@ AMOUNTS = {
     "cpu": Amount((2, 32), (4, 16, 40), ((16, 24), (8, 8)), (32, 24)),
 }
 
-MOST_ERROR = {torch.bfloat16: 2e-2, torch.float32: 1e-4}
+MOST_ERROR = {"fast": 2e-2, "high": 5e-3, "exact": 1e-4}
 """What a value may be off by, relative to the whole image, and still be called an answer."""
 
 BATCHES = 4
@@ -78,15 +79,15 @@ def check_values(bench: Bench) -> Iterator[Row]:
     ):
         tiles = [draw_pixels(*size, seed=seed) for seed, size in enumerate(sizes)]
         expected = _in_float64(bench.network(variant), tiles)
-        for dtype in ("float32", "bfloat16"):
-            upscaler = bench.upscaler(variant, dtype)
+        for precision in PRECISIONS:
+            upscaler = bench.upscaler(variant, precision)
             together = upscaler.forward(tiles)
             alone = [upscaler.forward([tile])[0] for tile in tiles]
-            work = f"{variant}, {dtype}"
+            work = f"{variant}, {precision}"
             for company, values in (("in one pack", together), ("alone", alone)):
                 error = _relative_error(values, expected)
                 yield Row(f"{work}, {company}", "float64", error, "relative error")
-                if not error <= MOST_ERROR[upscaler.dtype]:  # a NaN is no answer either
+                if not error <= MOST_ERROR[upscaler.precision]:  # a NaN is no answer either
                     raise WrongAnswerError(f"{work}, {company}: off by {error:.3g} of the image.")
 
 
@@ -183,18 +184,18 @@ def _begin(upscaler: Upscaler, tiles: Sequence[Pixels], threads: int) -> list[Va
 
 
 def compare_quality(bench: Bench) -> Iterator[Row]:
-    """PSNR on Y of a test set with the checkpoint, in bfloat16 and in float32."""
+    """PSNR on Y of a test set with the checkpoint, `fast` and `exact`."""
     if bench.checkpoint is None or bench.testset is None:
         why = "give --checkpoint and --testset"
-        yield Row("lightweight-x2, bfloat16", "float32", None, "dB less", "", why)
+        yield Row("lightweight-x2, fast", "exact", None, "dB less", "", why)
         return
     found = {}
-    for dtype in ("bfloat16", "float32"):
-        upscaler = bench.upscaler("lightweight-x2", dtype)
-        found[dtype] = evaluate_folder(upscaler, bench.testset).upscaled.psnr_y
+    for precision in ("fast", "exact"):
+        upscaler = bench.upscaler("lightweight-x2", precision)
+        found[precision] = evaluate_folder(upscaler, bench.testset).upscaled.psnr_y
     here, there = (f"{value:.4f} dB" for value in found.values())
-    work = f"lightweight-x2 on {bench.testset.name}, bfloat16"
-    yield Row(work, "float32", found["float32"] - found["bfloat16"], "dB less", here, there)
+    work = f"lightweight-x2 on {bench.testset.name}, fast"
+    yield Row(work, "exact", found["exact"] - found["fast"], "dB less", here, there)
 
 
 def profile_card(bench: Bench) -> Iterator[Row]:

@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     options = parser.parse_args(arguments)
     network = load_network(options.checkpoint) if options.checkpoint else random_network(options.variant)
-    upscaler = Upscaler(network, device=options.device, dtype="float32")
+    upscaler = Upscaler(network, device=options.device, precision="exact")
     rows, columns = (slice(side) for side in options.crop or (None, None))
     photos = [read_photo(file, upscaler.channels)[rows, columns] for file in options.photos]
     runs = [compare_tilings(upscaler, photo, TILINGS, stretch=options.checkpoint is None) for photo in photos]

@@ -21,7 +21,7 @@ from model.bench.timing import Run, Timing, interleave
 from model.bench.workloads import draw_pixels, make_network, mixed_sizes, pad_to_largest, upscale_tiled
 from model.network import Swin2SR
 from model.padding import to_tensor
-from model.upscaler import Upscaler, find_dtype
+from model.upscaler import Upscaler
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Bench:
         runs: measurements of each side, an odd number.
         checkpoint: of a lightweight x2 network; random weights without one.
         testset: folder of images whose fidelity is measured, as ``swin2sr evaluate`` takes it.
+        precision: of the upscaler that is compared with others, as in ``Upscaler``.
     """
 
     device: torch.device
@@ -56,17 +57,18 @@ class Bench:
     runs: int = 5
     checkpoint: Path | None = None
     testset: Path | None = None
-    _made: dict[tuple[str, torch.dtype], Upscaler] = field(init=False, default_factory=dict, repr=False, compare=False)
+    precision: str = "auto"
+    _made: dict[tuple[str, str], Upscaler] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def network(self, variant: str) -> Swin2SR:
         """The variant's network; the checkpoint is the lightweight one's."""
         return make_network(variant, self.checkpoint if variant == "lightweight-x2" else None)
 
-    def upscaler(self, variant: str = "lightweight-x2", dtype: str = "auto") -> Upscaler:
-        """The same, ready to call; made once, because on a GPU that takes seconds."""
-        key = (variant, find_dtype(dtype, self.device))
+    def upscaler(self, variant: str = "lightweight-x2", precision: str | None = None) -> Upscaler:
+        """The same, ready to call, in this precision or the bench's; made once, because on a GPU that takes long."""
+        key = (variant, precision or self.precision)
         if key not in self._made:
-            self._made[key] = Upscaler(self.network(variant), device=str(self.device), dtype=dtype)
+            self._made[key] = Upscaler(self.network(variant), device=str(self.device), precision=key[1])
         return self._made[key]
 
     def time(self, sides: Mapping[str, Run]) -> dict[str, Timing]:
@@ -79,7 +81,7 @@ def compare_forward(bench: Bench, variant: str, side: int) -> Iterator[Row]:
     work, network, image = f"{variant} {side}x{side}", bench.network(variant), draw_pixels(side, side)
     work_per_pixel = multiply_adds_per_pixel(network)
     baselines, missing = _baselines(network, image, bench.device)
-    upscaler = Upscaler(network, device=str(bench.device))
+    upscaler = Upscaler(network, device=str(bench.device), precision=bench.precision)
     product, product_work = matrix_product(bench.device, upscaler.dtype)
     [expected] = upscaler.forward([image])
     here = {"here": lambda: upscaler.forward([image])}

@@ -108,19 +108,27 @@ class Forward:
     Args:
         network: in evaluation mode, on its device; on a CPU everything is computed as on a GPU, without its means.
         dtype: bfloat16 or float32, of the body's matrix products and convolutions.
+        tf32: whether products of float32 may be computed in TF32.
         bytes_per_pixel: what a forward pass takes at most; decides which numbers of windows there is memory to record.
         counts: numbers of windows that are recorded if so.
     """
 
     def __init__(
-        self, network: Swin2SR, dtype: torch.dtype, *, bytes_per_pixel: int = 0, counts: tuple[int, ...] = COUNTS
+        self,
+        network: Swin2SR,
+        dtype: torch.dtype,
+        *,
+        tf32: bool = False,
+        bytes_per_pixel: int = 0,
+        counts: tuple[int, ...] = COUNTS,
     ) -> None:
         config = network.config
         self.window, self.scale, self.channels = config.window_size, config.upscale, config.num_channels
         self.out_channels = config.out_channels
         self._device = next(network.parameters()).device
         # The head, whose inputs are the image itself, is good to 10 bits where the body is to 8.
-        self._precision: Literal["ieee", "tf32"] = "ieee" if dtype is torch.float32 else "tf32"
+        self._precision: Precision = "ieee" if dtype is torch.float32 and not tf32 else "tf32"
+        self._products: Precision = "tf32" if tf32 else "ieee"
         self._streams: Streams | None = None
         with _making:
             self._graphs = self._make(network, dtype, bytes_per_pixel, counts)
@@ -161,7 +169,7 @@ class Forward:
             ValueError: if a side is off the window grid, or the type is neither uint8 nor uint16.
         """
         groups = split_by_area([tile.shape[0] * tile.shape[1] for tile in tiles], PACK_PIXELS)
-        with convolution_precision(self._precision):
+        with float32_precision(self._precision, self._products):
             packs = [self._launch([tiles[index] for index in group]) for group in groups]
         return Flight(list(zip(groups, packs, strict=True)))
 
@@ -225,7 +233,7 @@ class Forward:
         """Record, or measure, while nobody else launches anything: on the same streams, it would be part of it."""
 
         def alone(given: P) -> V:
-            with convolution_precision(self._precision):
+            with float32_precision(self._precision, self._products):
                 return work(given)
 
         return alone
@@ -273,17 +281,21 @@ _making = threading.Lock()
 """Held by whoever makes a network ready: what it launches between two recordings must not come into a third."""
 
 
+Precision = Literal["ieee", "tf32"]
+"""What is made of float32 numbers: all of them, or the ten bits of TF32."""
+
+
 @contextlib.contextmanager
-def convolution_precision(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
-    """What cuDNN may make of float32: all of it, or the ten bits of TF32. One thread at a time.
+def float32_precision(convolutions: Precision, products: Precision) -> Iterator[None]:
+    """What cuDNN's convolutions and cuBLAS's matrix products may make of float32. One thread at a time.
 
     PyTorch has one setting for the whole process: who restores it while another still needs it takes it away.
     """
-    settings = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # a property of the module
+    cudnn, cublas = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]  # properties
     with _one_at_a_time:
-        before = settings.fp32_precision
-        settings.fp32_precision = precision
+        before = cudnn.fp32_precision, cublas.fp32_precision
+        cudnn.fp32_precision, cublas.fp32_precision = convolutions, products
         try:
             yield
         finally:
-            settings.fp32_precision = before
+            cudnn.fp32_precision, cublas.fp32_precision = before
