@@ -24,7 +24,8 @@ ServiceError
     ├── NotReady              503 not_ready
     ├── Draining              503 draining
     ├── OutOfMemory           503 out_of_memory
-    └── DeadlineExceeded      504 deadline_exceeded
+    ├── DeadlineExceeded      504 deadline_exceeded
+    └── ServerUnreachable     raised by the client only, also a ConnectionError
 
 The server raises these, and ``app.http.handlers`` turns them into problem documents (RFC 9457). The client turns the
 documents back into the same classes with :func:`error_from_problem`. This module imports no framework.
@@ -47,6 +48,9 @@ class ServiceError(Exception):
         detail: what is wrong, the value, the limit, and what to do, in one or two sentences.
         retry_after: whole seconds to wait before another attempt, sent as ``Retry-After``. None takes the class's.
         facts: further members of the problem document, such as ``limit`` and ``actual``; JSON values.
+
+    Attributes:
+        request_id: of the failed request, set by the client; the server's log has it.
     """
 
     status: ClassVar[int] = 500
@@ -59,6 +63,7 @@ class ServiceError(Exception):
         assert not RESERVED & facts.keys(), "a fact cannot replace a member of the problem document"
         super().__init__(detail or self.title)
         self.detail = detail or self.title
+        self.request_id = ""
         self.retry_after = self.default_retry_after if retry_after is None else retry_after
         self.facts = facts
 
@@ -259,6 +264,14 @@ class DeadlineExceeded(ServerError):
     title = "Deadline exceeded"
 
 
+class ServerUnreachable(ServerError, ConnectionError):
+    """No server answers at the client's URL, or the connection broke and the server did not come back."""
+
+    status = 503
+    code = "unreachable"
+    title = "Server unreachable"
+
+
 def _tree(root: type[ServiceError]) -> Iterator[type[ServiceError]]:
     yield root
     for child in root.__subclasses__():
@@ -277,4 +290,6 @@ def error_from_problem(problem: Mapping[str, Any], *, retry_after: int | None = 
     leaves = {cls.code: cls for cls in _tree(ServiceError)}
     cls = leaves.get(str(problem.get("code")), family)
     facts = {name: value for name, value in problem.items() if name not in RESERVED}
-    return cls(str(problem.get("detail", "")), retry_after=retry_after, **facts)
+    error = cls(str(problem.get("detail", "")), retry_after=retry_after, **facts)
+    error.request_id = str(problem.get("request_id") or "")
+    return error

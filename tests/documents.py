@@ -62,9 +62,7 @@ def shown(value):
 
 def leaves(error):
     """The errors that reach clients as problem documents."""
-    if not error.__name__.endswith(("ServiceError", "RequestError", "ServerError")) and issubclass(
-        error, errors.ServiceError
-    ):
+    if not (error.__name__.endswith(("ServiceError", "RequestError", "ServerError")) or issubclass(error, OSError)):
         yield error
     for child in error.__subclasses__():
         yield from leaves(child)

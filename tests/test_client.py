@@ -11,13 +11,17 @@ import zipfile
 from pathlib import Path
 
 import httpx
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from PIL import Image
 
 from app import errors
 from app.client import AsyncClient, Client, Options, Progress, ServerUnreachable
+from app.client.images import encode_array, open_image
 from app.client.multipart import MultipartSplitter
 from app.schemas import UpscaleOptions
 from tests.scripted import ScriptedUpscaler
@@ -59,13 +63,13 @@ def clock(monkeypatch):
 
     clock = Clock()
     clock.pauses = []
-    monkeypatch.setattr("app.client.call.time", clock)
+    monkeypatch.setattr("app.client.retries.time", clock)
     monkeypatch.setattr("app.client.clients.time", clock)
-    monkeypatch.setattr("app.client.call.random.uniform", lambda low, _high: low)
+    monkeypatch.setattr("app.client.retries.random.uniform", lambda low, _high: low)
     return clock
 
 
-def scripted(*answers):
+def scripted(*answers, **options):
     """A client whose server gives these answers in turn, the last one for ever, and the requests that it got."""
     requests = []
 
@@ -76,7 +80,7 @@ def scripted(*answers):
             raise reply
         return reply() if callable(reply) else reply
 
-    return Client("http://test", transport=httpx.MockTransport(answer)), requests
+    return Client("http://test", transport=httpx.MockTransport(answer), **options), requests
 
 
 def problem(error, **headers):
@@ -138,7 +142,7 @@ def test_it_installs_alone_beside_an_app_of_ones_own(wheel, tmp_path):
 def test_its_options_are_the_services():
     """Each one that a person chooses, with the same type."""
     chosen = {name: field.annotation for name, field in UpscaleOptions.model_fields.items()}
-    assert set(Options.__annotations__) == set(chosen) - {"variant", "timeout_ms"}
+    assert set(Options.__annotations__) == set(chosen) - {"variant"}
 
 
 def test_an_image_comes_back_with_what_the_server_says_about_it(served, tmp_path):
@@ -160,6 +164,104 @@ def test_an_image_comes_back_with_what_the_server_says_about_it(served, tmp_path
     assert named.filename == opened.filename == "ünder-lightweight-x2.png"
     named.save(tmp_path / "saved.png")
     assert (tmp_path / "saved.png").read_bytes() == named.content
+
+
+def test_pil_images_and_arrays_are_sent_without_loss(served, tmp_path):
+    """As the same pixels in a file, 16 bits and alpha included; the result is a PIL image again."""
+    body = png(PICTURE)
+    (tmp_path / "photo.png").write_bytes(body)
+    deep = PICTURE.astype(np.uint16) * 257
+    rgba = np.dstack([PICTURE, np.full(PICTURE.shape[:2], 128, np.uint8)])
+
+    async def work(client):
+        with Image.open(tmp_path / "photo.png") as image:
+            images = [image.copy(), PICTURE, PICTURE[::-1][::-1], deep, rgba, PICTURE[:, :, 0], memoryview(body)]
+            return [await client.upscale(each) for each in images]
+
+    pillow, array, view, deep_result, rgba_result, gray, raw = served(work)
+    for answer in (pillow, array, view, raw):
+        np.testing.assert_array_equal(np.asarray(answer.image()), enlarged(PICTURE))
+    assert deep_result.content[24] == 16  # bits of a PNG's samples
+    assert rgba_result.image().mode == "RGBA"
+    assert gray.image().mode == "L"
+    assert gray.image().size == (40, 300)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
+def test_a_pil_image_of_every_mode_is_sent_as_it_is(mode):
+    """With its pixels, profile, EXIF and resolution."""
+    image = Image.new("I;16", (4, 3), 40_000) if mode == "I;16" else Image.fromarray(PICTURE[:3, :4]).convert(mode)
+    image.info |= {"icc_profile": b"profile", "dpi": (300, 300)}
+    image.getexif()[0x010E] = "about"
+    with open_image(image) as file, Image.open(file) as sent:
+        assert (sent.mode, sent.size) == (mode, (4, 3))
+        np.testing.assert_array_equal(np.asarray(sent.convert("RGB" if mode == "P" else mode)),
+                                      np.asarray(image.convert("RGB" if mode == "P" else mode)))  # fmt: skip
+        assert sent.info["icc_profile"] == b"profile"
+        assert sent.info["dpi"] == pytest.approx((300, 300), abs=0.1)
+        assert sent.getexif()[0x010E] == "about"
+
+
+SIDE = st.integers(1, 6)
+
+
+@given(
+    pixels=npst.arrays(
+        st.sampled_from([np.uint8, np.uint16]),
+        st.tuples(st.integers(1, 6), st.integers(1, 6))
+        | st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 4)),
+    )
+)
+def test_an_array_is_sent_as_the_same_pixels(pixels):
+    """For every size, number of channels and depth; another decoder reads the same values."""
+    decoded = imagecodecs.png_decode(encode_array(pixels))
+    np.testing.assert_array_equal(decoded.reshape(pixels.shape), pixels)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "words"),
+    [
+        (np.zeros((8, 8, 3)), ValueError, r"array of float64 with the shape \(8, 8, 3\)"),
+        (np.zeros((3, 8, 8), np.uint8), ValueError, r"shape \(3, 8, 8\)"),
+        (np.zeros((0, 8), np.uint8), ValueError, "no pixels"),
+        (Image.new("I", (2, 2), 70_000), ValueError, "mode I"),
+        (io.StringIO("text"), TypeError, "mode 'rb'"),
+        (None, TypeError, "NoneType"),
+        ("gone.png", FileNotFoundError, "gone.png"),
+    ],
+)
+def test_what_is_no_image_is_refused_before_anything_is_sent(image, error, words):
+    """With what it is, and what to give."""
+    client, requests = scripted(httpx.Response(200, headers=IMAGE))
+    with client, pytest.raises(error, match=words):
+        client.upscale(image)
+    assert requests == []
+
+
+def test_an_image_that_went_into_a_file_is_not_decoded(monkeypatch):
+    """The message says where it is; without Pillow it says what to install."""
+    client, _ = scripted(httpx.Response(200, headers=IMAGE, content=b"pixels"))
+    with client:
+        answer = client.upscale(b"x", into=io.BytesIO())
+        kept = client.upscale(b"x")
+    with pytest.raises(ValueError, match="written into a file"):
+        answer.image()
+    monkeypatch.setitem(sys.modules, "PIL", None)
+    with pytest.raises(ImportError, match="pip install pillow"):
+        kept.image()
+
+
+def test_new_headers_are_read():
+    """Steps, restoration, precision and quality, if the server reports them."""
+    more = {"Steps": "small-jpeg; small-x2", "Restored": "small-jpeg; quality=42", "Precision": "high", "Quality": "81"}
+    headers = {**IMAGE, **{f"X-Swin2SR-{name}": value for name, value in more.items()}}
+    client, _ = scripted(
+        httpx.Response(200, headers=headers, content=b"x"), httpx.Response(200, headers=IMAGE, content=b"x")
+    )
+    with client:
+        told, silent = client.upscale(b"x"), client.upscale(b"x")
+    assert (told.steps, told.restored, told.precision, told.quality) == (*list(more.values())[:3], 81)
+    assert (silent.steps, silent.restored, silent.precision, silent.quality) == ("", "", "", None)
 
 
 def test_options_reach_the_server(served):
@@ -265,19 +367,120 @@ def test_a_full_queue_is_waited_for_until_the_deadline(clock):
 
 
 def test_a_lost_connection_is_tried_again(clock):
-    """At once, then less and less often, as long as patience lasts; then the error says what happened."""
-    client, _ = scripted(
-        httpx.ConnectError("refused"), httpx.ReadError("reset"), httpx.Response(200, headers=IMAGE, content=b"pixels")
+    """The pauses become longer, up to 4 s; a server that has answered before is waited for during ``retry_window``."""
+    client, requests = scripted(
+        httpx.ConnectError("refused"),
+        httpx.ReadError("reset"),
+        httpx.Response(200, headers=IMAGE, content=b"pixels"),
+        httpx.ConnectError("refused"),
     )
     with client:
         assert client.upscale(b"x").content == b"pixels"
-    assert clock.pauses == [0.25, 0.5]
-    client, _ = scripted(httpx.ConnectError("refused"))
-    clock.pauses.clear()
-    with client, pytest.raises(ServerUnreachable, match="refused"):
-        client.upscale(b"x")
+        assert clock.pauses == [0.25, 0.5]
+        clock.pauses.clear()
+        with pytest.raises(
+            ServerUnreachable, match=r"Lost the connection to http://test.*retry_window: refused"
+        ) as lost:
+            client.upscale(b"x")
     assert 50 < sum(clock.pauses) <= 60
     assert max(clock.pauses) == 4
+    assert lost.value.request_id == requests[-1][0].headers["x-request-id"]
+
+
+@pytest.mark.parametrize("call", [lambda client: client.upscale(b"x"), lambda client: client.variants()])
+def test_a_server_that_never_answered_is_given_up_soon(clock, call):
+    """Within ``connect_timeout``, with the URL and what to check, as an error of the tree and a ConnectionError."""
+    client, _ = scripted(httpx.ConnectError("refused"))
+    with client, pytest.raises(errors.ServerUnreachable, match=r"http://test within 5 s \(connect_timeout\): refused"):
+        call(client)
+    assert 2 < sum(clock.pauses) <= 5
+    assert issubclass(errors.ServerUnreachable, ConnectionError)
+    assert issubclass(errors.ServerUnreachable, errors.ServiceError)
+    assert errors.ServerUnreachable is ServerUnreachable
+    client, _ = scripted(httpx.ConnectError("refused"), connect_timeout=100)
+    clock.pauses.clear()
+    with client, pytest.raises(errors.ServerUnreachable, match="within 100 s"):
+        call(client)
+    assert 90 < sum(clock.pauses) <= 100
+
+
+def test_a_connection_that_hangs_counts_from_its_start(clock):
+    """A first attempt that takes the whole ``connect_timeout`` is the last one."""
+
+    def hang(_request):
+        clock.now += 5
+        raise httpx.ConnectTimeout("timed out")
+
+    with (
+        Client("http://test", transport=httpx.MockTransport(hang)) as client,
+        pytest.raises(ServerUnreachable, match="timed out"),
+    ):
+        client.upscale(b"x")
+    assert clock.pauses == []
+
+
+def test_the_list_of_variants_is_waited_for_like_an_image(clock):
+    """Also through a restart of a server that has answered before."""
+    listed = httpx.Response(200, json={"default": "x2", "variants": []})
+    client, _ = scripted(listed, httpx.ConnectError("refused"), problem(errors.Draining("", retry_after=3)), listed)
+    with client:
+        assert client.variants().default == client.variants().default == "x2"
+    assert clock.pauses == [0.25, 3]
+    client, _ = scripted(httpx.ReadTimeout("silent"))
+    with client, pytest.raises(ServerUnreachable, match="silent"):
+        client.variants()
+
+
+def test_timeout_ms_shortens_the_timeout(clock):
+    """The smaller of the two is the deadline, which the server gets and which ends the waiting."""
+    client, requests = scripted(problem(errors.QueueFull("", retry_after=2)))
+    with client:
+        with pytest.raises(errors.QueueFull):
+            client.upscale(b"x", timeout_ms=5000)
+        assert clock.pauses == [2, 2]
+        with pytest.raises(errors.QueueFull):
+            client.upscale(b"x", timeout=3, timeout_ms=5000)
+        client, late = scripted(httpx.ReadTimeout("late"))
+        with pytest.raises(errors.DeadlineExceeded, match=r"within 0\.5 s.*timeout_ms") as exceeded:
+            client.upscale(b"x", timeout_ms=500)
+    assert [request.url.params["timeout_ms"] for request, _ in requests] == ["5000", "3000", "1000", "3000", "1000"]
+    assert exceeded.value.request_id == late[0][0].headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (problem(errors.UnknownVariant("")), errors.UnknownVariant),
+        (httpx.Response(404, content=b"<html>"), errors.RequestError),
+        (httpx.Response(200, headers={"Content-Type": "text/html"}, content=b"<html>"), errors.ServiceError),
+    ],
+)
+def test_every_error_has_a_request_id(reply, kind):
+    """That of the problem document; else the one that the client sent. Options that are wrong get one too."""
+    client, requests = scripted(reply)
+    with client:
+        with pytest.raises(kind) as refused:
+            client.upscale(b"x")
+        with pytest.raises(errors.InvalidOption) as invalid:
+            client.upscale(b"x", quality=0)
+        with pytest.raises(kind) as listed:
+            client.variant("x3")
+    sent = [request.headers["x-request-id"] for request, _ in requests]
+    named = reply.headers.get("content-type") == "application/problem+json"
+    assert [refused.value.request_id, listed.value.request_id] == (["id", "id"] if named else sent)
+    assert invalid.value.request_id
+
+
+def test_the_request_id_is_in_the_servers_log(served, caplog):
+    """The id of an error finds the line of the request."""
+
+    async def work(client):
+        with caplog.at_level("INFO", "app.access"), pytest.raises(errors.UnknownVariant) as unknown:
+            await client.upscale(png(noise(8, 8)), "x3")
+        return unknown.value
+
+    identity = served(work).request_id
+    assert any(identity in str(record.__dict__) for record in caplog.records)
 
 
 def test_a_proxy_without_a_server_is_a_server_that_is_away(clock):
@@ -373,9 +576,14 @@ def test_a_key_is_sent():
 
 def test_an_address_that_is_none_is_one_sentence():
     """The same class as for a server that is not there."""
-    with Client("nonsense") as client, pytest.raises(ServerUnreachable):
+    with Client("nonsense") as client, pytest.raises(ServerUnreachable, match="'nonsense' is not the URL of a server"):
         client.upscale(b"x")
-    with Client("http://127.0.0.1:1") as client, pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:1"):
+    with pytest.raises(ValueError, match="is not a URL"):
+        Client("http://127.0.0.1:many")
+    with (
+        Client("http://127.0.0.1:1", connect_timeout=0.5) as client,
+        pytest.raises(ServerUnreachable, match=r"127\.0\.0\.1:1"),
+    ):
         client.variants()
 
 

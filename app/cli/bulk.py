@@ -25,7 +25,7 @@ _EXISTS = "Use --force to overwrite it, or --skip-existing to skip such images."
 class Backend(Protocol):
     """Upscales one image at a time: in this process, or on a server."""
 
-    async def upscale(self, body: bytes, name: str, on_progress: client.answer.OnProgress) -> client.UpscaledImage:
+    async def upscale(self, body: bytes, name: str, on_progress: client.response.OnProgress) -> client.UpscaledImage:
         """Upscale an encoded image.
 
         Args:
@@ -108,7 +108,7 @@ class BulkUpscaler:
             bars.remove_task(bar)
             bars.advance(total)
 
-    async def _process(self, task: FileTask, show: client.answer.OnProgress) -> None:
+    async def _process(self, task: FileTask, show: client.response.OnProgress) -> None:
         started = time.monotonic()
         if task.target is not None and task.target.exists() and not self._force:
             if self._skip:
@@ -152,8 +152,6 @@ class BulkUpscaler:
     def _fail(self, task: FileTask, error: ServiceError | OSError) -> None:
         reason = error.detail if isinstance(error, ServiceError) else _message(error)
         code = error.code if isinstance(error, ServiceError) else "file_error"
-        if isinstance(error, client.ServerUnreachable):
-            code = "unreachable"
         self._failures.append((task, reason))
         self._print(f"{task.name}: {reason}", "red")
         self._write_json(task, error={"code": code, "detail": reason})

@@ -47,7 +47,7 @@ class HttpBackend:
             raise NotReady(f"The server cannot use {found.name}. {found.reason or ''}".strip())
         return found.name
 
-    async def upscale(self, body: bytes, name: str, on_progress: client.answer.OnProgress) -> client.UpscaledImage:
+    async def upscale(self, body: bytes, name: str, on_progress: client.response.OnProgress) -> client.UpscaledImage:
         """Upscale one image.
 
         Raises:

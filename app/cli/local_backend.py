@@ -60,7 +60,7 @@ class LocalBackend:
             raise NotReady(f"The weights of {entry.name!r} are not on this machine. Download them with: {fetch}")
         return registry.resolve(entry.name).name
 
-    async def upscale(self, body: bytes, name: str, on_progress: client.answer.OnProgress) -> client.UpscaledImage:
+    async def upscale(self, body: bytes, name: str, on_progress: client.response.OnProgress) -> client.UpscaledImage:
         """Upscale one image.
 
         Raises:

@@ -1,4 +1,4 @@
-"""A multipart body, split as it comes (RFC 2046)."""
+"""Splits a multipart body (RFC 2046) while it is received."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import httpx
 
 
 class MultipartSplitter:
-    """Splits a multipart body as it comes: headers when a part begins, its bytes without waiting, None at its end."""
+    """Splits a multipart body: yields the headers of each part, its bytes without delay, and None at its end."""
 
     def __init__(self, boundary: str) -> None:
         self._mark = b"\r\n--" + boundary.encode()
-        self._buffer = bytearray(b"\r\n")  # the first boundary may stand on the first line
-        self._inside: bool | None = None  # of a part's body; None before the first part
+        self._buffer = bytearray(b"\r\n")  # the first boundary may be on the first line
+        self._inside: bool | None = None  # whether in a part's body; None before the first part
 
     def feed(self, chunk: bytes) -> Iterator[httpx.Headers | bytes | None]:
-        """Take what has come."""
+        """Split a chunk of the body."""
         self._buffer += chunk
         while True:
             if self._inside is False:

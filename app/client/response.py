@@ -1,4 +1,4 @@
-"""A response as it comes: an image or a problem document, alone or behind parts that tell the progress."""
+"""Reads a response: an image or a problem document, alone or preceded by JSON progress parts."""
 
 from __future__ import annotations
 
@@ -9,20 +9,30 @@ from dataclasses import dataclass, field
 from email.message import Message
 from email.utils import collapse_rfc2231_value
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import httpx
 
 from ..errors import NotReady, ServiceError, error_from_problem
+from .images import decode
 from .multipart import MultipartSplitter
 
-AWAY = frozenset({502, 503, 504})
-"""What a proxy says for a server that is not there."""
+if TYPE_CHECKING:
+    from PIL import Image
+
+PROXY_STATUSES = frozenset({502, 503, 504})
+"""Statuses of a proxy whose server cannot be reached."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a request is: ``queued`` at a position (1 is next), or ``running``, so many tiles done of all."""
+    """The progress of a request.
+
+    Attributes:
+        state: ``queued``, or ``running`` once the first tile is computed.
+        position: in the queue; 1 is next.
+        tile, tiles: finished tiles, and all tiles.
+    """
 
     state: Literal["queued", "running"]
     position: int = 0
@@ -35,7 +45,17 @@ OnProgress = Callable[[Progress], object]
 
 @dataclass(frozen=True)
 class UpscaledImage:
-    """An answer: the image's bytes (none where they went ``into`` a file), and what the server says about it."""
+    """An upscaled image, and what the server reports about it.
+
+    Attributes:
+        content: the encoded image; empty if it was written ``into`` a file.
+        notice: what the output format lost, if anything.
+        timing: milliseconds by stage.
+        steps: the steps that were run, for example ``small-x4; resize 2000x1500``, if the server reports them.
+        restored: the variant that removed compression artefacts first, if any.
+        precision: of the computation, if the server reports it.
+        quality: that was chosen to keep ``max_bytes``, or None.
+    """
 
     content: bytes = field(repr=False)
     media_type: str
@@ -45,22 +65,35 @@ class UpscaledImage:
     tiles: int
     request_id: str
     notice: str = ""
-    """What the format could not hold."""
     timing: Mapping[str, float] = field(default_factory=dict)
-    """Milliseconds by stage, from ``Server-Timing``."""
+    steps: str = ""
+    restored: str = ""
+    precision: str = ""
+    quality: int | None = None
 
     def save(self, file: str | os.PathLike[str]) -> None:
         """Write the image to a file."""
         Path(file).write_bytes(self.content)
 
+    def image(self) -> Image.Image:
+        """Decode the image with Pillow, which reads 16-bit colour as 8 bits.
 
-class Answer:
-    """One response.
+        Raises:
+            ValueError: if the image was written ``into`` a file.
+            ImportError: if Pillow is not installed.
+        """
+        if not self.content:
+            raise ValueError("The image was written into a file. Open that file, or call upscale() without `into`.")
+        return decode(self.content)
+
+
+class ResponseReader:
+    """Reads one response from its chunks.
 
     Args:
-        response: its status and headers; the body is fed.
-        into: where an image goes, else it is kept.
-        on_progress: told each step.
+        response: its status and headers. The body is passed to ``feed``.
+        into: file for the image; None keeps it in memory.
+        on_progress: called with each step.
     """
 
     def __init__(self, response: httpx.Response, into: BinaryIO | None, on_progress: OnProgress | None) -> None:
@@ -76,28 +109,28 @@ class Answer:
         self._splitter = MultipartSplitter(boundary) if media_type == "multipart/mixed" else None
 
     def feed(self, chunk: bytes) -> None:
-        """Take what has come."""
+        """Read a chunk of the body."""
         for event in self._splitter.feed(chunk) if self._splitter else (chunk,):
             if isinstance(event, httpx.Headers):
                 self._headers = event
             elif isinstance(event, bytes):
-                self._take(event)
+                self._keep(event)
             else:
                 self._end_part()
 
     def finish(self) -> UpscaledImage:
-        """The image.
+        """The image, after the last chunk.
 
         Raises:
-            ServiceError: that came in its place.
-            httpx.RemoteProtocolError: if the answer broke off.
+            ServiceError: if the server sent an error.
+            httpx.RemoteProtocolError: if the response is incomplete.
         """
         if self._splitter is None:
             self._end_part()
         if self._error:
             raise self._error
         if not self._complete:
-            raise httpx.RemoteProtocolError("the answer ended before the image")
+            raise httpx.RemoteProtocolError("the response ended before the image was complete")
         headers = httpx.Headers({**self._response.headers, **self._headers})
         return UpscaledImage(
             content=bytes(self._body),
@@ -109,9 +142,13 @@ class Answer:
             request_id=headers.get("x-request-id", ""),
             notice=headers.get("x-swin2sr-notice", ""),
             timing=_timing(headers.get("server-timing", "")),
+            steps=headers.get("x-swin2sr-steps", ""),
+            restored=headers.get("x-swin2sr-restored", ""),
+            precision=headers.get("x-swin2sr-precision", ""),
+            quality=int(quality) if (quality := headers.get("x-swin2sr-quality", "")).isdecimal() else None,
         )
 
-    def _take(self, chunk: bytes) -> None:
+    def _keep(self, chunk: bytes) -> None:
         if self._into and self._response.is_success and _media_type(self._headers).startswith("image/"):
             self._into.write(chunk)
         else:
@@ -122,37 +159,43 @@ class Answer:
         if self._response.is_success and media_type.startswith("image/"):
             self._complete = True
         elif self._response.is_success and media_type == "application/json":
-            self._tell(json.loads(self._body))
+            self._report(json.loads(self._body))
             self._body.clear()
         else:
-            self._error = _error(self._response.status_code, self._headers, bytes(self._body))
+            self._error = _error(self._response, self._headers, bytes(self._body))
 
-    def _tell(self, step: Mapping[str, int]) -> None:
+    def _report(self, step: Mapping[str, int]) -> None:
         if self._on_progress:
             known = {name: value for name, value in step.items() if name in Progress.__dataclass_fields__}
             self._on_progress(Progress(**known))  # type: ignore[arg-type]
 
 
 def check(response: httpx.Response) -> bytes:
-    """A complete response's body.
+    """The body of a complete response, which is JSON.
 
     Raises:
-        ServiceError: that the response describes.
+        ServiceError: if the response is an error, or not JSON.
     """
-    if response.is_success:
+    if response.is_success and _media_type(response.headers) == "application/json":
         return response.content
-    raise _error(response.status_code, response.headers, response.content)
+    raise _error(response, response.headers, response.content)
 
 
-def _error(status: int, headers: httpx.Headers, body: bytes) -> ServiceError:
+def _error(response: httpx.Response, headers: httpx.Headers, body: bytes) -> ServiceError:
+    """The error of a response, or of a part of it."""
     after = headers.get("retry-after", "")
     retry_after = int(after) if after.isdecimal() else None
+    status, url = response.status_code, response.url.copy_with(query=None)
+    error: ServiceError
     if _media_type(headers) == "application/problem+json":
-        return error_from_problem(json.loads(body), retry_after=retry_after)
-    if status in AWAY:
-        return NotReady(f"Something between here and the server answers {status}.", retry_after=retry_after)
-    detail = f"The server answers {status} without saying why. Is this the address of a Swin2SR server?"
-    return error_from_problem({"status": status, "detail": detail})
+        error = error_from_problem(json.loads(body), retry_after=retry_after)
+    elif status in PROXY_STATUSES:
+        error = NotReady(f"A proxy answered {status} for {url}: it cannot reach the server.", retry_after=retry_after)
+    else:
+        detail = f"{url} answered {status} without a problem document. Is this the URL of a Swin2SR server?"
+        error = error_from_problem({"status": status, "detail": detail})
+    error.request_id = error.request_id or response.headers.get("x-request-id", "")
+    return error
 
 
 def _media_type(headers: httpx.Headers) -> str:
