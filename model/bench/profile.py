@@ -74,7 +74,7 @@ def count_arithmetic(network: Swin2SR, pixels: int) -> dict[str, float]:
     """Operations of a forward pass over so many pixels, by family; a multiply-add is two."""
     window = network.config.window_size
     canvas = next(network.parameters()).new_zeros(1, network.config.num_channels, window, window)
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(canvas)
     counted: Counter[str] = Counter()
     for operator, flops in counter.get_flop_counts()["Global"].items():

@@ -27,8 +27,7 @@ def multiply_adds_per_pixel(network: Swin2SR) -> float:
     config = network.config
     parameter = next(network.parameters())
     window = parameter.new_zeros(1, config.num_channels, config.window_size, config.window_size)
-    # PyTorch's own operators, which can be counted, run where gradients could be asked for.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(window)
     return counter.get_total_flops() / 2 / config.window_size**2
 
