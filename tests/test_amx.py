@@ -67,7 +67,7 @@ def test_each_precision_is_as_near_to_float64_as_it_says(dim: int, heads: int, w
 def test_amx_computes_the_block(*, heads, depth, window, hidden, counts, shifted, precision):
     """Any number of heads, pairs of channels, hidden channels and tokens, any mixture of masks."""
     dim = 2 * heads * depth
-    block = random_block(dim, heads, window, window // 2 if shifted else 0, 2 * round(dim * hidden / 2) / dim)
+    block = random_block(dim, heads, window, window // 2 if shifted else 0, 2 * max(1, round(dim * hidden / 2)) / dim)
     assert error(block, counts if shifted else (sum(counts),), precision) < 2 * PRECISIONS[precision]
 
 
