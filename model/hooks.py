@@ -1,4 +1,7 @@
-"""Detects who observes or changes what the modules of a network compute, and the heartbeat hook."""
+"""Who looks at a network while it computes.
+
+Whoever computes several modules at once, or in memory that is used again, has to know that nobody sees the difference.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,12 @@ from torch import nn
 from torch.nn.modules import module as everywhere
 
 
-class HeartbeatHook:
-    """A forward pre-hook that observes nothing: it tells that a network goes on.
+class Beat:
+    """A forward pre-hook that looks at nothing: it tells that a network goes on, however that computes.
 
     Args:
-        tell: called before a module computes.
+        tell: called before a module computes; not for modules within a block or behind a stage, which the kernel takes
+            together.
     """
 
     def __init__(self, tell: Callable[[], None]) -> None:
@@ -23,16 +27,12 @@ class HeartbeatHook:
         self._tell()
 
 
-def has_observers(network: nn.Module) -> bool:
-    """Whether a module is in training, has a hook, or has a ``forward`` of its own in place of its class's."""
+def is_watched(module: nn.Module) -> bool:
+    """Whether a module or one within it has a hook that could see how values come about."""
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:  # noqa: SLF001
         return True
     return any(
-        part.training
-        or "forward" in vars(part)
-        or any(
-            not isinstance(hook, HeartbeatHook)
-            for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())  # noqa: SLF001
-        )
-        for part in network.modules()
+        not isinstance(hook, Beat)
+        for part in module.modules()
+        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())  # noqa: SLF001
     )
