@@ -64,11 +64,6 @@ class Settings(HttpSettings):
     drain_timeout_ms: int = Field(600_000, ge=0, description="on SIGTERM: longest wait for what was accepted")
     log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines")
 
-    @field_validator("variants", mode="before")
-    @classmethod
-    def _split_variants(cls, value: object) -> object:
-        return split(value)
-
     @model_validator(mode="before")
     @classmethod
     def _refuse_dtype(cls, values: object) -> object:
@@ -78,6 +73,11 @@ class Settings(HttpSettings):
             precision = {"float32": "exact", "bfloat16": "fast"}.get(dtype.lower(), "auto")
             raise ValueError(f"{PREFIX}DTYPE={dtype} is no longer a setting; set {PREFIX}PRECISION={precision} instead")
         return values
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _split_variants(cls, value: object) -> object:
+        return split(value)
 
     @field_validator("variants")
     @classmethod

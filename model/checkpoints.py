@@ -6,11 +6,10 @@ or without a ``module.`` prefix. Pickled files are opened with ``weights_only=Tr
 """
 
 import json
-import math
 import pickle
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from model.config import Swin2SRConfig
-from model.network import Swin2SR
+from model.network import Swin2SR, Swin2SRBody
 from model.state_dict_keys import (
     BODY_PREFIX,
     CheckpointError,
@@ -31,6 +30,7 @@ from model.state_dict_keys import (
     to_huggingface,
     to_official,
 )
+from model.windows import relative_coords_table, relative_position_index
 
 __all__ = [
     "Checkpoint",
@@ -115,17 +115,29 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 def load_weights(network: Swin2SR, checkpoint: Checkpoint) -> None:
     """Load a checkpoint's weights into a network of the same configuration.
 
-    Names and shapes are compared in the file's own layout first, so that the error speaks of what is in the file.
+    Names and shapes are compared in the file's own layout first, so that the error names what is in the file.
 
     Raises:
         CheckpointError: if weights are missing, unexpected or misshaped.
     """
-    expected = network.state_dict()
-    foreign = is_huggingface(checkpoint.state)
-    if foreign:
-        expected = to_huggingface(expected, network.config)
-    check_shapes(checkpoint, expected)
-    network.load_state_dict(to_official(checkpoint.state) if foreign else checkpoint.state, strict=True)
+    state, expected = checkpoint.state, network.state_dict()
+    official = not is_huggingface(state)
+    check_shapes(checkpoint, to_official(expected) if official else expected)
+    network.load_state_dict(to_huggingface(state, network.config) if official else state)
+
+
+def load_body_weights(body: Swin2SRBody, checkpoint: Checkpoint) -> None:
+    """As ``load_weights``, for a network without a head; the head's weights in the checkpoint are left out.
+
+    Raises:
+        CheckpointError: if weights are missing, unexpected or misshaped.
+    """
+    kept = {key: tensor for key, tensor in checkpoint.state.items() if not is_head(key)}
+    expected = {BODY_PREFIX + key: tensor for key, tensor in body.state_dict().items()}
+    official = not is_huggingface(kept)
+    check_shapes(replace(checkpoint, state=kept), to_official(expected) if official else expected)
+    state = to_huggingface(kept, body.config) if official else kept
+    body.load_state_dict({key.removeprefix(BODY_PREFIX): tensor for key, tensor in state.items()})
 
 
 def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> None:
@@ -163,7 +175,7 @@ def write_official(network: Swin2SR, file: str | Path) -> None:
         ValueError: for another ending, and for a ``.pth`` file from which another configuration would be told.
     """
     file = Path(file)
-    state = _portable(network.state_dict())
+    state = _portable(to_official(network.state_dict()))
     if file.suffix == ".safetensors":
         save_file(state, file, metadata={"format": "pt", "config": json.dumps(network.config.to_dict())})
     elif file.suffix == ".pth":
@@ -175,19 +187,15 @@ def write_official(network: Swin2SR, file: str | Path) -> None:
         raise ValueError(f"official weights are written to .safetensors or .pth, not to {file.name!r}")
 
 
-def write_pretrained(network: Swin2SR, folder: str | Path) -> None:
+def write_pretrained(network: Swin2SR | Swin2SRBody, folder: str | Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` as Transformers does, creating the folder.
 
-    Transformers itself cannot load weights with ``resi_connection="3conv"``; this project can. As there, the names of
-    a body without a head go without their common prefix.
+    Transformers itself cannot load weights with ``resi_connection="3conv"``; this project can.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     network.config.save_pretrained(folder)
-    state = to_huggingface(_portable(network.state_dict()), network.config)
-    if not any(is_head(key) for key in state):
-        state = {key.removeprefix(BODY_PREFIX): tensor for key, tensor in state.items()}
-    save_file(state, folder / _WEIGHT_FILES[0], metadata={"format": "pt"})
+    save_file(_portable(network.state_dict()), folder / _WEIGHT_FILES[0], metadata={"format": "pt"})
 
 
 def _find_weights(folder: Path) -> Path:
@@ -267,17 +275,15 @@ def _decisive(config: Swin2SRConfig) -> dict[str, object]:
 
 
 def _index_buffers(config: Swin2SRConfig) -> dict[str, Tensor]:
-    """The two index buffers that the official code keeps with every block, as it computes them."""
+    """The two index buffers that the official code keeps with every block."""
     window = config.window_size
-    axis = torch.arange(-(window - 1), window, dtype=torch.float32) / max(window - 1, 1) * 8
-    axis = axis.sign() * torch.log2(axis.abs() + 1) / math.log2(8)
-    table = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), dim=-1).unsqueeze(0)
-    rows, columns = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
-    offsets = [flat[:, None] - flat[None, :] + window - 1 for flat in (rows.flatten(), columns.flatten())]
-    index = offsets[0] * (2 * window - 1) + offsets[1]
+    table = relative_coords_table(window).view(1, 2 * window - 1, 2 * window - 1, 2)
     return {
         f"layers.{stage}.residual_group.blocks.{block}.attn.{name}": buffer
         for stage, depth in enumerate(config.depths)
         for block in range(depth)
-        for name, buffer in (("relative_coords_table", table), ("relative_position_index", index))
+        for name, buffer in (
+            ("relative_coords_table", table),
+            ("relative_position_index", relative_position_index(window)),
+        )
     }

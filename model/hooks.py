@@ -1,7 +1,4 @@
-"""Who looks at a network while it computes.
-
-Whoever computes several modules at once, or in memory that is used again, has to know that nobody sees the difference.
-"""
+"""Detects who observes or changes what the modules of a network compute, and the heartbeat hook."""
 
 from __future__ import annotations
 
@@ -11,12 +8,11 @@ from torch import nn
 from torch.nn.modules import module as everywhere
 
 
-class Beat:
-    """A forward pre-hook that looks at nothing: it tells that a network goes on, however that computes.
+class HeartbeatHook:
+    """A forward pre-hook that observes nothing: it tells that a network goes on.
 
     Args:
-        tell: called before a module computes; not for modules within a block or behind a stage, which the kernel takes
-            together.
+        tell: called before a module computes.
     """
 
     def __init__(self, tell: Callable[[], None]) -> None:
@@ -27,12 +23,16 @@ class Beat:
         self._tell()
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether a module or one within it has a hook that could see how values come about."""
+def has_observers(network: nn.Module) -> bool:
+    """Whether a module is in training, has a hook, or has a ``forward`` of its own in place of its class's."""
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:  # noqa: SLF001
         return True
     return any(
-        not isinstance(hook, Beat)
-        for part in module.modules()
-        for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())  # noqa: SLF001
+        part.training
+        or "forward" in vars(part)
+        or any(
+            not isinstance(hook, HeartbeatHook)
+            for hook in (*part._forward_hooks.values(), *part._forward_pre_hooks.values())  # noqa: SLF001
+        )
+        for part in network.modules()
     )

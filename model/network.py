@@ -2,29 +2,26 @@
 
 Paper: Conde, Choi, Burchi, Timofte, *Swin2SR: SwinV2 Transformer for Compressed Image Super-Resolution and
 Restoration*, ECCV 2022 Workshops, arXiv 2209.11345. Reference: ``models/network_swin2sr.py`` of
-github.com/mv-lab/swin2sr (Apache-2.0); the state dict has its keys.
+github.com/mv-lab/swin2sr (Apache-2.0). The modules have the names that Hugging Face Transformers gives them.
 
-The network works on a canvas with one or many images of any sizes (``model.packing``). Padding to the window and
-cropping stand outside (``model.padding``). Shapes: S sheets, H W pixels of the canvas, C channels, T tokens,
-N tokens per window, nW windows.
+This file is the definition of the network; ``model.inference`` computes the same faster. Shapes in comments: B images,
+H W pixels, C channels, N tokens per window, nW windows of an image, nH heads.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from model import cpu_kernel
-from model.attention import WindowAttention
 from model.config import Swin2SRConfig
-from model.hooks import is_watched
-from model.packing import LayoutCache, PackedLayout, split_by_area
 from model.reconstruction import Reconstruction, build_head, conv3x3, mean_of
-from model.scratch import Scratch
+from model.windows import merge, partition, relative_coords_table, relative_position_index, shift_mask
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "gelu": nn.GELU,
@@ -33,107 +30,160 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "selu": nn.SELU,
 }
 
-
-PACK_PIXELS = 2**16
-"""Pixels that share a canvas on a CPU: more would leave its caches, and fewer would pay for every operator's start."""
-
-NORM_TOKENS = 2**12
-"""Tokens that are normalised together where they lie."""
-
-CHUNK = 32
-"""Windows that pass a block together on a CPU without the kernel: few enough for their attention to stay in cache."""
+# The official code clamps to the float32 logarithm, in every dtype.
+MAX_LOGIT_SCALE = float(torch.log(torch.tensor(100.0)))
 
 
-class Mlp(nn.Module):
-    """Two linear layers with an activation between them, per token."""
+class SelfAttention(nn.Module):
+    """Window attention of SwinV2: scaled cosine similarity and a continuous relative position bias."""
+
+    relative_coords_table: Tensor
+    relative_position_index: Tensor
+
+    def __init__(self, config: Swin2SRConfig, heads: int) -> None:
+        super().__init__()
+        dim, self.heads, self.window = config.embed_dim, heads, config.window_size
+        self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))
+        self.continuous_position_bias_mlp = nn.Sequential(
+            nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False)
+        )
+        self.query = nn.Linear(dim, dim, bias=config.qkv_bias)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.register_buffer("relative_coords_table", relative_coords_table(self.window), persistent=False)
+        self.register_buffer("relative_position_index", relative_position_index(self.window), persistent=False)
+
+    def position_bias(self) -> Tensor:
+        """The continuous relative position bias (nH, N, N), within (0, 16)."""
+        table = self.continuous_position_bias_mlp(self.relative_coords_table)  # ((2 window - 1)^2, nH)
+        return 16 * torch.sigmoid(table.t()[:, self.relative_position_index])
+
+    def scale(self) -> Tensor:
+        """The factor on cosines (nH, 1, 1), at most 100."""
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+
+    def forward(
+        self, windows: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Attend among the tokens of each window.
+
+        Args:
+            windows: (B * nW, N, C).
+            mask: (nW, N, N), added to the logits.
+            head_mask: (nH,), a factor on the attention of each head.
+
+        Returns:
+            (B * nW, N, C) and the attention probabilities (B * nW, nH, N, N).
+        """
+        query, key, value = (
+            projection(windows).view(*windows.shape[:2], self.heads, -1).transpose(1, 2)  # (B nW, nH, N, C/nH)
+            for projection in (self.query, self.key, self.value)
+        )
+        exact = torch.promote_types(query.dtype, torch.float32)
+        cosines = F.normalize(query.to(exact), dim=-1) @ F.normalize(key.to(exact), dim=-1).transpose(-2, -1)
+        logits = cosines * self.scale() + self.position_bias()  # (B nW, nH, N, N)
+        if mask is not None:
+            logits = (logits.view(-1, len(mask), *logits.shape[1:]) + mask[:, None].to(logits.dtype)).flatten(0, 1)
+        probabilities = self.dropout(torch.softmax(logits, dim=-1, dtype=exact).to(value.dtype))
+        if head_mask is not None:
+            probabilities = probabilities * head_mask[:, None, None]
+        return (probabilities @ value).transpose(1, 2).flatten(2), probabilities
+
+
+class Projection(nn.Module):
+    """A linear layer that ends a branch, with dropout."""
+
+    def __init__(self, dim_in: int, dim_out: int, dropout: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(dim_in, dim_out)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (..., C in) to (..., C out)."""
+        return self.dropout(self.dense(tokens))
+
+
+class Attention(nn.Module):
+    """Window attention and the projection of its result."""
+
+    def __init__(self, config: Swin2SRConfig, heads: int) -> None:
+        super().__init__()
+        self.self = SelfAttention(config, heads)
+        self.output = Projection(config.embed_dim, config.embed_dim, config.hidden_dropout_prob)
+
+    def forward(self, windows: Tensor, mask: Tensor | None, head_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As ``SelfAttention.forward``."""
+        attended, probabilities = self.self(windows, mask, head_mask)
+        return self.output(attended), probabilities
+
+
+class Intermediate(nn.Module):
+    """The first half of the MLP."""
 
     def __init__(self, config: Swin2SRConfig) -> None:
         super().__init__()
-        hidden = int(config.embed_dim * config.mlp_ratio)
-        self.fc1 = nn.Linear(config.embed_dim, hidden)
-        self.act = ACTIVATIONS[config.hidden_act]()
-        self.fc2 = nn.Linear(hidden, config.embed_dim)
+        self.dense = nn.Linear(config.embed_dim, int(config.mlp_ratio * config.embed_dim))
+        self.intermediate_act_fn = ACTIVATIONS[config.hidden_act]()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (..., C) to the same shape."""
-        return self.fc2(self.act(self.fc1(tokens)))
+        """Tokens (..., C) to (..., hidden)."""
+        return self.intermediate_act_fn(self.dense(tokens))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: drops the branch of some images in training, scaled so that the expectation stays."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(self, branch: Tensor) -> Tensor:
+        """Branch (B, ...) to the same shape."""
+        if not self.training or not self.probability:
+            return branch
+        kept = torch.rand(branch.shape[0], *[1] * (branch.ndim - 1), device=branch.device) >= self.probability
+        return branch * kept.to(branch.dtype) / (1 - self.probability)
 
 
 class SwinTransformerBlock(nn.Module):
-    """Window attention and MLP, each normalised after itself and added (res-post-norm).
-
-    Args:
-        config: of the network.
-        heads: attention heads of the stage.
-        shift: 0, or the shift of the window grid.
-        drop_path: probability that a window's branch is dropped in training.
-    """
+    """Window attention and an MLP, each normalised at its end and added (res-post-norm)."""
 
     def __init__(self, config: Swin2SRConfig, heads: int, shift: int, drop_path: float) -> None:
         super().__init__()
-        self.shift, self.drop_path, self.dropout = shift, drop_path, config.hidden_dropout_prob
-        self.attn = WindowAttention(
-            config.embed_dim,
-            heads,
-            config.window_size,
-            shift,
-            qkv_bias=config.qkv_bias,
-            dropout=config.attention_probs_dropout_prob,
-        )
-        self.norm1 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
-        self.mlp = Mlp(config)
-        self.norm2 = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        dim, self.window, self.shift = config.embed_dim, config.window_size, shift
+        self.attention = Attention(config, heads)
+        self.layernorm_before = nn.LayerNorm(dim, eps=config.layer_norm_eps)
+        self.drop_path = DropPath(drop_path)
+        self.intermediate = Intermediate(config)
+        self.output = Projection(int(config.mlp_ratio * dim), dim, config.hidden_dropout_prob)
+        self.layernorm_after = nn.LayerNorm(dim, eps=config.layer_norm_eps)
 
     def forward(
-        self, tokens: Tensor, counts: tuple[int, ...], gather: Tensor | None = None, out: Tensor | None = None
-    ) -> Tensor:
+        self, tokens: Tensor, size: tuple[int, int], mask: Tensor, head_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Run all windows through the block.
 
         Args:
-            tokens: (T, C).
-            counts: how many windows, in the block's order, have which kind of attention mask.
-            gather: (T,), the row of ``tokens`` that each token of the block comes from; None where that is itself.
-            out: (T, C), memory that the result may be put into.
+            tokens: (B, H * W, C).
+            size: H and W.
+            mask: (nW, N, N), of the shifted grid.
+            head_mask: (nH,), a factor on the attention of each head.
 
         Returns:
-            (T, C) in the block's order.
+            (B, H * W, C) and the attention probabilities (B * nW, nH, N, N).
         """
-        if cpu_kernel.can_run(self, tokens):
-            return cpu_kernel.run(self, tokens, gather, counts, out)
-        if gather is not None:
-            tokens = tokens.index_select(0, gather)
-        windows = tokens.view(-1, self.attn.window**2, tokens.shape[1])
-        if torch.is_grad_enabled() or tokens.device.type != "cpu":
-            return self.attend_and_mix(windows, counts).view_as(tokens)
-        output = torch.empty_like(windows)
-        for first, last, kinds in split_counts(counts, CHUNK):
-            output[first:last] = self.attend_and_mix(windows[first:last], kinds)
-        return output.view_as(tokens)
-
-    def attend_and_mix(self, windows: Tensor, counts: tuple[int, ...]) -> Tensor:
-        """Windows (nW, N, C), sorted by mask kind with ``counts`` of each, to the same shape."""
-        windows = windows + self.stochastic_depth(self.norm1(self._dropout(self.attn(windows, counts))))
-        return windows + self.stochastic_depth(self.norm2(self._dropout(self.mlp(windows))))
-
-    def _dropout(self, tokens: Tensor) -> Tensor:
-        return F.dropout(tokens, self.dropout, self.training)
-
-    def stochastic_depth(self, tokens: Tensor) -> Tensor:
-        """Drop the branch (nW, N, C) of some windows in training, scaled so that the expectation stays."""
-        if not self.training or not self.drop_path:
-            return tokens
-        kept = torch.rand(tokens.shape[0], 1, 1, device=tokens.device) >= self.drop_path
-        return tokens * kept.to(tokens.dtype) / (1 - self.drop_path)
-
-
-def split_counts(counts: tuple[int, ...], size: int) -> Iterator[tuple[int, int, tuple[int, ...]]]:
-    """Cut windows sorted by kind into runs of at most ``size``: first, last (excluded) and the counts within."""
-    ends = list(itertools.accumulate(counts))
-    starts = [end - count for end, count in zip(ends, counts, strict=True)]
-    for first in range(0, ends[-1], size):
-        last = min(first + size, ends[-1])
-        within = (max(0, min(end, last) - max(start, first)) for start, end in zip(starts, ends, strict=True))
-        yield first, last, tuple(within)
+        image = tokens.view(-1, *size, tokens.shape[2])  # (B, H, W, C)
+        if self.shift:
+            image = torch.roll(image, (-self.shift, -self.shift), (1, 2))
+        windows = partition(image, self.window)  # (B nW, N, C)
+        windows, probabilities = self.attention(windows, mask if self.shift else None, head_mask)
+        image = merge(windows, self.window, *size)  # (B, H, W, C)
+        if self.shift:
+            image = torch.roll(image, (self.shift, self.shift), (1, 2))
+        tokens = tokens + self.drop_path(self.layernorm_before(image.flatten(1, 2)))  # (B, HW, C)
+        tokens = tokens + self.drop_path(self.layernorm_after(self.output(self.intermediate(tokens))))
+        return tokens, probabilities
 
 
 class PatchEmbedding(nn.Module):
@@ -141,13 +191,199 @@ class PatchEmbedding(nn.Module):
 
     def __init__(self, config: Swin2SRConfig, *, norm: bool) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(config.embed_dim, config.embed_dim, 1)
-        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps) if norm else None
+        self.projection = nn.Conv2d(config.embed_dim, config.embed_dim, 1)
+        self.layernorm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps) if norm else None
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Tokens (T, C) in any order."""
-        tokens = F.linear(tokens, self.proj.weight.flatten(1), self.proj.bias)
-        return tokens if self.norm is None else self.norm(tokens)
+    def forward(self, image: Tensor) -> Tensor:
+        """Image (B, C, H, W) to tokens (B, H * W, C)."""
+        tokens = to_tokens(self.projection(image))
+        return tokens if self.layernorm is None else self.layernorm(tokens)
+
+
+class Embeddings(nn.Module):
+    """From the first features (B, C, H, W) to tokens (B, H * W, C)."""
+
+    def __init__(self, config: Swin2SRConfig) -> None:
+        super().__init__()
+        self.patch_embeddings = PatchEmbedding(config, norm=True)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Embed every pixel."""
+        return self.dropout(self.patch_embeddings(image))
+
+
+class Stage(nn.Module):
+    """A residual Swin transformer block: layers, convolution and 1x1 convolution, added to the input."""
+
+    def __init__(self, config: Swin2SRConfig, heads: int, drop_paths: Sequence[float]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            SwinTransformerBlock(config, heads, config.shift_size if index % 2 else 0, drop_path)
+            for index, drop_path in enumerate(drop_paths)
+        )
+        self.conv = residual_connection(config)
+        self.patch_embed = PatchEmbedding(config, norm=False)
+
+    def forward(
+        self, tokens: Tensor, size: tuple[int, int], mask: Tensor, head_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As ``SwinTransformerBlock.forward``; the attention is that of the last layer."""
+        deep = tokens
+        for layer in self.layers:
+            deep, probabilities = layer(deep, size, mask, head_mask)
+        return tokens + self.patch_embed(self.conv(to_image(deep, size))), probabilities
+
+
+class EncoderOutput(NamedTuple):
+    """Tokens (B, H * W, C); if asked for, those before and after every stage, and each stage's last attention."""
+
+    last_hidden_state: Tensor
+    hidden_states: tuple[Tensor, ...] = ()
+    attentions: tuple[Tensor, ...] = ()
+
+
+class Encoder(nn.Module):
+    """All stages."""
+
+    def __init__(self, config: Swin2SRConfig) -> None:
+        super().__init__()
+        self.window, self.shift = config.window_size, config.shift_size
+        self.gradient_checkpointing = False
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu")
+        drop_paths = torch.split(rates, list(config.depths))
+        self.stages = nn.ModuleList(
+            Stage(config, heads, each.tolist()) for heads, each in zip(config.num_heads, drop_paths, strict=True)
+        )
+
+    def forward(
+        self,
+        tokens: Tensor,
+        size: tuple[int, int],
+        head_masks: Sequence[Tensor | None] | None = None,
+        *,
+        output_attentions: bool = False,
+        output_hidden_states: bool = False,
+    ) -> EncoderOutput:
+        """Run tokens (B, H * W, C) through all stages, with a factor (nH,) on the heads of each stage."""
+        mask = shift_mask(*size, self.window, self.shift, tokens.device)  # (nW, N, N)
+        hidden_states, attentions = [tokens], []
+        for stage, head_mask in zip(self.stages, head_masks or [None] * len(self.stages), strict=True):
+            if self.gradient_checkpointing and self.training:
+                tokens, attention = checkpoint(stage, tokens, size, mask, head_mask, use_reentrant=False)
+            else:
+                tokens, attention = stage(tokens, size, mask, head_mask)
+            hidden_states += [tokens] if output_hidden_states else []
+            attentions += [attention] if output_attentions else []
+        return EncoderOutput(tokens, tuple(hidden_states) if output_hidden_states else (), tuple(attentions))
+
+
+class Swin2SRBody(nn.Module):
+    """The network without its head: deep features of an image."""
+
+    mean: Tensor
+
+    def __init__(self, config: Swin2SRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.first_convolution = conv3x3(config.num_channels, config.embed_dim)
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+        self.layernorm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.conv_after_body = residual_connection(config)
+        self.register_buffer("mean", mean_of(config.num_channels), persistent=False)
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def normalise(self, pixel_values: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) in [0, 1] to what the first convolution takes."""
+        return (pixel_values - self.mean) * self.config.img_range
+
+    def extract(
+        self, pixel_values: Tensor, head_masks: Sequence[Tensor | None] | None = None, **outputs: bool
+    ) -> EncoderOutput:
+        """Pixels (B, C, H, W) in [0, 1] to deep features (B, embed_dim, H, W), and what was asked of the encoder.
+
+        Raises:
+            ValueError: if a side is not a multiple of the window, or the channels are not the network's.
+        """
+        self.check(pixel_values)
+        size = (pixel_values.shape[2], pixel_values.shape[3])
+        shallow = self.first_convolution(self.normalise(pixel_values))  # (B, C, H, W)
+        encoded = self.encoder(self.embeddings(shallow), size, head_masks, **outputs)
+        deep = to_image(self.layernorm(encoded.last_hidden_state), size)  # (B, C, H, W)
+        return encoded._replace(last_hidden_state=self.conv_after_body(deep) + shallow)
+
+    def forward(self, pixel_values: Tensor) -> EncoderOutput:
+        """As ``extract``."""
+        return self.extract(pixel_values)
+
+    def check(self, pixel_values: Tensor) -> None:
+        """Refuse what is no batch of images on the window grid."""
+        channels, window = self.config.num_channels, self.config.window_size
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
+            raise ValueError(f"Expected (B, {channels}, H, W), not {tuple(pixel_values.shape)}.")
+        if torch._C._get_tracing_state() is not None:  # noqa: SLF001
+            return  # a traced size is a tensor, which cannot decide
+        height, width = pixel_values.shape[2:]
+        if height % window or width % window:
+            raise ValueError(f"Size {height}x{width} is not a multiple of the window {window}: pad the image first.")
+
+
+class Swin2SR(nn.Module):
+    """The whole network.
+
+    Args:
+        config: its dimensions and its head.
+    """
+
+    body: type[Swin2SRBody] = Swin2SRBody
+    upsample: nn.Module
+    final_convolution: nn.Module
+    mean_out: Tensor
+
+    def __init__(self, config: Swin2SRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.swin2sr = self.body(config)
+        head = build_head(config)
+        self.add_module("final_convolution" if config.upsampler is None else "upsample", head)
+        self.register_buffer("mean_out", mean_of(config.out_channels), persistent=False)
+
+    def forward(self, pixel_values: Tensor) -> Reconstruction:
+        """Reconstruct images.
+
+        Args:
+            pixel_values: (B, C, H, W) in [0, 1]; H and W are multiples of the window.
+
+        Returns:
+            The image (B, C, s * H, s * W), not clamped, and for ``pixelshuffle_aux`` the auxiliary image (B, C, H, W).
+
+        Raises:
+            ValueError: if a side is not a multiple of the window, or the channels are not the network's.
+        """
+        return self.reconstruct(self.swin2sr(pixel_values).last_hidden_state, pixel_values)
+
+    def reconstruct(self, features: Tensor, pixel_values: Tensor) -> Reconstruction:
+        """Deep features (B, embed_dim, H, W) of pixels (B, C, H, W) to the image, in the range of the pixels."""
+        pixels = self.swin2sr.normalise(pixel_values)
+        if self.config.upsampler is None:
+            found = Reconstruction(pixels + self.final_convolution(features))
+        elif self.config.upsampler == "pixelshuffle_aux":
+            found = self.upsample(features, pixels)
+        else:
+            found = Reconstruction(self.upsample(features))
+        image, aux = found
+        return Reconstruction(self.denormalise(image), None if aux is None else self.denormalise(aux))
+
+    def denormalise(self, image: Tensor) -> Tensor:
+        """What the head gives (B, C, H, W) to the range of the pixels."""
+        return image / self.config.img_range + self.mean_out
 
 
 def residual_connection(config: Swin2SRConfig) -> nn.Module:
@@ -161,186 +397,11 @@ def residual_connection(config: Swin2SRConfig) -> nn.Module:
     )  # fmt: skip
 
 
-def convolve(connection: nn.Module, canvas: Tensor, layout: PackedLayout) -> Tensor:
-    """Apply a residual connection to a canvas (S, C, H, W) with clear gaps, clearing them before the last 3x3."""
-    if isinstance(connection, nn.Sequential):
-        return connection[-1](layout.clear_gaps(connection[:-1](canvas)))
-    return connection(canvas)
+def to_tokens(image: Tensor) -> Tensor:
+    """Image (B, C, H, W) to tokens (B, H * W, C)."""
+    return image.flatten(2).transpose(1, 2)
 
 
-class ResidualGroup(nn.Module):
-    """The blocks of a stage; the name is the official state dict's."""
-
-    def __init__(self, config: Swin2SRConfig, heads: int, drop_paths: Sequence[float]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(
-            SwinTransformerBlock(config, heads, config.shift_size if index % 2 else 0, drop_path)
-            for index, drop_path in enumerate(drop_paths)
-        )
-
-    def forward(self, tokens: Tensor, layout: PackedLayout, spare: Sequence[Tensor] = ()) -> tuple[Tensor, bool]:
-        """Run all blocks.
-
-        Args:
-            tokens: (T, C) in window order.
-            layout: of the images.
-            spare: at least two of (T, C), other memory than ``tokens``, that results may be put into; or none.
-
-        Returns:
-            (T, C), and whether that is in shifted order.
-        """
-        shifted = False
-        for index, block in enumerate(self.blocks):
-            gather = None
-            if bool(block.shift) != shifted:
-                shifted = not shifted
-                gather = layout.shifted_from_windows if shifted else layout.windows_from_shifted
-            out = spare[index % 2] if spare else None
-            tokens = block(tokens, layout.counts if shifted else (layout.windows_count,), gather, out)
-        return tokens, shifted
-
-
-class ResidualSwinTransformerBlock(nn.Module):
-    """A stage: blocks, convolution, 1x1 convolution, added to what came in."""
-
-    def __init__(self, config: Swin2SRConfig, heads: int, drop_paths: Sequence[float]) -> None:
-        super().__init__()
-        self.residual_group = ResidualGroup(config, heads, drop_paths)
-        self.conv = residual_connection(config)
-        self.patch_embed = PatchEmbedding(config, norm=False)
-
-    def forward(self, tokens: Tensor, layout: PackedLayout, spare: Sequence[Tensor] = ()) -> Tensor:
-        """Tokens (T, C) in window order to the same; of three ``spare`` memories, one may hold ``tokens``."""
-        free = [memory for memory in spare if memory.data_ptr() != tokens.data_ptr()]
-        deep, shifted = self.residual_group(tokens, layout, free)
-        halo, layers = layout.halo(shifted=shifted), (self.conv, self.patch_embed.proj)
-        if cpu_kernel.can_convolve(layers, deep, halo) and not is_watched(self.patch_embed):
-            out = next((memory for memory in free if memory.data_ptr() != deep.data_ptr()), None)
-            return cpu_kernel.convolve(layers, deep, halo, tokens, out)
-        canvas = convolve(self.conv, layout.to_canvas(deep, shifted=shifted), layout)
-        return tokens + self.patch_embed(layout.to_windows(canvas))
-
-
-class Swin2SR(nn.Module):
-    """The whole network.
-
-    Args:
-        config: its dimensions and its head.
-    """
-
-    mean_in: Tensor
-    mean_out: Tensor
-
-    def __init__(self, config: Swin2SRConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.layouts = LayoutCache(config.window_size, config.shift_size)
-        self.scratch = Scratch()
-        drop_paths = torch.split(torch.linspace(0, config.drop_path_rate, sum(config.depths)), list(config.depths))
-        self.conv_first = conv3x3(config.num_channels, config.embed_dim)
-        self.patch_embed = PatchEmbedding(config, norm=True)
-        self.layers = nn.ModuleList(
-            ResidualSwinTransformerBlock(config, heads, rates.tolist())
-            for heads, rates in zip(config.num_heads, drop_paths, strict=True)
-        )
-        self.norm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
-        self.conv_after_body = residual_connection(config)
-        head = build_head(config)
-        for name, module in head.named_children():  # the official layout has them at the top level
-            self.add_module(name, module)
-        self.reconstruct_features = head.forward
-        self.register_buffer("mean_in", mean_of(config.num_channels), persistent=False)
-        self.register_buffer("mean_out", mean_of(config.out_channels), persistent=False)
-        self.apply(self._initialise)
-
-    def _initialise(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-
-    def forward(self, canvas: Tensor, layout: PackedLayout | None = None) -> Reconstruction:
-        """Reconstruct all images of a canvas.
-
-        Args:
-            canvas: (S, C, H, W), values in [0, 1]; gaps may hold anything.
-            layout: where the images lie; without one, the canvas is a batch of S images of one size.
-
-        Returns:
-            The image (S, C, s * H, s * W), not clamped, and for ``pixelshuffle_aux`` the auxiliary image.
-
-        Raises:
-            ValueError: if a size is not a multiple of the window, or the channels are not the network's.
-        """
-        if canvas.ndim != 4 or canvas.shape[1] != self.config.num_channels:
-            raise ValueError(f"Expected (S, {self.config.num_channels}, H, W), not {tuple(canvas.shape)}.")
-        if layout is None:
-            sheets, _, height, width = canvas.shape
-            layout = self.layouts([(height, width)] * sheets, canvas.device)
-        layout.check(canvas, self.config.window_size, self.config.shift_size)
-        pixels = layout.clear_gaps((canvas - self.mean_in) * self.config.img_range)
-        deep = self.deepen(  # nothing here holds on to what goes in
-            self.conv_first(pixels.contiguous(memory_format=torch.channels_last)), layout
-        )
-        image, aux = self.reconstruct_features(deep, pixels, layout)
-        image = image / self.config.img_range + self.mean_out
-        return Reconstruction(image, None if aux is None else aux / self.config.img_range + self.mean_out)
-
-    def deepen(self, features: Tensor, layout: PackedLayout) -> Tensor:
-        """The body and its residual connection: features (S, C, H, W) to the same shape, gaps clear."""
-        shallow = layout.to_windows(features)
-        halo, last = layout.halo(shifted=False), (self.conv_after_body, None)
-        in_windows = cpu_kernel.can_convolve(last, shallow, halo)
-        if in_windows:
-            del features  # a large image has room for few of these
-        tokens = self.patch_embed(shallow)
-        reuse = self._can_reuse(tokens)
-        with self.scratch.borrow(tokens, 2 if reuse else 0) as spare:
-            if reuse:
-                spare.append(tokens)
-            for stage in self.layers:
-                tokens = stage(tokens, layout, spare)
-            tokens = self._normalise_in_place(tokens) if reuse else self.norm(tokens)
-            if in_windows:
-                out = next((memory for memory in spare if memory.data_ptr() != tokens.data_ptr()), None)
-                deep = cpu_kernel.convolve(last, tokens, halo, shallow, out)
-                del shallow
-                return layout.to_canvas(deep, shifted=False)
-            canvas = layout.to_canvas(tokens, shifted=False)
-        return layout.clear_gaps(convolve(self.conv_after_body, canvas, layout) + features)
-
-    def _can_reuse(self, tokens: Tensor) -> bool:
-        """Whether what comes between the first tokens and the last may share memory with them."""
-        parts = (self.patch_embed, self.layers, self.norm)
-        ours = type(self.patch_embed) is PatchEmbedding and type(self.norm) is nn.LayerNorm
-        return ours and cpu_kernel.can_serve(tokens) and not any(map(is_watched, parts))
-
-    def _normalise_in_place(self, tokens: Tensor) -> Tensor:
-        for part in torch.split(tokens, NORM_TOKENS):
-            part.copy_(self.norm(part))
-        return tokens
-
-    def reconstruct(self, images: Sequence[Tensor]) -> list[Reconstruction]:
-        """Reconstruct images of any sizes in one pack; on a CPU in packs of ``PACK_PIXELS``, like sizes together.
-
-        Args:
-            images: each (C, H, W) with values in [0, 1]; sides are multiples of the window.
-
-        Returns:
-            For each image its (C, s * H, s * W), not clamped, and its auxiliary image where the head makes one.
-        """
-        areas = [image.shape[1] * image.shape[2] for image in images]
-        on_cpu = all(image.device.type == "cpu" for image in images)
-        packs = split_by_area(areas, PACK_PIXELS) if on_cpu else [range(len(images))]
-        found: dict[int, Reconstruction] = {}
-        for pack in packs:
-            found.update(zip(pack, self._reconstruct_pack([images[index] for index in pack]), strict=True))
-        return [found[index] for index in range(len(images))]
-
-    def _reconstruct_pack(self, images: Sequence[Tensor]) -> list[Reconstruction]:
-        sizes = [(image.shape[1], image.shape[2]) for image in images]
-        layout = self.layouts(sizes, images[0].device)
-        image, aux = self(layout.pack(images), layout)
-        auxes: Sequence[Tensor | None] = [None] * len(images) if aux is None else layout.unpack(aux)
-        crops = layout.unpack(image, self.config.upscale)
-        return [Reconstruction(crop, small) for crop, small in zip(crops, auxes, strict=True)]
+def to_image(tokens: Tensor, size: tuple[int, int]) -> Tensor:
+    """Tokens (B, H * W, C) to an image (B, C, H, W)."""
+    return tokens.transpose(1, 2).reshape(*tokens.shape[::2], *size)

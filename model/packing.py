@@ -1,198 +1,213 @@
-"""Images of any sizes as one exact batch.
+"""Images of any sizes as one exact batch of windows.
 
-Everything in a Swin block is per token or per window, so a batch is not (B, C, H, W) but all windows of all images.
-Convolutions see a canvas: images side by side with gaps of zeros, which are what zero padding would have put there.
-A ``PackedLayout`` holds the index tables between the three orders of tokens:
-
-    canvas   <->   windows   <->   shifted windows (sorted by the kind of their attention mask)
+Everything in a Swin block works per token or per window, so a batch is not (B, C, H, W) but all windows of all images.
+The windows of an image follow each other in reading order, and so do a window's tokens. Tables of indices lead to the
+shifted grid and back, and to the neighbours that a convolution sees. They are computed on the device from five numbers
+for each window, and their shapes depend on the number of windows alone, so that a CUDA graph can contain them.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
-import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from model import windows
-
 Size = tuple[int, int]
+
 CACHE_BYTES = 32 * 2**20
+"""Bound on the memory of cached layouts."""
+
+FIELDS = 5
+"""First window of the image, row and column of the window in its image, rows and columns of windows of the image."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where an image lies on the canvas: which sheet, and its rectangle there in low-resolution pixels."""
+def lay_out(sizes: Sequence[tuple[int, int]], window: int, count: int | None = None) -> NDArray[np.int32]:
+    """The grid (nW, FIELDS) of images.
 
-    sheet: int
-    top: int
-    left: int
-    height: int
-    width: int
+    Args:
+        sizes: (height, width) of each image in pixels.
+        window: side of a window.
+        count: nW, where that is to be more than the images have; the rest are images of one empty window.
 
-    def crop(self, canvas: Tensor, scale: int = 1) -> Tensor:
-        """The image (C, scale * height, scale * width) on a canvas (S, C, scale * H, scale * W), as a view."""
-        rows = slice(scale * self.top, scale * (self.top + self.height))
-        columns = slice(scale * self.left, scale * (self.left + self.width))
-        return canvas[self.sheet, :, rows, columns]
+    Raises:
+        ValueError: if a size is not a multiple of the window.
+    """
+    for height, width in sizes:
+        if height < 1 or width < 1 or height % window or width % window:
+            raise ValueError(f"Size {height}x{width} is not a multiple of the window {window}: pad the image first.")
+    shapes = np.array([(height // window, width // window) for height, width in sizes], np.int32).reshape(-1, 2)
+    own = shapes.prod(axis=1)
+    fill = max(0, (count or 0) - int(own.sum()))
+    shapes = np.concatenate([shapes, np.ones((fill, 2), np.int32)])
+    own = shapes.prod(axis=1)
+    image = np.repeat(np.arange(len(shapes)), own)
+    first = np.cumsum(own) - own
+    place = np.arange(len(image)) - first[image]
+    rows, columns = shapes[image].T
+    return np.stack([first[image], place // columns, place % columns, rows, columns], axis=1).astype(np.int32)
 
 
-class PackedLayout:
-    """The index tables that take images of the given sizes through one forward pass.
+def mask_kinds(grid: Tensor) -> Tensor:
+    """The kind of mask (nW,) of every window of the shifted grid, below ``model.windows.MASK_KINDS``."""
+    _, row, column, rows, columns = grid.unbind(1)
+    return (column == columns - 1).int() + 2 * (row == rows - 1).int()
+
+
+def cyclic_source(grid: Tensor, side: int, shift: int) -> Tensor:
+    """Which token each token becomes when every image is rolled up and to the left by ``shift``: (T,) int32."""
+    _, row, column, rows, columns = grid[:, :, None].unbind(1)
+    down, right = _within(side, 0, grid.device)
+    y = (row * side + down + shift) % (rows * side)
+    x = (column * side + right + shift) % (columns * side)
+    return _locate(grid, side, y, x).view(-1)
+
+
+def halo(grid: Tensor, side: int, border: int = 1, *, clamp: bool = False) -> Tensor:
+    """The tokens that every window sees with a border around it: (nW, (side + 2 * border) ** 2) int32.
+
+    Outside of the image that is -1, or with ``clamp`` the nearest token inside.
+    """
+    _, row, column, rows, columns = grid[:, :, None].unbind(1)
+    down, right = _within(side, border, grid.device)
+    y, x = row * side + down, column * side + right
+    inside_y = y.clamp_min(0).minimum(rows * side - 1)
+    inside_x = x.clamp_min(0).minimum(columns * side - 1)
+    found = _locate(grid, side, inside_y, inside_x)
+    return found if clamp else torch.where((y == inside_y) & (x == inside_x), found, -1)
+
+
+def pixel_rows(grid: Tensor, window: int, scale: int = 1) -> Tensor:
+    """Where the tokens' output goes in the images, which follow each other in reading order.
+
+    Returns:
+        (nW * window * scale * window,) int64: a row is ``scale`` pixels of the output, the tokens' rows of each window
+        being in reading order.
+    """
+    first, row, column, _, columns = grid[:, :, None].long().unbind(1)
+    place = torch.arange(window * scale * window, device=grid.device)
+    fine_row, right = place // window, place % window
+    width = columns * window
+    return (
+        (first * window * window * scale) + (row * window * scale + fine_row) * width + column * window + right
+    ).view(-1)
+
+
+def _within(side: int, border: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows and columns, counted from the window's corner, of all that it sees in reading order."""
+    length = side + 2 * border
+    place = torch.arange(length * length, dtype=torch.int32, device=device)
+    return place // length - border, place % length - border
+
+
+def _locate(grid: Tensor, side: int, y: Tensor, x: Tensor) -> Tensor:
+    """The tokens (nW, n) at places (nW, n) of the images."""
+    first, columns = grid[:, 0:1], grid[:, 4:5]
+    window = first + torch.div(y, side, rounding_mode="floor") * columns + torch.div(x, side, rounding_mode="floor")
+    return window * (side * side) + (y % side) * side + x % side
+
+
+class WindowIndex:
+    """The index tables of a pack, each built when it is first asked for.
+
+    Tokens are in window order, or in the order of the shifted grid. A token at a finer scale is a square of pixels.
+
+    Args:
+        grid: (nW, FIELDS) int32, as ``lay_out`` makes it.
+        window: side of a window.
+        shift: pixels by which odd blocks shift the grid.
+        sort: whether windows of the shifted order are sorted by the kind of their mask.
+    """
+
+    def __init__(self, grid: Tensor, window: int, shift: int, *, sort: bool = False) -> None:
+        self.grid, self.window = grid, window
+        self.windows_count = len(grid)
+        self._to_shifted = cyclic_source(grid, window, shift)
+        self._from_shifted = cyclic_source(grid, window, -shift)
+        self._kinds = mask_kinds(grid)
+        self._no_kinds = torch.zeros_like(self._kinds)
+        self._halos: dict[tuple[int, bool], Tensor] = {}
+        if sort:
+            order = torch.argsort(self._kinds, stable=True)
+            self._kinds = self._kinds[order]
+            self._to_shifted = self._to_shifted.view(len(grid), -1)[order].flatten()
+            self._from_shifted = torch.empty_like(self._to_shifted)
+            self._from_shifted[self._to_shifted.long()] = torch.arange(len(self._to_shifted), dtype=torch.int32)
+
+    def order(self, *, shifted: bool) -> Tensor:
+        """The token (T,) int32 that each becomes on the way to the shifted order, or back from there."""
+        return self._to_shifted if shifted else self._from_shifted
+
+    def kinds_of(self, *, shifted: bool) -> Tensor:
+        """The mask kind (nW,) int32 of each window; 0 where nothing is shifted."""
+        return self._kinds if shifted else self._no_kinds
+
+    def halo(self, side: int, *, shifted: bool = False) -> Tensor:
+        """The tokens that each window sees in a 3x3 convolution.
+
+        Args:
+            side: of a window at the scale of the tokens.
+            shifted: whether the tokens are in shifted order.
+
+        Returns:
+            (nW, (side + 2) ** 2) int32, windows in window order, -1 outside the image.
+        """
+        key = (side, shifted)
+        if key not in self._halos:
+            seen = halo(self.grid, side)
+            if shifted:
+                found = self._from_shifted.index_select(0, seen.clamp_min(0).view(-1)).view_as(seen)
+                seen = torch.where(seen < 0, seen, found)
+            self._halos[key] = seen
+        return self._halos[key]
+
+
+class PackedLayout(WindowIndex):
+    """The index tables of images of the given sizes; images of one size must follow each other.
 
     Args:
         sizes: (height, width) of each image in pixels, multiples of ``window``.
-        window: side of an attention window.
-        shift: pixels by which odd blocks shift the window grid.
-        device: where the tables live.
+        window, shift: as for ``WindowIndex``.
 
     Attributes:
-        sheets, height, width: the canvas is (sheets, C, height, width). Images of one size have a sheet each.
-        places: where each image lies.
-        windows_count: nW, the windows of all images.
-        counts: how many windows of each mask kind the shifted order has.
+        groups: (images, height, width) of each run of images of one size.
+        windows_from_images: (T,), the pixel of each token; images follow each other in reading order.
+        images_from_windows: (T,), the token of each pixel.
 
     Raises:
         ValueError: if there is no image, or a size is not a multiple of the window.
     """
 
-    def __init__(
-        self, sizes: Sequence[Size], window: int, shift: int, device: torch.device | str | None = None
-    ) -> None:
+    def __init__(self, sizes: Sequence[Size], window: int, shift: int) -> None:
         if not sizes:
             raise ValueError("A pack needs at least one image.")
-        for height, width in sizes:
-            if height < 1 or width < 1 or height % window or width % window:
-                raise ValueError(
-                    f"Size {height}x{width} is not a multiple of the window {window}: pad the image first."
-                )
-        self.sizes, self.window, self.shift = tuple(sizes), window, shift
-        self.places, (self.sheets, self.height, self.width) = _arrange(self.sizes)
-        self.windows_count = sum(height * width for height, width in sizes) // window**2
-        self._build_tables(torch.device(device or "cpu"))
-
-    def _build_tables(self, device: torch.device) -> None:
-        positions = torch.arange(self.sheets * self.height * self.width).view(self.sheets, self.height, self.width)
-        plain, shifted, kinds = [], [], []
-        for place in self.places:
-            grid = place.crop(positions[:, None])[0]
-            plain.append(windows.partition(grid, self.window))
-            shifted.append(windows.partition(windows.cyclic_shift(grid, self.shift), self.window))
-            kinds.append(windows.mask_kinds(place.height, place.width, self.window))
-        kind = torch.cat(kinds)
-        by_kind = torch.argsort(kind, stable=True)
-        self.counts = tuple(torch.bincount(kind, minlength=windows.MASK_KINDS).tolist())
-        canvas_of_plain = torch.cat(plain).view(-1)
-        canvas_of_shifted = torch.cat(shifted)[by_kind].reshape(-1)
-        plain_of_canvas = _invert(canvas_of_plain, positions.numel())
-        shifted_of_canvas = _invert(canvas_of_shifted, positions.numel())
-
-        def table(indices: Tensor) -> Tensor:
-            return indices.to(device=device, dtype=torch.int32)
-
-        self.windows_from_canvas = table(canvas_of_plain)
-        self.canvas_from_windows = table(plain_of_canvas)
-        self.canvas_from_shifted = table(shifted_of_canvas)
-        self.shifted_from_windows = table(plain_of_canvas[canvas_of_shifted])
-        self.windows_from_shifted = table(shifted_of_canvas[canvas_of_plain])
-        self.halo_from_windows: Tensor | None = None
-        self.halo_from_shifted: Tensor | None = None
-        self.gaps: Tensor | None = None
-        covered = torch.zeros(positions.numel(), dtype=torch.bool)
-        covered[canvas_of_plain] = True
-        if self.windows_from_canvas.device.type == "cpu":
-            self.halo_from_windows = table(self._halos(torch.where(covered, plain_of_canvas, -1)))
-            self.halo_from_shifted = table(self._halos(torch.where(covered, shifted_of_canvas, -1)))
-        if canvas_of_plain.numel() < positions.numel():
-            self.gaps = ~covered.view(self.sheets, 1, self.height, self.width).to(device)
-
-    def _halos(self, tokens: Tensor) -> Tensor:
-        """What the windows see of a canvas of rows of tokens, -1 in gaps: (nW, (window + 2) ** 2), in window order."""
-        canvas = tokens.view(self.sheets, 1, self.height, self.width)
-        padded, side = F.pad(canvas, (1, 1, 1, 1), value=-1), self.window + 2
-        seen = []
-        for place in self.places:
-            around = replace(place, height=place.height + 2, width=place.width + 2).crop(padded)[0]
-            windows = around.unfold(0, side, self.window).unfold(1, side, self.window)
-            seen.append(windows.reshape(-1, side * side))
-        return torch.cat(seen)
-
-    def halo(self, *, shifted: bool) -> Tensor | None:
-        """Which tokens, in window order or in shifted order, each window sees in a 3x3 convolution.
-
-        Returns:
-            (nW, (window + 2) ** 2) int32, windows in window order, -1 outside the image; None on a GPU, where the
-            canvas is convolved.
-        """
-        return self.halo_from_shifted if shifted else self.halo_from_windows
+        super().__init__(torch.from_numpy(lay_out(sizes, window)), window, shift, sort=True)
+        self.groups = [(len(list(same)), *size) for size, same in itertools.groupby(sizes)]
+        self.windows_from_images = pixel_rows(self.grid, window).int()
+        self.images_from_windows = torch.empty_like(self.windows_from_images)
+        self.images_from_windows[self.windows_from_images.long()] = torch.arange(
+            len(self.windows_from_images), dtype=torch.int32
+        )
 
     @property
     def nbytes(self) -> int:
         """Memory of the tables in bytes."""
-        tables = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        tables = [value for value in (*vars(self).values(), *list(self._halos.values())) if isinstance(value, Tensor)]
         return sum(tensor.numel() * tensor.element_size() for tensor in tables)
 
-    def pack(self, images: Sequence[Tensor]) -> Tensor:
-        """Lay images (C, H, W), in the order of ``sizes``, onto a zeroed canvas (S, C, height, width).
-
-        Raises:
-            ValueError: if sizes, channels or dtypes are not what they should be.
-        """
-        kinds = {(image.shape[0], image.dtype) for image in images}
-        if len(kinds) != 1 or tuple((image.shape[1], image.shape[2]) for image in images) != self.sizes:
-            raise ValueError("Images of a pack need the layout's sizes, and channels and a dtype in common.")
-        if self.gaps is None:
-            return torch.stack(list(images)).contiguous(memory_format=torch.channels_last)
-        first = images[0]
-        canvas = first.new_zeros(self.sheets, first.shape[0], self.height, self.width)
-        canvas = canvas.contiguous(memory_format=torch.channels_last)
-        for place, image in zip(self.places, images, strict=True):
-            place.crop(canvas).copy_(image)
-        return canvas
-
-    def check(self, canvas: Tensor, window: int, shift: int) -> None:
-        """Make sure that a canvas and a network belong to this layout.
-
-        Raises:
-            ValueError: if not.
-        """
-        if (self.window, self.shift) != (window, shift):
-            raise ValueError(
-                f"The layout is for window {self.window} and shift {self.shift}, not {window} and {shift}."
-            )
-        if (canvas.shape[0], *canvas.shape[2:]) != (self.sheets, self.height, self.width):
-            raise ValueError(f"The layout is for a canvas ({self.sheets}, C, {self.height}, {self.width}).")
-
-    def unpack(self, canvas: Tensor, scale: int = 1) -> list[Tensor]:
-        """The images (C, scale * H, scale * W) of a canvas (S, C, scale * height, scale * width), as views."""
-        return [place.crop(canvas, scale) for place in self.places]
-
-    def clear_gaps(self, canvas: Tensor, scale: int = 1) -> Tensor:
-        """Put zeros between the images of a canvas (S, C, scale * height, scale * width); it is copied if needed."""
-        if self.gaps is None:
-            return canvas
-        gaps = self.gaps
-        if scale > 1:
-            gaps = gaps.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-        return canvas.masked_fill(gaps, 0.0)
-
-    def to_windows(self, canvas: Tensor) -> Tensor:
-        """Canvas (S, C, height, width) to tokens (T, C) in window order."""
-        pixels = canvas.permute(0, 2, 3, 1).reshape(-1, canvas.shape[1])
-        return pixels.index_select(0, self.windows_from_canvas)
-
-    def to_canvas(self, tokens: Tensor, *, shifted: bool) -> Tensor:
-        """Tokens (T, C) in window order, or in shifted order, to a canvas (S, C, height, width) with clear gaps."""
-        source = self.canvas_from_shifted if shifted else self.canvas_from_windows
-        pixels = tokens.index_select(0, source)
-        canvas = pixels.view(self.sheets, self.height, self.width, tokens.shape[1]).permute(0, 3, 1, 2)
-        return self.clear_gaps(canvas)
+    def images(self, rows: Tensor, scale: int = 1) -> list[Tensor]:
+        """The images (B, C, scale * H, scale * W) of each group, as views of pixels (T * scale ** 2, C)."""
+        areas = [count * height * width * scale**2 for count, height, width in self.groups]
+        return [
+            part.view(count, height * scale, width * scale, -1).permute(0, 3, 1, 2)
+            for part, (count, height, width) in zip(torch.split(rows, areas), self.groups, strict=True)
+        ]
 
 
 class LayoutCache:
@@ -207,26 +222,28 @@ class LayoutCache:
 
     def __init__(self, window: int, shift: int, max_bytes: int = CACHE_BYTES) -> None:
         self.window, self.shift, self.max_bytes = window, shift, max_bytes
-        self.nbytes = 0
-        self._layouts: OrderedDict[tuple[torch.device, tuple[Size, ...]], PackedLayout] = OrderedDict()
+        self._layouts: OrderedDict[tuple[Size, ...], PackedLayout] = OrderedDict()
         self._lock = threading.Lock()
 
-    def __call__(self, sizes: Sequence[Size], device: torch.device) -> PackedLayout:
-        """The layout for these sizes on this device; it is built at the first call."""
-        key = (device, tuple(sizes))
+    def __call__(self, sizes: Sequence[Size]) -> PackedLayout:
+        """The layout for these sizes; it is built at the first call."""
+        key = tuple(sizes)
         with self._lock:
             if key in self._layouts:
                 self._layouts.move_to_end(key)
                 return self._layouts[key]
-        with torch.inference_mode(mode=False):  # whoever asks first, tables may meet gradients later
-            layout = PackedLayout(sizes, self.window, self.shift, device)
+        with torch.inference_mode(mode=False):  # a table made in inference mode cannot meet gradients later
+            layout = PackedLayout(sizes, self.window, self.shift)
         with self._lock:
-            if key not in self._layouts:
-                self._layouts[key] = layout
-                self.nbytes += layout.nbytes
-            while self.nbytes > self.max_bytes and len(self._layouts) > 1:
-                self.nbytes -= self._layouts.popitem(last=False)[1].nbytes
+            self._layouts.setdefault(key, layout)
+            while len(self._layouts) > 1 and self.nbytes > self.max_bytes:
+                self._layouts.popitem(last=False)
         return layout
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of all tables in bytes."""
+        return sum(layout.nbytes for layout in self._layouts.values())
 
     def __len__(self) -> int:
         return len(self._layouts)
@@ -254,35 +271,3 @@ def split_by_area(areas: Sequence[int], most: int) -> list[list[int]]:
         groups[-1].append(index)
         room -= areas[index]
     return groups
-
-
-def _invert(indices: Tensor, size: int) -> Tensor:
-    """The inverse of a table into ``size`` places; a place that nothing goes to points at the first entry."""
-    inverse = torch.zeros(size, dtype=torch.int64)
-    inverse[indices] = torch.arange(indices.numel())
-    return inverse
-
-
-def _arrange(sizes: tuple[Size, ...]) -> tuple[tuple[Place, ...], tuple[int, int, int]]:
-    """Places on a canvas and its (sheets, height, width): a sheet each for equal images, else shelves on one sheet."""
-    if len(set(sizes)) == 1:
-        height, width = sizes[0]
-        return tuple(Place(sheet, 0, 0, height, width) for sheet in range(len(sizes))), (len(sizes), height, width)
-    widest = max(width for _, width in sizes)
-    area = sum(height * width for height, width in sizes)
-    candidates = {max(widest, int(math.sqrt(area) * factor / 16)) for factor in range(14, 33)}
-    return min((_shelve(sizes, width) for width in candidates), key=lambda shelved: math.prod(shelved[1]))
-
-
-def _shelve(sizes: tuple[Size, ...], width: int) -> tuple[tuple[Place, ...], tuple[int, int, int]]:
-    """Put images on shelves of at most ``width`` pixels, the tallest first, one pixel apart on every side."""
-    places: dict[int, Place] = {}
-    top, left, shelf, right = 0, 0, 0, 0
-    for index in sorted(range(len(sizes)), key=lambda index: sizes[index], reverse=True):
-        image_height, image_width = sizes[index]
-        if left and left + image_width > width:
-            top, left, shelf = top + shelf + 1, 0, 0
-        places[index] = Place(0, top, left, image_height, image_width)
-        left, shelf = left + image_width + 1, max(shelf, image_height)
-        right = max(right, left - 1)
-    return tuple(places[index] for index in range(len(sizes))), (1, top + shelf, right)

@@ -18,7 +18,7 @@ import logging
 import torch
 from torch import Tensor
 
-from model import cpu_kernel
+from model.inference import Inference, infer
 from model.network import Swin2SR
 
 logger = logging.getLogger(__name__)
@@ -33,25 +33,20 @@ TRIAL_SIDE = 128
 
 
 def choose_precision(network: Swin2SR, name: str) -> str:
-    """Set a network's precision.
+    """The precision that a network on a GPU computes in.
 
     Args:
         network: in evaluation mode, on its device.
-        name: ``auto`` or one of ``PRECISIONS``. ``auto`` is ``fast`` on a GPU that computes in bfloat16. On a CPU it is
-            ``high`` if that changes at most ``MAX_SHARE`` of a trial image's samples, each by one level.
+        name: ``auto`` or one of ``PRECISIONS``. ``auto`` is ``fast`` on a GPU that computes in bfloat16.
 
     Returns:
-        The precision that is used: ``exact`` where the hardware, the kernel or the network does not have the one asked
-        for.
+        The precision that is used: ``exact`` where the hardware does not have the one asked for.
 
     Raises:
         ValueError: if the name is unknown.
     """
     check_precision(name)
-    device = next(network.parameters()).device
-    if device.type == "cpu":
-        return _choose_on_cpu(network, name)
-    with torch.cuda.device(device):
+    with torch.cuda.device(next(network.parameters()).device):
         has_bfloat16 = torch.cuda.is_bf16_supported(including_emulation=False)  # and so TF32
     if not has_bfloat16:
         return "exact"
@@ -68,21 +63,36 @@ def check_precision(name: str) -> None:
         raise ValueError(f"The precision must be auto, {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, not {name!r}.")
 
 
-def _choose_on_cpu(network: Swin2SR, name: str) -> str:
+def infer_precisely(network: Swin2SR, name: str) -> Inference | None:
+    """The fast forward pass of a network on a CPU in a precision.
+
+    Args:
+        network: in evaluation mode, on a CPU.
+        name: ``auto`` or one of ``PRECISIONS``. ``auto`` is ``high`` if that changes at most ``MAX_SHARE`` of a trial
+            image's samples, each by one level.
+
+    Returns:
+        The pass, with the precision that is used: ``exact`` where the hardware, the kernel or the network does not have
+        the one asked for. None where a module of the network was replaced.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    check_precision(name)
     if name != "auto":
-        return cpu_kernel.prepare(network, name)
-    trial = trial_image(network)
+        return infer(network, precision=name)
+    high = infer(network, precision="high")
+    if high is None or high.precision == "exact":
+        return high
+    exact, trial = infer(network), [trial_image(network)[0]]
+    assert exact is not None
     with torch.inference_mode():
-        if cpu_kernel.prepare(network, "high") == "exact":
-            return "exact"
-        high = _round(network(trial).image)
-        cpu_kernel.prepare(network, "exact")
-        apart = (high - _round(network(trial).image)).abs()
+        apart = (_round(high.reconstruct(trial)[0].image) - _round(exact.reconstruct(trial)[0].image)).abs()
     share, most = (apart > 0).float().mean().item(), apart.max().item()
     if share <= MAX_SHARE and most <= 1:
-        return cpu_kernel.prepare(network, "high")
+        return high
     logger.info("precision exact: high changes %.3f %% of the samples by up to %d levels", 100 * share, most)
-    return "exact"
+    return exact
 
 
 def trial_image(network: Swin2SR) -> Tensor:

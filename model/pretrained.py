@@ -6,22 +6,21 @@ network does.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.checkpoints import load_weights, read_checkpoint, write_pretrained
+from model.checkpoints import load_body_weights, load_weights, read_checkpoint, write_pretrained
 from model.config import Swin2SRConfig
-from model.introspection import Observation, observe
-from model.network import Swin2SR, convolve
+from model.inference import Inference, Workspace, can_infer, infer
+from model.network import EncoderOutput, Swin2SR, Swin2SRBody
 from model.official.hub import local_folder
 from model.packing import PackedLayout
 from model.padding import pad_tensor
-from model.state_dict_keys import is_head
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -78,12 +77,13 @@ class ImageSuperResolutionOutput(ModelOutput):
 
 
 class _Pretrained(nn.Module):
-    """What both classes share: a network, and the ways from and to a folder."""
+    """What both classes share: the ways from and to a folder, and the choice of the forward pass."""
+
+    config: Swin2SRConfig
 
     def __init__(self, config: Swin2SRConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.network = Swin2SR(config)
+        super().__init__(config)
+        self.workspace = Workspace(config.window_size, config.shift_size)
 
     @classmethod
     def from_pretrained(
@@ -108,26 +108,25 @@ class _Pretrained(nn.Module):
         """
         checkpoint = read_checkpoint(local_folder(name, cache_dir=cache_dir))
         model = cls(checkpoint.config)
-        held = model.network.state_dict().keys()
-        if not any(is_head(key) for key in held):
-            body = {key: tensor for key, tensor in checkpoint.state.items() if not is_head(key)}
-            checkpoint = replace(checkpoint, state=body)
-        load_weights(model.network, checkpoint)
+        if isinstance(model, Swin2SRBody):
+            load_body_weights(model, checkpoint)
+        else:
+            load_weights(cast("Swin2SR", model), checkpoint)
         return model.to(device=device, dtype=dtype).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` and ``model.safetensors`` in a form that Transformers loads too."""
-        write_pretrained(self.network, folder)
+        write_pretrained(cast("Swin2SR", self), folder)
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.network.conv_first.weight.device
+        return next(self.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
-        return self.network.conv_first.weight.dtype
+        return next(self.parameters()).dtype
 
     def _pad(self, pixel_values: Tensor) -> Tensor:
         """Check the input and reflect it to the window grid, in the type of the weights."""
@@ -141,29 +140,22 @@ class _Pretrained(nn.Module):
             )
         return pad_tensor(pixel_values.to(self.dtype), self.config.window_size)
 
-    def _embed(self, padded: Tensor) -> tuple[Tensor, Tensor]:
-        """The normalised input and the first convolution's features."""
-        pixels = (padded - self.network.mean_in) * self.config.img_range
-        return pixels, self.network.conv_first(pixels)
+    def _fast(self, padded: Tensor) -> tuple[Inference, PackedLayout, Tensor] | None:
+        """The fast forward pass with its layout and its input, where it computes the same."""
+        if not can_infer(self, padded):
+            return None
+        inference = infer(cast("Swin2SR", self), workspace=self.workspace)
+        if inference is None:
+            return None
+        batch, _, height, width = padded.shape
+        layout = self.workspace.layouts([(height, width)] * batch)
+        return inference, layout, padded.permute(0, 2, 3, 1).flatten(0, 2)
 
-    def _layout(self, images: Tensor) -> PackedLayout:
-        batch, _, height, width = images.shape
-        return self.network.layouts([(height, width)] * batch, images.device)
-
-    def _run_body(self, features: Tensor, head_mask: Tensor | None, *, watched: bool) -> Observation:
-        """The body and its residual connection, by the short way where nobody watches."""
-        layout = self._layout(features)
-        if watched or head_mask is not None:
-            seen = observe(self.network, features, layout, self._head_masks(head_mask))
-            deep = convolve(self.network.conv_after_body, seen.features, layout) + features
-            return seen._replace(features=deep)
-        return Observation(self.network.deepen(features, layout), (), ())
-
-    def _head_masks(self, head_mask: Tensor | None) -> list[Tensor | None]:
+    def _head_masks(self, head_mask: Tensor | None) -> list[Tensor] | None:
         """A factor (nH,) for every stage, of a mask (nH,) or (stages, nH)."""
         heads = self.config.num_heads
         if head_mask is None:
-            return [None] * len(heads)
+            return None
         masks = head_mask.expand(len(heads), -1) if head_mask.ndim == 1 else head_mask
         if masks.ndim != 2 or len(masks) != len(heads) or any(masks.shape[1] != count for count in heads):
             raise ValueError(
@@ -172,19 +164,14 @@ class _Pretrained(nn.Module):
         return list(masks.to(device=self.device, dtype=self.dtype))
 
 
-class Swin2SRModel(_Pretrained):
+class Swin2SRModel(_Pretrained, Swin2SRBody):
     """The body of the network, without a head.
 
     Args:
         config: its dimensions.
     """
 
-    def __init__(self, config: Swin2SRConfig) -> None:
-        super().__init__(config)
-        for name in [name for name, _ in self.network.named_children() if is_head(name)]:
-            delattr(self.network, name)
-
-    def forward(
+    def forward(  # type: ignore[override]  # the answer has what the network's has
         self,
         pixel_values: Tensor,
         head_mask: Tensor | None = None,
@@ -204,24 +191,38 @@ class Swin2SRModel(_Pretrained):
         Raises:
             ValueError: if an input has another shape or type.
         """
-        _, features = self._embed(self._pad(pixel_values))
-        seen = self._run_body(features, head_mask, watched=bool(output_attentions or output_hidden_states))
+        padded = self._pad(pixel_values)
+        plain = head_mask is None and not output_attentions and not output_hidden_states
+        fast = self._fast(padded) if plain else None
+        if fast is not None:
+            inference, layout, pixels = fast
+            features = inference.features(pixels, layout)[0]
+            seen = EncoderOutput(features)
+        else:
+            seen = self.extract(
+                padded,
+                self._head_masks(head_mask),
+                output_attentions=bool(output_attentions),
+                output_hidden_states=bool(output_hidden_states),
+            )
         output = BaseModelOutput(
-            last_hidden_state=seen.features[:, :, : pixel_values.shape[2], : pixel_values.shape[3]],
+            last_hidden_state=seen.last_hidden_state[:, :, : pixel_values.shape[2], : pixel_values.shape[3]],
             hidden_states=seen.hidden_states if output_hidden_states else None,
             attentions=seen.attentions if output_attentions else None,
         )
         return output.to_tuple() if return_dict is False else output
 
 
-class Swin2SRForImageSuperResolution(_Pretrained):
+class Swin2SRForImageSuperResolution(_Pretrained, Swin2SR):
     """The whole network: super-resolution, or restoration at scale 1.
 
     Args:
         config: its dimensions and its head.
     """
 
-    def forward(  # noqa: PLR0917 (the order of Transformers)
+    body = Swin2SRModel
+
+    def forward(  # type: ignore[override]  # noqa: PLR0917 (the order of Transformers)
         self,
         pixel_values: Tensor,
         head_mask: Tensor | None = None,
@@ -243,22 +244,24 @@ class Swin2SRForImageSuperResolution(_Pretrained):
         Raises:
             ValueError: if an input has another shape or type.
         """
-        pixels, features = self._embed(self._pad(pixel_values))
-        seen = self._run_body(features, head_mask, watched=bool(output_attentions or output_hidden_states))
-        image = self._run_head(seen.features, pixels)
+        padded = self._pad(pixel_values)
+        plain = head_mask is None and not output_attentions and not output_hidden_states
+        fast = self._fast(padded) if plain else None
+        states: dict[str, Any] = {}
+        if fast is not None:
+            inference, layout, pixels = fast
+            image = inference.run(pixels, layout)[0].image
+        else:
+            seen = self.swin2sr(
+                padded, head_mask, output_attentions=output_attentions, output_hidden_states=output_hidden_states
+            )
+            states = {"hidden_states": seen.hidden_states, "attentions": seen.attentions}
+            image = self.reconstruct(seen.last_hidden_state, padded).image
         height, width = (side * self.config.upscale for side in pixel_values.shape[2:])
         reconstruction = image[:, :, :height, :width]
-        output = ImageSuperResolutionOutput(
-            loss=None if labels is None else _loss(reconstruction, labels),
-            reconstruction=reconstruction,
-            hidden_states=seen.hidden_states if output_hidden_states else None,
-            attentions=seen.attentions if output_attentions else None,
-        )
+        loss = None if labels is None else _loss(reconstruction, labels)
+        output = ImageSuperResolutionOutput(loss=loss, reconstruction=reconstruction, **states)
         return output.to_tuple() if return_dict is False else output
-
-    def _run_head(self, features: Tensor, pixels: Tensor) -> Tensor:
-        normalised = self.network.reconstruct_features(features, pixels, self._layout(features))
-        return normalised.image / self.config.img_range + self.network.mean_out
 
 
 def _loss(reconstruction: Tensor, labels: Tensor) -> Tensor:

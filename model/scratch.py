@@ -1,4 +1,4 @@
-"""Memory for tokens that outlives a forward pass."""
+"""Memory for tokens that is kept between forward passes."""
 
 from __future__ import annotations
 
@@ -13,8 +13,33 @@ KEPT_BYTES = 256 * 2**20
 """Bound on the memory that is kept between forward passes."""
 
 
+class Buffers:
+    """Free buffers of one forward pass, each like its tokens.
+
+    Args:
+        free: the buffers; None where results get memory of their own.
+    """
+
+    def __init__(self, free: list[Tensor] | None = None) -> None:
+        self._free = free
+
+    @property
+    def reused(self) -> bool:
+        """Whether memory that is given back is used again."""
+        return self._free is not None
+
+    def take(self) -> Tensor | None:
+        """A free buffer, if there is one."""
+        return self._free.pop() if self._free else None
+
+    def give(self, tensor: Tensor) -> None:
+        """Free the memory of a tensor that nothing reads any more."""
+        if self._free is not None:
+            self._free.append(tensor)
+
+
 class Scratch:
-    """Buffers for tokens on a CPU, where finding and clearing pages costs the system more than a block does.
+    """Buffers for tokens on a CPU, where getting new pages from the system takes longer than a block.
 
     One set is kept, of ``KEPT_BYTES`` at most; calls at the same time have their own. A copy begins empty.
     """
@@ -23,14 +48,11 @@ class Scratch:
         self._kept: list[Tensor] = []
 
     @contextmanager
-    def borrow(self, tokens: Tensor, count: int) -> Iterator[list[Tensor]]:
+    def borrow(self, tokens: Tensor, count: int) -> Iterator[Buffers]:
         """``count`` buffers like the float32 tokens (T, C), with anything in them; none is kept after an error."""
-        if not count:
-            yield []
-            return
         size = tokens.numel()
         memory = self._take(count * size)
-        yield [memory[index * size : (index + 1) * size].view_as(tokens) for index in range(count)]
+        yield Buffers([memory[index * size : (index + 1) * size].view_as(tokens) for index in range(count)])
         if not self._kept and memory.nbytes <= KEPT_BYTES:
             self._kept.append(memory)
 
@@ -47,7 +69,7 @@ class Scratch:
 
     @property
     def nbytes(self) -> int:
-        """What is kept now."""
+        """Memory that is kept now, in bytes."""
         return sum(memory.nbytes for memory in self._kept)
 
     def __reduce__(self) -> tuple[Any, ...]:

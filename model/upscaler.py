@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,10 @@ import torch
 
 from model.checkpoints import load_network
 from model.gpu.runner import Flight, Forward
+from model.hooks import HeartbeatHook, has_observers
 from model.network import Swin2SR
 from model.padding import pad_direct, quantise, to_tensor
-from model.precision import check_precision, choose_precision
+from model.precision import check_precision, choose_precision, infer_precisely
 
 
 class Upscaler:
@@ -41,8 +42,12 @@ class Upscaler:
         self.channels = self.config.num_channels
         self.device = find_device(device)
         self.network = network.to(self.device).eval().requires_grad_(requires_grad=False)
-        self.precision = choose_precision(self.network, precision)
         on_gpu = self.device.type == "cuda"
+        self._on_cpu = None if on_gpu else infer_precisely(self.network, precision)
+        if on_gpu:
+            self.precision = choose_precision(self.network, precision)
+        else:
+            self.precision = "exact" if self._on_cpu is None else self._on_cpu.precision
         self.dtype = torch.bfloat16 if on_gpu and self.precision == "fast" else torch.float32
         # On a GPU kernels are chosen and graphs captured now: nothing of that is left to the first requests.
         self._on_gpu: Forward | None = None
@@ -92,8 +97,18 @@ class Upscaler:
         if not tiles:
             return []
         images = [to_tensor(tile) for tile in tiles]
-        reconstructions = self.network.reconstruct(images)
-        return [reconstruction.image.permute(1, 2, 0).float().cpu().numpy() for reconstruction in reconstructions]
+        if self._on_cpu is not None and not has_observers(self.network):
+            found = [each.image for each in self._on_cpu.reconstruct(images)]
+        else:
+            found = [self.network(image[None].to(self.device)).image[0] for image in images]
+        return [image.permute(1, 2, 0).float().cpu().numpy() for image in found]
+
+    def on_progress(self, tell: Callable[[], None]) -> None:
+        """Call ``tell`` before every block and layer of the head; on a CPU alone, where a pass may take minutes."""
+        if self._on_cpu is not None:
+            self._on_cpu.body.heartbeat = tell
+            for module in self.network.modules():
+                module.register_forward_pre_hook(HeartbeatHook(tell))
 
     @property
     def runs_ahead(self) -> bool:

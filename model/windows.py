@@ -6,70 +6,74 @@ Source: section 3 of *Swin Transformer V2* (arXiv 2111.09883); ``calculate_mask`
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 MASK_VALUE = -100.0
-"""Added to the logit of two tokens that must not see one another. Logits reach 116, so this is no minus infinity."""
+"""Added to the logit of two tokens of different regions. Logits reach 116, so this is not minus infinity."""
 
 MASK_KINDS = 4
 """Kinds of windows on the shifted grid: bit 0 is set in the last column of windows, bit 1 in the last row."""
 
 
-def partition(positions: Tensor, window: int) -> Tensor:
-    """Cut a grid into windows in reading order.
+def partition(images: Tensor, window: int) -> Tensor:
+    """Cut images into windows in reading order.
 
     Args:
-        positions: (H, W), any values; H and W are multiples of ``window``.
-        window: side of a window.
+        images: (B, H, W, C); H and W are multiples of ``window``.
+        window: side of a window in pixels.
 
     Returns:
-        (nW, N): the values of each window in reading order, N = window * window.
+        (B * nW, N, C), N = window * window.
     """
-    height, width = positions.shape
-    grid = positions.view(height // window, window, width // window, window)
-    return grid.transpose(1, 2).reshape(-1, window * window)
+    batch, height, width, channels = images.shape
+    grid = images.view(batch, height // window, window, width // window, window, channels)
+    return grid.transpose(2, 3).reshape(-1, window * window, channels)
 
 
-def cyclic_shift(positions: Tensor, shift: int) -> Tensor:
-    """Roll a grid (H, W) up and to the left by ``shift``, so that ordinary windows become shifted ones."""
-    return torch.roll(positions, shifts=(-shift, -shift), dims=(0, 1))
+def merge(windows: Tensor, window: int, height: int, width: int) -> Tensor:
+    """Undo ``partition``: windows (B * nW, N, C) to images (B, H, W, C)."""
+    channels = windows.shape[-1]
+    grid = windows.view(-1, height // window, width // window, window, window, channels)
+    return grid.transpose(2, 3).reshape(-1, height, width, channels)
 
 
-def mask_kinds(height: int, width: int, window: int) -> Tensor:
-    """The kind of every window of the shifted grid, in reading order.
+def shift_mask(height: int, width: int, window: int, shift: int, device: torch.device | None = None) -> Tensor:
+    """The additive attention mask of every window of the shifted grid.
 
-    Only the windows of the last row and the last column hold pixels from opposite sides of the image, so the nine
-    regions of the official code make four kinds of windows, whatever the size.
-
-    Args:
-        height, width: size in pixels, multiples of ``window``.
-        window: side of a window.
+    A window at the border holds pixels from opposite sides of the image. The grid has nine regions; tokens of different
+    regions are masked.
 
     Returns:
-        (nW,) of values below ``MASK_KINDS``.
+        (nW, N, N) float32: 0 where two tokens come from the same region, else ``MASK_VALUE``.
     """
-    rows, columns = height // window, width // window
-    kinds = torch.zeros(rows, columns, dtype=torch.int64)
-    kinds[:, -1] += 1
-    kinds[-1, :] += 2
-    return kinds.view(-1)
+    rows, columns = (
+        (side >= len(side) - window).long() + (side >= len(side) - shift).long()
+        for side in (torch.arange(height, device=device), torch.arange(width, device=device))
+    )
+    regions = 3 * rows[:, None] + columns  # (H, W)
+    region = partition(regions[None, :, :, None], window).squeeze(-1)  # (nW, N)
+    return (region[:, :, None] != region[:, None, :]).float() * MASK_VALUE
 
 
-def attention_masks(window: int, shift: int) -> Tensor:
-    """The additive mask of each kind of window.
+def mask_of_each_kind(window: int, shift: int) -> Tensor:
+    """The attention masks by kind: (MASK_KINDS, N, N) float32. An image of two by two windows has each kind once."""
+    return shift_mask(2 * window, 2 * window, window, shift)
 
-    Args:
-        window: side of a window.
-        shift: pixels by which the grid is shifted.
 
-    Returns:
-        (MASK_KINDS, N, N) float32: 0 where two tokens come from the same region, ``MASK_VALUE`` where not.
-    """
-    wrapped = (torch.arange(window) >= window - shift).long()
-    masks = torch.empty(MASK_KINDS, window * window, window * window)
-    for kind in range(MASK_KINDS):
-        in_last_column, in_last_row = kind & 1, kind >> 1
-        region = (wrapped[:, None] * 2 * in_last_row + wrapped[None, :] * in_last_column).view(-1)
-        masks[kind] = (region[:, None] != region[None, :]).float() * MASK_VALUE
-    return masks
+def relative_coords_table(window: int) -> Tensor:
+    """Log-spaced offsets ((2 * window - 1) ** 2, 2) between two tokens, the input of the position bias."""
+    offsets = torch.arange(-(window - 1), window, dtype=torch.float32) / (window - 1) * 8
+    offsets = torch.sign(offsets) * torch.log2(offsets.abs() + 1) / math.log2(8)
+    return torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1).view(-1, 2)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """Row (N, N) of the offset table for every pair of tokens."""
+    position = torch.arange(window)
+    rows, columns = position.repeat_interleave(window), position.repeat(window)
+    down = rows[:, None] - rows[None, :] + window - 1
+    right = columns[:, None] - columns[None, :] + window - 1
+    return down * (2 * window - 1) + right

@@ -16,7 +16,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from model.gpu import kernels
-from model.gpu.windowed import WindowedNetwork
+from model.gpu.network import WindowNetwork
 from tests.networks import tiny_network
 
 SHARED_BYTES = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448}
@@ -76,10 +76,10 @@ def launch_all(channels: int, heads: int, window: int, dtype: torch.dtype, *, bo
     """Every kernel that such a network could have, in every form."""
     network = tiny_network(embed_dim=channels, num_heads=(heads,), depths=(2,), window_size=window)
     if not bounded:
-        network.layers[0].residual_group.blocks[1].attn.logit_scale.fill_(4.6)
-    windowed = WindowedNetwork(network, dtype)
-    block, tokens = windowed.stages[0].blocks[1], 5 * window**2
-    stream, rows = torch.zeros(tokens, windowed.width), torch.arange(tokens, dtype=torch.int32)
+        network.swin2sr.encoder.stages[0].layers[1].attention.self.logit_scale.fill_(4.6)
+    windowed = WindowNetwork(network, dtype)
+    block, tokens = windowed.body.stages[0].blocks[1], 5 * window**2
+    stream, rows = torch.zeros(tokens, windowed.body.width), torch.arange(tokens, dtype=torch.int32)
     branch, kinds = stream.to(dtype), torch.zeros(5, dtype=torch.int32)
     for form in kernels.kernels_for(block):
         form.attend(branch.repeat(1, 3), kinds, block.tables)

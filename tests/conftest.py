@@ -26,8 +26,7 @@ def pytest_configure(config):
         del os.environ[name]
     config.stash[CACHE] = tempfile.TemporaryDirectory(prefix="swin2sr-huggingface-")
     os.environ |= {"HF_HOME": config.stash[CACHE].name, "HF_ENDPOINT": NOWHERE, "SWIN2SR_RELEASE_URL": NOWHERE}
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
 
 
 def pytest_unconfigure(config):

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import cpu_kernel
+from model.inference import Inference
+from model.packed_weights import Form, pack_block, pack_end
 from model.packing import PackedLayout
 from tests.networks import needs_amx, needs_kernel, tiny_network
 from tests.test_cpu_kernel import plain, random_block, random_layers
@@ -21,12 +22,23 @@ PRECISIONS = {"high": 1e-4, "fast": 4e-2}
 """Largest root mean square error of a block whose output is about 1."""
 
 
+def packed(block, precision):
+    """A block's weights for the kernel, which computes it in this precision."""
+    weights = pack_block(block, Form(torch.float32, torch.float32, precision=precision)).kernel
+    assert weights.packed == (precision != "exact")
+    return weights
+
+
 def error(block, counts, precision):
     """Root mean square difference from float64 of a block on random tokens."""
-    tokens = torch.randn(sum(counts) * block.attn.window**2, block.attn.dim)
+    tokens = torch.randn(sum(counts) * block.window**2, block.layernorm_before.normalized_shape[0])
     with torch.inference_mode():
-        assert cpu_kernel.prepare(block, precision) == precision
-        return (cpu_kernel.run(block, tokens, None, counts) - plain(block, tokens, counts)).square().mean().sqrt()
+        return (
+            (cpu_kernel.run(packed(block, precision), tokens, None, counts) - plain(block, tokens, counts))
+            .square()
+            .mean()
+            .sqrt()
+        )
 
 
 @needs_amx
@@ -37,8 +49,7 @@ def test_each_precision_is_as_near_to_float64_as_it_says(dim: int, heads: int, w
     """Head depths of all variants, 6 and 32, with one steep head: within the bound, and not within float32's error."""
     block = random_block(dim, heads, window, window // 2)
     with torch.no_grad():
-        block.attn.logit_scale[0] = math.log(90)
-    block.attn.refresh()
+        block.attention.self.logit_scale[0] = math.log(90)
     assert 4 * error(block, (5, 2, 2, 1), "exact") < error(block, (5, 2, 2, 1), precision) < PRECISIONS[precision]
 
 
@@ -56,7 +67,7 @@ def test_each_precision_is_as_near_to_float64_as_it_says(dim: int, heads: int, w
 def test_amx_computes_the_block(*, heads, depth, window, hidden, counts, shifted, precision):
     """Any number of heads, pairs of channels, hidden channels and tokens, any mixture of masks."""
     dim = 2 * heads * depth
-    block = random_block(dim, heads, window, window // 2 if shifted else 0, 2 * round(dim * hidden / 2) / dim)
+    block = random_block(dim, heads, window, window // 2 if shifted else 0, 2 * max(1, round(dim * hidden / 2)) / dim)
     assert error(block, counts if shifted else (sum(counts),), precision) < 2 * PRECISIONS[precision]
 
 
@@ -67,7 +78,7 @@ def test_amx_computes_the_block(*, heads, depth, window, hidden, counts, shifted
 def test_other_blocks_stay_in_float32(fields: dict):
     """An odd head depth, one above 32 or an odd number of hidden channels: `exact`, as the answer says."""
     block = random_block(window=8, shift=0, **fields)
-    assert cpu_kernel.prepare(block, "fast") == "exact"
+    assert not pack_block(block, Form(torch.float32, torch.float32, precision="fast")).kernel.packed
     assert error(block, (3,), "exact") < 5e-6
 
 
@@ -82,19 +93,18 @@ def test_other_blocks_stay_in_float32(fields: dict):
 )
 def test_amx_convolves(*, channels, window, sizes, linear, precision):
     """Images of any sizes, with and without the layer behind."""
-    layout = PackedLayout([(rows * window, columns * window) for rows, columns in sizes], window, window // 2)
+    layout = PackedLayout(sorted((rows * window, columns * window) for rows, columns in sizes), window, window // 2)
     conv, behind = random_layers(channels)
     tokens, residual = torch.randn(2, layout.windows_count * window**2, channels)
-    layers, halo = (conv, behind if linear else None), layout.halo(shifted=False)
-    cpu_kernel.prepare(conv, precision)
+    form = Form(torch.float32, torch.float32, precision=precision)
+    kernel = pack_end(conv, behind if linear else None, form, window).kernel
     with torch.inference_mode():
-        own = cpu_kernel.convolve(layers, tokens, halo, residual)
-        images = [
-            copy.deepcopy(conv).double()(image[None])
-            for image in layout.unpack(layout.to_canvas(tokens.double(), shifted=False))
-        ]
+        own = cpu_kernel.convolve(kernel, tokens, layout.halo(window), residual)
+        images = layout.images(tokens.double().index_select(0, layout.images_from_windows))
+        images = [copy.deepcopy(conv).double()(image) for image in images]
         images = [copy.deepcopy(behind).double()(image) for image in images] if linear else images
-        difference = own - (layout.to_windows(layout.pack([image[0] for image in images])) + residual)
+        rows = torch.cat([image.permute(0, 2, 3, 1).flatten(0, 2) for image in images])
+        difference = own - (rows.index_select(0, layout.windows_from_images) + residual)
     assert difference.abs().max() < {"high": 2e-4, "fast": 4e-2}[precision]
 
 
@@ -102,8 +112,7 @@ def test_amx_convolves(*, channels, window, sizes, linear, precision):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_window_has_the_same_bits_wherever_it_stands(precision: str):
     """Neither the other windows, nor the number of threads, nor the place in the batch changes a window."""
-    block = random_block(60, 6, 8, 4)
-    cpu_kernel.prepare(block, precision)
+    block = packed(random_block(60, 6, 8, 4), precision)
     tokens, gather = torch.randn(40, 64 * 60), torch.randperm(40 * 64).int()
     with torch.inference_mode():
         together = cpu_kernel.run(block, tokens.view(-1, 60), None, (40, 0, 0, 0)).view(40, -1)
@@ -121,12 +130,10 @@ def test_extreme_logits_stay_finite(precision: str, scale: float):
     """Flat and steep attention up to far above the clamp, with large tokens and every mask."""
     block = random_block(24, 2, 7, 3)
     with torch.no_grad():
-        block.attn.logit_scale.fill_(math.log(scale))
-    block.attn.refresh()
-    cpu_kernel.prepare(block, precision)
+        block.attention.self.logit_scale.fill_(math.log(scale))
     tokens = 100 * torch.randn(8 * 49, 24)
     with torch.inference_mode():
-        own = cpu_kernel.run(block, tokens, None, (2, 2, 2, 2))
+        own = cpu_kernel.run(packed(block, precision), tokens, None, (2, 2, 2, 2))
         difference = (own - plain(block, tokens, (2, 2, 2, 2))).square().mean().sqrt()
     assert own.isfinite().all()
     assert difference < {"high": 5e-3, "fast": 1.0}[precision]
@@ -137,8 +144,7 @@ def test_extreme_logits_stay_finite(precision: str, scale: float):
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 3.4e38])
 def test_what_is_no_number_stays_in_its_window(precision: str, value: float):
     """Its window is not finite anywhere, as in PyTorch, and every other one has the bits that it would have had."""
-    block = random_block(24, 2, 8, 0)
-    cpu_kernel.prepare(block, precision)
+    block = packed(random_block(24, 2, 8, 0), precision)
     tokens = torch.randn(3, 64 * 24)
     with torch.inference_mode():
         before = cpu_kernel.run(block, tokens.view(-1, 24), None, (3,)).view(3, -1)
@@ -149,50 +155,12 @@ def test_what_is_no_number_stays_in_its_window(precision: str, value: float):
 
 
 @needs_amx
-def test_changed_weights_are_packed_again():
-    """A weight that is changed in place or replaced, and tables that are computed again, take effect."""
-    block, tokens = random_block(24, 2, 8, 0), torch.randn(64, 24)
-    cpu_kernel.prepare(block, "high")
-
-    def change_scale() -> None:
-        block.attn.logit_scale.fill_(2.0)
-        block.attn.refresh()
-
-    changes = [
-        lambda: block.mlp.fc2.weight.mul_(-3),
-        lambda: setattr(block.mlp.fc1, "weight", torch.nn.Parameter(torch.randn(48, 24))),
-        lambda: setattr(block.attn.proj.weight, "data", torch.randn(24, 24)),
-        change_scale,
-    ]
-    for change in changes:
-        with torch.no_grad():
-            cpu_kernel.run(block, tokens, None, (1,))
-            change()
-            assert (cpu_kernel.run(block, tokens, None, (1,)) - plain(block, tokens, (1,))).abs().max() < 2e-3
-
-
-@needs_amx
-def test_copies_keep_their_precision():
-    """A network copied or pickled computes what it did, with memory of its own."""
-    block, tokens = random_block(24, 2, 8, 0), torch.randn(64, 24)
-    cpu_kernel.prepare(block, "fast")
-    copies = copy.deepcopy(block), pickle.loads(pickle.dumps(block))
-    with torch.inference_mode():
-        expected = cpu_kernel.run(block, tokens, None, (1,))
-        del block
-        for each in copies:
-            assert torch.equal(cpu_kernel.run(each, tokens, None, (1,)), expected)
-
-
-@needs_amx
 def test_callers_at_once_have_the_answers_of_one():
     """Threads with networks of different precisions and sizes share the pool and do not meet in its memory."""
     work = []
     for precision in ("exact", "high", "fast"):
         for dim, heads in ((24, 2), (60, 6), (180, 6)):
-            block, tokens = random_block(dim, heads, 8, 0), torch.randn(24 * 64, dim)
-            cpu_kernel.prepare(block, precision)
-            work.append((block, tokens))
+            work.append((packed(random_block(dim, heads, 8, 0), precision), torch.randn(24 * 64, dim)))
 
     def compute(index: int) -> torch.Tensor:
         block, tokens = work[index % len(work)]
@@ -223,16 +191,13 @@ if libc.prctl(22, 2, program, 0, 0):
 
 import torch
 from model import cpu_kernel
+from model.packed_weights import Form, pack_block
 from tests.test_cpu_kernel import random_block
 
 kernel = cpu_kernel.load_kernel()
 assert not kernel.has_amx()
-block = random_block(24, 2, 8, 0)
-assert cpu_kernel.prepare(block, "fast") == "exact"
-other = random_block(24, 2, 8, 0)
-tokens = torch.randn(128, 24)
-with torch.inference_mode():
-    assert torch.equal(cpu_kernel.run(block, tokens, None, (2,)), cpu_kernel.run(other, tokens, None, (2,)))
+form = Form(torch.float32, torch.float32, precision="fast")
+assert not pack_block(random_block(24, 2, 8, 0), form).kernel.packed
 """
 
 
@@ -250,9 +215,10 @@ def test_without_permission_float32_is_computed():
 @pytest.mark.parametrize("head", ["classical_x2", "jpeg"])
 def test_a_whole_network_takes_its_precision(head: str, precision: str):
     """Every block and convolution of a network computes in it: the image differs from float32's, and by little."""
-    network, canvas = tiny_network(head), torch.rand(1, 1 if head == "jpeg" else 3, 56, 56)
+    network, images = tiny_network(head), [torch.rand(1 if head == "jpeg" else 3, 56, 56)]
     with torch.inference_mode():
-        exact = network(canvas).image
-        assert cpu_kernel.prepare(network, precision) == precision
-        difference = (network(canvas).image - exact).square().mean().sqrt()
+        exact = Inference(network).reconstruct(images)[0].image
+        inference = Inference(network, precision=precision)
+        assert inference.precision == precision
+        difference = (inference.reconstruct(images)[0].image - exact).square().mean().sqrt()
     assert 0 < difference < {"high": 1e-3, "fast": 3e-1}[precision]

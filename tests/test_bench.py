@@ -20,9 +20,9 @@ from model.bench.profile import count_arithmetic, profile_forward
 from model.bench.report import Row, tabulate
 from model.bench.sections import Bench
 from model.config import Swin2SRConfig
-from model.gpu.operators import PLAIN
-from model.gpu.windowed import compute_block
+from model.inference import compute_block
 from model.network import Swin2SR
+from model.operators import PLAIN
 from model.tiling import plan
 from model.upscaler import Upscaler
 from tests.networks import tiny_network

@@ -116,11 +116,11 @@ def test_training_keeps_flat_areas(upscale: int, upsampler: str | None, tmp_path
     photo = Photo("", sharp, np.ascontiguousarray(sharp[::upscale, ::upscale]))
     recipe = Recipe(config=network.config, crop=16, batch=2, warmup=1, learning_rate=0.01)
     trainer = Trainer(network, recipe, flat=True)
-    before = trainer.network.conv_first.weight.clone()
+    before = trainer.network.swin2sr.first_convolution.weight.clone()
     crops = Crops([photo], crop=16, batch=2, graphics=0.5, window=8)
     for step in range(6):
         trainer.learn(crops.batch(step), 0)
-    assert not torch.allclose(before, trainer.network.conv_first.weight)
+    assert not torch.allclose(before, trainer.network.swin2sr.first_convolution.weight)
     file = tmp_path / "flat.safetensors"
     export(trainer.finish(), file)
     for found in (trainer.network, load_network(file)):

@@ -10,9 +10,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from model import cpu_kernel
 from model.checkpoints import load_network
-from model.network import Swin2SR
+from model.inference import Inference
 from model.padding import ImageProcessor, pad_tensor
 from model.upscaler import Upscaler
 from tests.networks import needs_amx
@@ -116,11 +115,12 @@ def test_float32_equals_the_official_output(golden, name):
     assert_output(golden, name, image[0], None if aux is None else aux[0], float32_tolerance(golden, name))
 
 
-def relative_error(golden: Golden, network: Swin2SR) -> float:
+def relative_error(golden: Golden, inference: Inference) -> float:
     """The norm of what all outputs are off by, over the norm of the outputs less their mean."""
     off = whole = 0.0
     for name in INPUTS:
-        image = network(pad_tensor(golden.tensors[f"{name}.input"], golden.arguments["window_size"])).image[0]
+        padded = pad_tensor(golden.tensors[f"{name}.input"], golden.arguments["window_size"])
+        image = inference.reconstruct(list(padded))[0].image
         expected = golden.tensors[f"{name}.output"].double()
         height, width = expected.shape[-2:]
         off += (image[..., :height, :width] - expected.view(-1, height, width)).square().sum().item()
@@ -136,8 +136,9 @@ def test_each_precision_is_within_its_error(golden):
         network = load_network(golden.weights)
     errors = []
     for precision in ("exact", "high", "fast"):
-        assert cpu_kernel.prepare(network, precision) == precision
-        errors.append(relative_error(golden, network))
+        inference = Inference(network, precision=precision)
+        assert inference.precision == precision
+        errors.append(relative_error(golden, inference))
     assert errors == sorted(errors)
     assert all(error < bound for error, bound in zip(errors[1:], PRECISION_ERRORS[golden.weights.stem], strict=True))
 
@@ -178,6 +179,6 @@ def test_all_inputs_in_one_pack_equal_the_official_outputs(golden):
     """Six images of six sizes in one forward pass give what the official network gives one by one."""
     network = load_network(golden.weights)
     images = [golden.tensors[f"{name}.input"][0] for name in INPUTS]
-    packed = network.reconstruct([pad_tensor(image, golden.arguments["window_size"]) for image in images])
+    packed = Inference(network).reconstruct([pad_tensor(image, golden.arguments["window_size"]) for image in images])
     for name, reconstruction in zip(INPUTS, packed, strict=True):
         assert_output(golden, name, *reconstruction, float32_tolerance(golden, name))

@@ -1,7 +1,6 @@
 """Images of any sizes as one batch: exact, whoever else is in it."""
 
 import copy
-import math
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.packing import LayoutCache, PackedLayout, split_by_area
+from model.inference import Inference
+from model.packing import LayoutCache, PackedLayout, mask_kinds, split_by_area
+from model.windows import partition
 from tests.networks import HEADS, random_image, tiny_network
 
 SIZES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=7)
-CPU = torch.device("cpu")
 
 
 def in_windows(sizes: list[tuple[int, int]], window: int = 8) -> list[tuple[int, int]]:
@@ -22,13 +22,18 @@ def in_windows(sizes: list[tuple[int, int]], window: int = 8) -> list[tuple[int,
 
 
 @given(SIZES)
-def test_pack_and_unpack_are_opposites(sizes: list[tuple[int, int]]):
-    """What is laid on the canvas comes back, and the rest of the canvas is zero."""
-    images = [torch.rand(2, height, width) + 1 for height, width in in_windows(sizes)]
-    layout = PackedLayout(in_windows(sizes), 8, 4)
-    canvas = layout.pack(images)
-    assert all(torch.equal(a, b) for a, b in zip(images, layout.unpack(canvas), strict=True))
-    assert math.isclose(canvas.double().sum(), sum(image.double().sum() for image in images), rel_tol=1e-9)
+def test_images_come_back_from_windows(sizes: list[tuple[int, int]]):
+    """Pixels go to windows and back, each group of equal images as one batch."""
+    sizes = sorted(in_windows(sizes))
+    layout = PackedLayout(sizes, 8, 4)
+    rows = torch.rand(sum(height * width for height, width in sizes), 2)
+    tokens = rows.index_select(0, layout.windows_from_images)
+    assert torch.equal(tokens.index_select(0, layout.images_from_windows), rows)
+    images = [image for group in layout.images(rows) for image in group]
+    assert [tuple(image.shape[1:]) for image in images] == sizes
+    assert torch.equal(torch.cat([image.permute(1, 2, 0).flatten(0, 1) for image in images]), rows)
+    first = partition(images[0].permute(1, 2, 0)[None], 8)
+    assert torch.equal(tokens[: first.shape[0] * 64], first.flatten(0, 1))
 
 
 @given(st.lists(st.integers(1, 50), max_size=9), st.integers(1, 60))
@@ -42,32 +47,18 @@ def test_groups_hold_every_image_once_and_no_more_than_they_may(areas: list[int]
 
 
 @given(SIZES)
-def test_images_on_a_canvas_keep_a_gap(sizes: list[tuple[int, int]]):
-    """No two images touch, not even at a corner, so a 3x3 convolution sees zeros around each."""
-    layout = PackedLayout(in_windows(sizes), 8, 4)
-    covered = torch.zeros(layout.sheets, layout.height + 2, layout.width + 2)
-    for place in layout.places:
-        around = covered[
-            place.sheet, place.top : place.top + place.height + 2, place.left : place.left + place.width + 2
-        ]
-        assert not around[1:-1, 1:-1].any()
-        inside = torch.zeros_like(around)
-        inside[1:-1, 1:-1] = 1
-        assert not (around * torch.nn.functional.max_pool2d(inside[None], 3, 1, 1)[0]).any()
-        around += inside
-
-
-@given(SIZES)
 def test_orders_of_tokens_are_permutations_of_one_another(sizes: list[tuple[int, int]]):
-    """Going to windows, to shifted windows and back to the canvas changes nothing."""
+    """Going to the shifted windows and back changes nothing; shifted windows are sorted by their kind."""
     layout = PackedLayout(in_windows(sizes), 8, 4)
-    canvas = layout.pack([torch.rand(3, *size) for size in in_windows(sizes)])
-    tokens = layout.to_windows(canvas)
-    shifted = tokens.index_select(0, layout.shifted_from_windows)
-    assert torch.equal(shifted.index_select(0, layout.windows_from_shifted), tokens)
-    assert torch.equal(layout.to_canvas(tokens, shifted=False), canvas)
-    assert torch.equal(layout.to_canvas(shifted, shifted=True), canvas)
-    assert sum(layout.counts) == layout.windows_count == len(tokens) // 64
+    tokens = torch.rand(layout.windows_count * 64, 3)
+    shifted = tokens.index_select(0, layout.order(shifted=True))
+    assert torch.equal(shifted.index_select(0, layout.order(shifted=False)), tokens)
+    kinds = layout.kinds_of(shifted=True)
+    assert torch.equal(kinds, mask_kinds(layout.grid).sort()[0])
+    seen, expected = layout.halo(8, shifted=True), layout.halo(8)
+    assert torch.equal(seen < 0, expected < 0)
+    inside = expected[expected >= 0]
+    assert torch.equal(shifted.index_select(0, seen[seen >= 0]), tokens.index_select(0, inside))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -80,9 +71,9 @@ def test_packed_equals_alone(head: str, sizes: list[tuple[int, int]], seed: int)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
         network = network.to(dtype)
         with torch.inference_mode():
-            packed = network.reconstruct([image.to(dtype) for image in images])
+            packed = Inference(network).reconstruct([image.to(dtype) for image in images])
             for image, together in zip(images, packed, strict=True):
-                (alone,) = network.reconstruct([image.to(dtype)])
+                (alone,) = Inference(network).reconstruct([image.to(dtype)])
                 for a, b in zip(alone, together, strict=True):
                     assert (a is None) == (b is None)
                     assert a is None or (a - b).abs().max() <= tolerance
@@ -93,8 +84,8 @@ def test_neighbours_in_a_batch_of_equal_images_do_not_matter():
     network = tiny_network()
     images = [random_image(network, 3, 2, seed=seed) for seed in range(4)]
     with torch.inference_mode():
-        once = network.reconstruct(images)[1].image.clone()
-        again = network.reconstruct([images[3], images[1], images[0], images[0]])[1].image
+        once = Inference(network).reconstruct(images)[1].image.clone()
+        again = Inference(network).reconstruct([images[3], images[1], images[0], images[0]])[1].image
     assert torch.equal(once, again)
 
 
@@ -109,40 +100,39 @@ def test_the_cache_stays_within_its_memory():
     """The least recently used layouts go; the newest stays even where it alone is too large."""
     cache = LayoutCache(8, 4, max_bytes=100_000)
     for columns in range(1, 9):
-        cache([(32, 8 * columns)], CPU)
+        cache([(32, 8 * columns)])
         assert cache.nbytes <= 100_000
     assert len(cache) < 8
-    layout = cache([(512, 512)], CPU)
+    layout = cache([(512, 512)])
     assert len(cache) == 1
-    assert cache([(512, 512)], CPU) is layout
+    assert cache([(512, 512)]) is layout
 
 
 def test_a_layout_is_built_once():
     """The same sizes give the same tables; other sizes, or another order, give others."""
     cache = LayoutCache(8, 4)
-    assert cache([(8, 16), (8, 8)], CPU) is cache([(8, 16), (8, 8)], CPU)
-    assert cache([(8, 16), (8, 8)], CPU) is not cache([(8, 8), (8, 16)], CPU)
+    assert cache([(8, 16), (8, 8)]) is cache([(8, 16), (8, 8)])
+    assert cache([(8, 16), (8, 8)]) is not cache([(8, 8), (8, 16)])
 
 
-def test_a_network_can_be_copied_and_pickled_with_its_cache():
-    """A copy computes the same, from a cache of its own."""
-    network = tiny_network()
-    image = random_image(network, 2, 2)
-    with torch.inference_mode():
-        expected = network.reconstruct([image])[0].image
-        for other in (copy.deepcopy(network), pickle.loads(pickle.dumps(network))):
-            assert other.layouts is not network.layouts
-            assert torch.equal(other.reconstruct([image])[0].image, expected)
+def test_copies_of_caches_begin_empty():
+    """A copied or pickled workspace has no tables and no memory of the first."""
+    workspace = Inference(tiny_network()).workspace
+    workspace.layouts([(8, 8)])
+    for other in (copy.deepcopy(workspace), pickle.loads(pickle.dumps(workspace))):
+        assert len(other.layouts) == 0
+        assert len(other.layouts([(8, 8)]).grid) == 1
 
 
 def test_two_threads_may_call_one_network():
     """Results of concurrent calls with different sizes are those of calls one by one."""
     network = tiny_network("compressed_x4")
+    inference = Inference(network)
     images = [random_image(network, rows, columns) for rows in (1, 2, 3) for columns in (1, 2)]
 
     def upscale(image: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
-            return network.reconstruct([image])[0].image
+            return inference.reconstruct([image])[0].image
 
     with ThreadPoolExecutor(2) as pool:  # concurrent first calls build the layouts
         first = list(pool.map(upscale, images))
@@ -152,24 +142,6 @@ def test_two_threads_may_call_one_network():
             assert all(map(torch.equal, pool.map(upscale, images), expected))
 
 
-def test_images_that_differ_in_kind_are_no_pack():
-    """Other sizes than the layout's, or channels or dtypes of two kinds, are refused instead of broadcast."""
-    layout = PackedLayout([(8, 8), (8, 16)], 8, 4)
-    good = [torch.zeros(3, 8, 8), torch.zeros(3, 8, 16)]
-    for bad in ([good[0]], good[::-1], [good[0], torch.zeros(1, 8, 16)], [good[0], good[1].double()]):
-        with pytest.raises(ValueError, match="Images of a pack"):
-            layout.pack(bad)
-
-
-def test_a_layout_of_another_network_or_canvas_is_refused():
-    """Another window, shift or size would silently be another function."""
-    network = tiny_network()
-    canvas = torch.zeros(1, 3, 8, 16)
-    for layout in (PackedLayout([(8, 16)], 8, 2), PackedLayout([(8, 16)], 4, 2), PackedLayout([(16, 8)], 8, 4)):
-        with pytest.raises(ValueError, match="layout is for"):
-            network(canvas, layout)
-
-
 def test_no_images_are_an_empty_answer():
     """An empty pack costs nothing and is no error."""
-    assert tiny_network().reconstruct([]) == []
+    assert Inference(tiny_network()).reconstruct([]) == []

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from model import Swin2SRConfig, Swin2SRForImageSuperResolution, Swin2SRModel
 from model.checkpoints import CheckpointError, write_official
+from model.network import Swin2SR
 from tests.test_official_hub import HUB_ID, make_cache
 
 CONFIG = Swin2SRConfig(embed_dim=12, depths=(2, 3), num_heads=(2, 3))
@@ -68,7 +69,7 @@ def test_watching_changes_nothing():
     model, pixels = pretrained().double(), images(2, 3, 16, 24)
     plain = model(pixels).reconstruction
     watched = model(pixels, output_hidden_states=True, output_attentions=True)
-    torch.testing.assert_close(plain, model.network(pixels.double()).image, rtol=0, atol=1e-10)
+    torch.testing.assert_close(plain, Swin2SR.forward(model, pixels.double()).image, rtol=0, atol=1e-10)
     torch.testing.assert_close(watched.reconstruction, plain, rtol=0, atol=1e-10)
     assert [tuple(state.shape) for state in watched.hidden_states] == [(2, 16 * 24, 12)] * 3
     assert [tuple(attention.shape) for attention in watched.attentions] == [(12, 2, 64, 64), (12, 3, 64, 64)]
@@ -98,9 +99,9 @@ def test_a_head_mask_leaves_heads_out(shape):
     model, pixels = pretrained(num_heads=(2, 2)).double(), images(1, 3, 16, 16)
     mask = torch.tensor([0.0, 1.0]) if shape == "heads" else torch.tensor([[1.0, 1.0], [0.0, 0.5]])
     masked = model(pixels, head_mask=mask, output_attentions=True)
-    for stage, factors in zip(model.network.layers, mask.expand(2, 2), strict=True):
-        for block in stage.residual_group.blocks:
-            block.attn.proj.weight *= factors.repeat_interleave(6)
+    for stage, factors in zip(model.swin2sr.encoder.stages, mask.expand(2, 2), strict=True):
+        for block in stage.layers:
+            block.attention.output.dense.weight *= factors.repeat_interleave(6)
     torch.testing.assert_close(masked.reconstruction, model(pixels).reconstruction, rtol=0, atol=1e-10)
     assert (masked.attentions[1][:, 0] == 0).all()
     assert (masked.attentions[0][:, 1] > 0).any()
@@ -178,13 +179,12 @@ def test_the_body_is_the_whole_networks_body(tmp_path):
     whole.save_pretrained(tmp_path)
     body = Swin2SRModel.from_pretrained(tmp_path)
     assert not body.training
-    state = body.network.state_dict()
-    assert not any(key.startswith(("conv_before", "upsample", "conv_last")) for key in state)
-    assert all(torch.equal(state[key], whole.network.state_dict()[key]) for key in state)
+    state = body.state_dict()
+    assert not any(key.startswith("upsample") for key in state)
+    assert all(torch.equal(state[key], whole.swin2sr.state_dict()[key]) for key in state)
     pixels = images(1, 3, 16, 16)
     hidden = body(pixels).last_hidden_state
-    head = whole.network
-    image = head.conv_last(head.upsample(head.conv_before_upsample(hidden))) + head.mean_out
+    image = whole.upsample(hidden) + whole.mean_out
     torch.testing.assert_close(image, whole(pixels).reconstruction, rtol=0, atol=1e-6)
 
 
@@ -203,7 +203,7 @@ def test_a_body_alone_round_trips(tmp_path):
 def test_a_body_is_loaded_as_strictly(tmp_path):
     """A weight that is no head's and no body's is an error for Swin2SRModel too."""
     whole = pretrained()
-    write_official(whole.network, tmp_path / "network.pth")
+    write_official(whole, tmp_path / "network.pth")
     state = torch.load(tmp_path / "network.pth", weights_only=True)
     torch.save(state | {"surprise": torch.zeros(1)}, tmp_path / "network.pth")
     with pytest.raises(CheckpointError) as caught:

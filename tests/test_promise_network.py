@@ -14,7 +14,6 @@ from app.settings import Settings
 from app.variants.loaded_model import TileJob
 from app.variants.registry import ModelRegistry
 from model import cpu_kernel
-from model.scratch import Scratch
 from tests.networks import needs_kernel
 from tests.service import noise, png, running
 
@@ -50,20 +49,18 @@ def test_promise_13_a_real_network_beats_before_every_block(computed):
 
 @needs_kernel
 def test_promise_20_the_service_computes_as_its_network_alone(tmp_path, computed):
-    """By the kernel, in memory that is reused, with as many threads as it was told: no hook keeps that out."""
+    """By the kernel, with as many threads as it was told: no hook keeps that out."""
     app = create_app(Settings(variants="small-x2", device="cpu", threads=3, cache_dir=tmp_path))
     registry = app.state.service.registry
 
     async def scenario():
         async with running(app) as client:
-            network = (await registry.obtain(registry.resolve("small-x2"))).upscaler.network
-            network.scratch = Scratch()
+            await registry.obtain(registry.resolve("small-x2"))
             computed.clear()
             answer = await client.post("/v1/upscale", content=png(noise(16, 24)), headers={"Content-Type": "image/png"})
-            return answer.status_code, list(computed), network
+            return answer.status_code, list(computed)
 
-    status, served, network = asyncio.run(scenario())
+    status, served = asyncio.run(scenario())
     assert status == 200
     assert [name for name, _ in served] == (["block"] * 2 + ["convolution"]) * 3 + ["convolution"]
     assert {threads for _, threads in served} == {3}
-    assert network.scratch.nbytes > 0

@@ -216,7 +216,8 @@ def test_network_starts_near_interpolation(upscale: int, upsampler: str | None) 
     start_at_interpolation(network)
     with torch.no_grad():
         for name, parameter in network.named_parameters():
-            if name.startswith(("conv_after_body", "upsample.2")) or (upsampler is None and name == "conv_last.weight"):
+            silenced = ("swin2sr.conv_after_body", "upsample.upsample.convolution_1")
+            if name.startswith(silenced) or (upsampler is None and name == "final_convolution.weight"):
                 parameter.zero_()  # silences the body; the skip path is left
     pixels = torch.rand(1, 3, 24, 24)
     with torch.inference_mode():
@@ -321,7 +322,7 @@ def test_the_same_seed_trains_the_same_weights(photos: list[Photo], tmp_path: Pa
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         trainer, crops, held_out = start(photos, seed)
         go(trainer, crops, held_out, tmp_path / name, 4)
-        weights.append(trainer.average.conv_first.weight)
+        weights.append(trainer.average.swin2sr.first_convolution.weight)
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
@@ -388,7 +389,7 @@ def test_a_loss_that_is_no_number_ends_the_run(photos: list[Photo], tmp_path: Pa
     """The last good checkpoint stays; weights that are not finite are never written."""
     trainer, crops, held_out = start(photos)
     with torch.no_grad():
-        trainer.network.conv_first.weight.fill_(float("nan"))
+        trainer.network.swin2sr.first_convolution.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="lower the learning rate"):
         go(trainer, crops, held_out, tmp_path, 4)
     assert not list(tmp_path.glob("*.safetensors"))
@@ -412,7 +413,7 @@ def test_bfloat16_trains_too(photos: list[Photo]) -> None:
         trainer, crops, _ = start(photos)
         trainer = Trainer(trainer.network, trainer.recipe, bfloat16=bfloat16)
         losses.append(float(trainer.learn(crops.batch(0), 0)))
-        assert trainer.network.conv_first.weight.dtype == torch.float32
+        assert trainer.network.swin2sr.first_convolution.weight.dtype == torch.float32
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
@@ -452,8 +453,8 @@ def test_command_trains_resumes_and_hands_a_body_on(
     assert "step       4" in capsys.readouterr().out
     trained = load_network(out / "small-x2.safetensors")
     bigger, whole = command.build(command.RECIPES["small-x4"], out / "small-x2.safetensors")
-    assert torch.equal(bigger.layers[0].conv.weight, trained.layers[0].conv.weight)
-    assert bigger.upsample[0].weight.shape[0] == 48
+    assert torch.equal(bigger.swin2sr.encoder.stages[0].conv.weight, trained.swin2sr.encoder.stages[0].conv.weight)
+    assert bigger.upsample.conv.weight.shape[0] == 48
     assert not whole
 
 
@@ -464,7 +465,7 @@ def test_command_starts_from_any_layout_and_refuses_another_body(tmp_path: Path)
     network = Swin2SR(tiny())
     write_pretrained(network, tmp_path / "same")
     built, whole = command.build(command.RECIPES["small-x2"], tmp_path / "same")
-    assert torch.equal(built.upsample[0].weight, network.upsample[0].weight)
+    assert torch.equal(built.upsample.conv.weight, network.upsample.conv.weight)
     assert whole
     write_pretrained(Swin2SR(dataclasses.replace(tiny(), embed_dim=32)), tmp_path / "other")
     with pytest.raises(ValueError, match="body"):

@@ -9,14 +9,13 @@ from contextlib import contextmanager
 from io import BytesIO
 
 import PIL.Image
-import tifffile
 from PIL import ImageFile
 
 from app.codec.errors import BrokenImage
 
 _RAISED = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError),
-    *(struct.error, zlib.error, tifffile.TiffFileError),
+    *(struct.error, zlib.error),
 )
 """What decoders raise over broken files: Pillow nearly anything, wrappers of libavif and libpng RuntimeError."""
 

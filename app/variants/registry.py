@@ -16,7 +16,6 @@ from app.variants.device import release_memory, use_threads
 from app.variants.downloads import Downloads
 from app.variants.loaded_model import Load, LoadedModel, TileUpscaler, count_parameters, warm_up, weights_digest
 from app.variants.states import VariantState, describe
-from model.hooks import Beat
 from model.official.fetch import FetchError, OfficialWeights, Step
 from model.upscaler import Upscaler, find_device
 
@@ -272,9 +271,7 @@ class ModelRegistry:
     def _load_upscaler(self, name: str, path: Path) -> TileUpscaler:
         self._catalogue.verify(name)
         upscaler = Upscaler.from_pretrained(path, device=str(self.device), precision=self._precision)
-        if self.device.type == "cpu":  # on a GPU a pass takes moments, and hooks would hinder compilation
-            for module in upscaler.network.modules():
-                module.register_forward_pre_hook(Beat(self._heartbeat))
+        upscaler.on_progress(self._heartbeat)
         return upscaler
 
     def _describe(self, entry: Entry) -> VariantDescription:

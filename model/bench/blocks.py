@@ -15,8 +15,9 @@ from model.bench.sections import Bench
 from model.bench.timing import Run, attempt
 from model.gpu.autotune import Work, choose_operators, draw_work, load_kernels, run_block, time_on_cuda
 from model.gpu.graphs import COUNTS
-from model.gpu.operators import PLAIN, Operators
-from model.gpu.windowed import WindowedNetwork, compute_block
+from model.gpu.network import WindowNetwork
+from model.inference import compute_block
+from model.operators import PLAIN, Operators
 
 WINDOWS = {"cuda": 8192, "cpu": 16}
 """Windows of the block; on a GPU those of a large pack, so that launching its kernels is no part of the time."""
@@ -35,8 +36,8 @@ def compare_block(bench: Bench) -> Iterator[Row]:
     kind = bench.device.type
     with torch.cuda.device(bench.device) if kind == "cuda" else contextlib.nullcontext():
         for variant in VARIANTS:
-            windowed = WindowedNetwork(bench.network(variant).to(bench.device), bench.upscaler(variant).dtype)
-            kernels = load_kernels(bench.device, windowed.stages[0].blocks[0])
+            windowed = WindowNetwork(bench.network(variant).to(bench.device), bench.upscaler(variant).dtype)
+            kernels = load_kernels(bench.device, windowed.body.stages[0].blocks[0])
             chosen = choose_operators(windowed, time_on_cuda, kernels, COMPARED[kind])
             work = draw_work(windowed, WINDOWS[kind])
             makers = {name: partial(_compile, form, work) for name, form in _forms(chosen).items()}

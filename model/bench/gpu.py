@@ -25,6 +25,7 @@ from model.bench.timing import Run, Timing, attempt
 from model.bench.workloads import Pixels, draw_pixels, mixed_sizes
 from model.evaluate import evaluate_folder
 from model.gpu.runner import Flight
+from model.inference import Inference
 from model.network import Swin2SR
 from model.padding import pad_direct, to_tensor
 from model.precision import PRECISIONS
@@ -93,7 +94,7 @@ def check_values(bench: Bench) -> Iterator[Row]:
 
 def _in_float64(network: Swin2SR, tiles: Sequence[Pixels]) -> list[Values]:
     with torch.inference_mode():
-        exact = network.double().reconstruct([to_tensor(tile, torch.float64) for tile in tiles])
+        exact = Inference(network.double()).reconstruct([to_tensor(tile, torch.float64) for tile in tiles])
     return [each.image.permute(1, 2, 0).float().numpy() for each in exact]
 
 

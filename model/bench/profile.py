@@ -6,11 +6,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
-from torch.utils.flop_counter import FlopCounterMode
 
+from model.bench.roofline import count_flops
 from model.bench.workloads import Pixels
 from model.config import Swin2SRConfig
 from model.network import Swin2SR
@@ -24,7 +23,7 @@ FAMILIES: Mapping[str, str] = {
     "attention": r"attend_windows",
     "norm and residual": r"add_norm",
     "convolution": r"conv|fprop",
-    "linear": r"addmm|::mm|bmm|matmul|linear|gemm|cutlass|nvjet|xmma",
+    "linear": r"addmm|\bmm\b|bmm|matmul|linear|gemm|cutlass|nvjet|xmma",
     "gather": r"index|gather|scatter",
     "norm": r"norm",
     "softmax": r"softmax",
@@ -72,15 +71,10 @@ def time_families(upscaler: Upscaler, tiles: Sequence[Pixels], runs: int) -> dic
 
 def count_arithmetic(network: Swin2SR, pixels: int) -> dict[str, float]:
     """Operations of a forward pass over so many pixels, by family; a multiply-add is two."""
-    window = network.config.window_size
-    canvas = next(network.parameters()).new_zeros(1, network.config.num_channels, window, window)
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        network(canvas)
     counted: Counter[str] = Counter()
-    for operator, flops in counter.get_flop_counts()["Global"].items():
-        name = "attention" if "bmm" in str(operator) else _family(f"::{operator}")
-        counted[name] += flops
-    return {name: flops * pixels / window**2 for name, flops in counted.items()}
+    for operator, flops in count_flops(network).items():
+        counted["attention" if "bmm" in operator else _family(f"::{operator}")] += flops
+    return {name: flops * pixels / network.config.window_size**2 for name, flops in counted.items()}
 
 
 def count_traffic(config: Swin2SRConfig, pixels: int, item: int) -> dict[str, float]:

@@ -22,15 +22,20 @@ ROUNDS = 7
 """Measurements of each ceiling."""
 
 
+def count_flops(network: Swin2SR) -> dict[str, int]:
+    """Operations of a forward pass over one window by operator, without the tables that depend on weights alone."""
+    config, counts = network.config, []
+    window = next(network.parameters()).new_zeros(1, config.num_channels, config.window_size, config.window_size)
+    for batch in (1, 2):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            network(window.expand(batch, -1, -1, -1))
+        counts.append({str(operator): flops for operator, flops in counter.get_flop_counts()["Global"].items()})
+    return {operator: flops - counts[0].get(operator, 0) for operator, flops in counts[1].items()}
+
+
 def multiply_adds_per_pixel(network: Swin2SR) -> float:
-    """Multiply-adds of one forward pass per low-resolution pixel; the work grows with the windows and nothing else."""
-    config = network.config
-    parameter = next(network.parameters())
-    window = parameter.new_zeros(1, config.num_channels, config.window_size, config.window_size)
-    # PyTorch's own operators, which can be counted, run where gradients could be asked for.
-    with torch.enable_grad(), FlopCounterMode(display=False) as counter:
-        network(window)
-    return counter.get_total_flops() / 2 / config.window_size**2
+    """Multiply-adds of one forward pass per low-resolution pixel; the work grows with the windows alone."""
+    return sum(count_flops(network).values()) / 2 / network.config.window_size**2
 
 
 def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Run, int]:

@@ -1,6 +1,6 @@
-"""The forward pass on a GPU: windows alone, in kernels that are chosen and graphs that are captured before a request.
+"""The forward pass on a GPU.
 
-``windowed`` is the network over windows, ``operators`` and ``kernels`` are two forms of what takes its time, ``graphs``
-replays it, and ``forward`` brings pixels to it and values back. All but the kernels and graphs runs on a CPU too, which
-is how it is tested; the service computes there with ``model.network``.
+``network`` computes images with ``model.inference`` over windows alone, ``kernels`` are the operators in Triton,
+``autotune`` chooses among the forms of an operator, ``graphs`` records forward passes, and ``runner`` moves pixels and
+values. Everything but kernels and streams also runs on a CPU, where it is tested.
 """

@@ -13,9 +13,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from model.gpu.operators import PLAIN, NormWeights, Operators
-from model.gpu.packed_weights import Block
-from model.gpu.windowed import WindowedNetwork, compute_block
+from model.gpu.network import WindowNetwork
+from model.inference import compute_block
+from model.operators import PLAIN, NormWeights, Operators
+from model.packed_weights import Block
 
 logger = logging.getLogger(__name__)
 
@@ -56,9 +57,9 @@ class Work:
     dtype: torch.dtype
 
 
-def draw_work(windowed: WindowedNetwork, windows: int) -> Work:
+def draw_work(windowed: WindowNetwork, windows: int) -> Work:
     """Random work of so many windows for a network, on its device."""
-    block, width, channels = windowed.stages[0].blocks[-1], windowed.width, windowed.config.embed_dim
+    block, width, channels = windowed.body.stages[0].blocks[-1], windowed.body.width, windowed.config.embed_dim
     device, tokens = block.qkv.weight.device, windows * windowed.config.window_size**2
     generator = torch.Generator(device).manual_seed(0)
 
@@ -85,7 +86,7 @@ def run_block(chosen: Operators, work: Work) -> Tensor:
     return compute_block(chosen, work.stream, work.stream.to(work.dtype), work.kinds, work.block)[0]
 
 
-def choose_operators(windowed: WindowedNetwork, time: Timer, forms: Sequence[Operators], windows: int) -> Operators:
+def choose_operators(windowed: WindowNetwork, time: Timer, forms: Sequence[Operators], windows: int) -> Operators:
     """The faster form of each operator for a network on its device.
 
     Args:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from model.gpu.indexing import lay_out
+from model.packing import lay_out
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ Replay = Callable[[], Tensor]
 
 
 class Network(Protocol):
-    """``model.gpu.windowed.WindowedNetwork``, or anything that is called like it."""
+    """``model.gpu.network.WindowNetwork``, or anything that is called like it."""
 
     def __call__(self, pixels: Tensor, grid: Tensor) -> Tensor:
         """Pixels (T, channels) and grid (nW, 5) to values; shapes depend on nW alone."""

@@ -1,6 +1,6 @@
 """The operators as Triton kernels; importing this needs Triton.
 
-Source of the arithmetic: ``model.gpu.operators``. Nothing is rounded twice: queries and keys that come as bfloat16 meet
+Source of the arithmetic: ``model.operators``. Nothing is rounded twice: queries and keys that come as bfloat16 meet
 as they came, and their lengths are divided out of the products; those that are still float32 are normalised first.
 Bounded logits are to the base of 2; for others, which may be large, its rounding would cost digits.
 """
@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
-from model.gpu.operators import AttentionTables, NormWeights, Operators
-from model.gpu.packed_weights import Block, Weights
+from model.operators import AttentionTables, NormWeights, Operators
+from model.packed_weights import Block, Weights
 
 ROWS = 8
 """Tokens that a program of ``add_norm`` has."""
@@ -225,20 +225,20 @@ def finish_rows(
     tl.store(branch_out + target, total, mask=full)
 
 
-@triton.jit(do_not_specialize=["count", "total"])
+@triton.jit(do_not_specialize=["count"])
 def gather_rows(
-    tokens, rows, out, count, total, WIDTH: tl.constexpr, LANES: tl.constexpr, MANY: tl.constexpr,
+    tokens, rows, out, count, WIDTH: tl.constexpr, LANES: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
     """``MANY`` rows: a program."""
     row, lane = tl.program_id(0) * MANY + tl.arange(0, MANY), tl.arange(0, LANES)
     source = tl.load(rows + row, mask=row < count, other=0)
-    inside, full = (source < total)[:, None], (row < count)[:, None] & (lane < WIDTH)[None, :]
+    inside, full = (source >= 0)[:, None], (row < count)[:, None] & (lane < WIDTH)[None, :]
     values = tl.load(tokens + source.to(tl.int64)[:, None] * WIDTH + lane[None, :], mask=full & inside, other=0.0)
     tl.store(out + row.to(tl.int64)[:, None] * WIDTH + lane[None, :], values, mask=full)
 
 
 def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:
-    """As ``model.gpu.operators.Attend``, for float32 and bfloat16."""
+    """As ``model.operators.Attend``, for float32 and bfloat16."""
     heads, length = tables.bias.shape[1:3]
     width, channels = qkv.shape[1] // 3, tables.channels
     out = qkv.new_empty(len(qkv), width)
@@ -253,7 +253,7 @@ def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:
 
 
 def add_norm(stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As ``model.gpu.operators.AddNorm``, for a stream in float32."""
+    """As ``model.operators.AddNorm``, for a stream in float32."""
     (count, width), channels = stream.shape, norm.weight.shape[0]
     stream_out, branch_out = torch.empty_like(stream), torch.empty_like(branch)
     add_norm_rows[(triton.cdiv(count, ROWS),)](
@@ -266,25 +266,25 @@ def add_norm(stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor | N
 
 
 def gather(tokens: Tensor, rows: Tensor) -> Tensor:
-    """As ``model.gpu.operators.Gather``."""
-    (total, width), count = tokens.shape, len(rows)
+    """As ``model.operators.Gather``."""
+    width, count = tokens.shape[1], len(rows)
     lanes = triton.next_power_of_2(width)
     many, out = max(1, GATHERED // lanes), tokens.new_empty(count, width)
-    gather_rows[(triton.cdiv(count, many),)](
-        tokens, rows, out, count, total, WIDTH=width, LANES=lanes, MANY=many, num_warps=4
-    )
+    gather_rows[(triton.cdiv(count, many),)](tokens, rows, out, count, WIDTH=width, LANES=lanes, MANY=many, num_warps=4)
     return out
 
 
-def run_block(stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None, *, unroll: bool = False) -> Tensor:
-    """As ``model.gpu.operators.RunBlock``, for float32 and bfloat16 and an exact GELU.
+def run_block(
+    stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None, out: Tensor | None = None, *, unroll: bool = False
+) -> Tensor:
+    """As ``model.operators.RunBlock``, for float32 and bfloat16 and an exact GELU.
 
     With ``unroll`` its loops are written out: a fifth fewer instructions, and nothing is fetched ahead. Which is faster
     depends on the card.
     """
     heads, length = block.tables.bias.shape[1:3]
     channels, width, numbers = block.tables.channels, stream.shape[1], _numbers(block.qkv.weight)
-    out = torch.empty_like(stream)
+    out = torch.empty_like(stream) if out is None else out
     block_windows[(len(stream) // length,)](
         stream, out, stream if rows is None else rows, kinds, *_cosine_tables(block.tables),
         *_multiplied(numbers, block.qkv, block.proj), block.norm1.weight, block.norm1.bias,
@@ -299,7 +299,7 @@ def run_block(stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None, 
 
 
 def finish(stream: Tensor, branch: Tensor, block: Block, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As ``model.gpu.operators.Finish``, for float32 and bfloat16 and an exact GELU."""
+    """As ``model.operators.Finish``, for float32 and bfloat16 and an exact GELU."""
     (count, width), numbers = stream.shape, _numbers(branch)
     stream_out, branch_out = torch.empty_like(stream), torch.empty_like(branch)
     finish_rows[(triton.cdiv(count, FINISHED),)](

@@ -24,11 +24,10 @@ from torch import Tensor
 
 from model.gpu.autotune import choose_operators, load_kernels, time_on_cuda
 from model.gpu.graphs import COUNTS, Capture, CudaCapture, Graphs, affordable, as_it_is
-from model.gpu.indexing import lay_out, pixel_rows
-from model.gpu.operators import PLAIN, Operators
-from model.gpu.windowed import WindowedNetwork
+from model.gpu.network import WindowNetwork
 from model.network import Swin2SR
-from model.packing import split_by_area
+from model.operators import PLAIN, Operators
+from model.packing import lay_out, pixel_rows, split_by_area
 
 P = TypeVar("P")
 V = TypeVar("V")
@@ -142,7 +141,7 @@ class Forward:
             counts = affordable(counts, self.window**2 * bytes_per_pixel, free_bytes)
             capture = self._in_private(CudaCapture(self._streams.compute))
         with self._computing(), torch.inference_mode():
-            windowed = WindowedNetwork(network, dtype)
+            windowed = WindowNetwork(network, dtype)
             if self._streams is not None:
                 windowed.operators = self._choose(windowed, max(counts, default=COUNTS[0]))
             return Graphs(
@@ -154,8 +153,8 @@ class Forward:
                 counts=counts,
             )
 
-    def _choose(self, windowed: WindowedNetwork, windows: int) -> Operators:
-        kernels = load_kernels(self._device, windowed.stages[0].blocks[0])
+    def _choose(self, windowed: WindowNetwork, windows: int) -> Operators:
+        kernels = load_kernels(self._device, windowed.body.stages[0].blocks[0])
         try:
             return choose_operators(windowed, self._in_private(time_on_cuda), kernels, windows)
         except torch.OutOfMemoryError:

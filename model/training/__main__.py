@@ -11,7 +11,7 @@ import torch
 
 from model.checkpoints import read_checkpoint
 from model.network import Swin2SR
-from model.state_dict_keys import is_huggingface, to_official
+from model.state_dict_keys import is_head, is_huggingface, to_huggingface
 from model.training.crops import Crops
 from model.training.fonts import find_fonts
 from model.training.held_out import HeldOut, Score, draw_held_out
@@ -20,8 +20,6 @@ from model.training.loop import CHECKPOINT_NAME, Limits, Report, Trainer, train
 from model.training.pairs import Photo
 from model.training.photos import read_photos, split
 from model.training.recipe import RECIPES, Recipe
-
-HEAD = ("upsample.", "conv_last.", "conv_before_upsample.", "conv_bicubic.", "conv_aux.", "conv_after_aux.")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -92,13 +90,15 @@ def build(recipe: Recipe, init: Path | None) -> tuple[Swin2SR, bool]:
         start_at_interpolation(network)
         return network, False
     checkpoint = read_checkpoint(init)
-    given = to_official(checkpoint.state) if is_huggingface(checkpoint.state) else checkpoint.state
+    given = (
+        checkpoint.state if is_huggingface(checkpoint.state) else to_huggingface(checkpoint.state, checkpoint.config)
+    )
     wanted = network.state_dict()
     if given.keys() == wanted.keys() and all(given[key].shape == wanted[key].shape for key in wanted):
         network.load_state_dict(given)
         return network, True
-    body = {key: tensor for key, tensor in given.items() if not key.startswith(HEAD)}
-    expected = {key: tensor.shape for key, tensor in wanted.items() if not key.startswith(HEAD)}
+    body = {key: tensor for key, tensor in given.items() if not is_head(key)}
+    expected = {key: tensor.shape for key, tensor in wanted.items() if not is_head(key)}
     if {key: tensor.shape for key, tensor in body.items()} != expected:
         raise ValueError(f"the body in {init} is not that of this variant: it cannot be started from")
     network.load_state_dict(body, strict=False)

@@ -6,9 +6,9 @@ convolution at the end of the correcting path and without biases behind it, a fl
 depend on the other path alone. That path is linear, so one linear condition makes it exact:
 
 - ``pixelshuffledirect`` and no upsampler: the correcting path ends in ``conv_after_body``, the other one is
-  ``conv_first`` followed by the head.
-- ``pixelshuffle_aux``: it ends in ``upsample.0``, the other one is ``conv_bicubic`` of the enlarged input followed by
-  ``conv_last``.
+  ``first_convolution`` followed by the head.
+- ``pixelshuffle_aux``: it ends in ``convolution_0``, the other one is ``conv_bicubic`` of the enlarged input followed
+  by ``final_convolution``.
 
 The heads ``pixelshuffle`` and ``nearest+conv`` have no linear path and cannot be held to this.
 """
@@ -46,6 +46,9 @@ class _Paths:
     wanted: Tensor
 
 
+_ENDING, _FIRST = "swin2sr.conv_after_body", "swin2sr.first_convolution"
+
+
 def can_keep_flat(config: Swin2SRConfig) -> bool:
     """Whether a network with this configuration can be held to the construction."""
     if config.upsampler == "pixelshuffle_aux":
@@ -65,11 +68,14 @@ def _paths(network: Swin2SR) -> _Paths:
         return found
 
     if config.upsampler == "pixelshuffle_aux":
-        return _Paths(layer("upsample.0"), layer("upsample.2"), layer("conv_bicubic"), layer("conv_last"), same)
+        return _Paths(
+            layer("upsample.upsample.convolution_0"), layer("upsample.upsample.convolution_1"),
+            layer("upsample.conv_bicubic"), layer("upsample.final_convolution"), same,
+        )  # fmt: skip
     if config.upsampler is None:
-        return _Paths(layer("conv_after_body"), None, layer("conv_first"), layer("conv_last"), 0 * same)
+        return _Paths(layer(_ENDING), None, layer(_FIRST), layer("final_convolution"), 0 * same)
     wanted = same.repeat_interleave(config.upscale**2, 0)
-    return _Paths(layer("conv_after_body"), None, layer("conv_first"), layer("upsample.0"), wanted)
+    return _Paths(layer(_ENDING), None, layer(_FIRST), layer("upsample.conv"), wanted)
 
 
 @torch.no_grad()

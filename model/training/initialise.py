@@ -1,8 +1,8 @@
 """Start at plain interpolation: the skip path interpolates and the body adds almost nothing.
 
-The skip path is ``conv_first`` followed by the head's first convolution: together a linear filter over 5x5 pixels,
-enough for bicubic interpolation (Keys, a = -0.5) at any scale. ``conv_first`` keeps its weights, fresh or trained; the
-convolution behind it is solved for by least squares.
+The skip path is ``first_convolution`` followed by the head's first convolution: together a linear filter over 5x5
+pixels, enough for bicubic interpolation (Keys, a = -0.5) at any scale. ``first_convolution`` keeps its weights, fresh
+or trained; the convolution behind it is solved for by least squares.
 """
 
 from collections.abc import Mapping
@@ -64,22 +64,22 @@ def start_at_interpolation(network: Swin2SR) -> None:
         return
     with torch.no_grad():
         for name, parameter in parameters.items():
-            if name.startswith("conv_after_body"):
+            if name.startswith("swin2sr.conv_after_body"):
                 parameter.mul_(BODY_SHARE)
         if upsampler is None:
-            parameters["conv_last.weight"].mul_(BODY_SHARE)
-            parameters["conv_last.bias"].zero_()
+            parameters["final_convolution.weight"].mul_(BODY_SHARE)
+            parameters["final_convolution.bias"].zero_()
         elif upsampler == "pixelshuffledirect":
             kernels = interpolation_kernels(network.config.upscale, network.config.num_channels)
-            _follow(parameters, "upsample.0", kernels)
+            _follow(parameters, "upsample.conv", kernels)
         else:
             _start_compressed(parameters, network.config.num_channels)
 
 
 def _follow(parameters: Mapping[str, nn.Parameter], name: str, wanted: Tensor, rows: slice = slice(None)) -> None:
-    """Make rows of a convolution act, behind ``conv_first``, as the wanted filters of the network's input."""
-    weight = solve_second(parameters["conv_first.weight"], wanted)
-    offset = torch.einsum("ofyx,f->o", weight, parameters["conv_first.bias"].double())
+    """Make rows of a convolution act, behind ``first_convolution``, as the wanted filters of the network's input."""
+    weight = solve_second(parameters["swin2sr.first_convolution.weight"], wanted)
+    offset = torch.einsum("ofyx,f->o", weight, parameters["swin2sr.first_convolution.bias"].double())
     parameters[f"{name}.weight"][rows] = weight.to(parameters[f"{name}.weight"])
     parameters[f"{name}.bias"][rows] = -offset.to(parameters[f"{name}.bias"])
 
@@ -87,17 +87,17 @@ def _follow(parameters: Mapping[str, nn.Parameter], name: str, wanted: Tensor, r
 def _start_compressed(parameters: Mapping[str, nn.Parameter], channels: int) -> None:
     """Let the auxiliary image begin as the input, and the image as the bicubic branch alone."""
     copy = interpolation_kernels(1, channels)
-    _follow(parameters, "conv_before_upsample.0", torch.cat([copy, -copy]), slice(0, 2 * channels))
-    aux = parameters["conv_aux.weight"]
+    _follow(parameters, "upsample.conv_before_upsample", torch.cat([copy, -copy]), slice(0, 2 * channels))
+    aux = parameters["upsample.conv_aux.weight"]
     aux.mul_(BODY_SHARE)
-    parameters["conv_aux.bias"].zero_()
+    parameters["upsample.conv_aux.bias"].zero_()
     for channel in range(channels):  # leaky(v) - leaky(-v) = (1 + slope) v
         aux[channel, channel, 1, 1] = 1 / (1 + LEAKY_SLOPE)
         aux[channel, channels + channel, 1, 1] = -1 / (1 + LEAKY_SLOPE)
     for name, parameter in parameters.items():
-        if name.startswith("upsample."):
+        if name.startswith("upsample.upsample."):
             parameter.mul_(0.1)
-    last = solve_second(parameters["conv_bicubic.weight"], copy)
-    offset = torch.einsum("ofyx,f->o", last, parameters["conv_bicubic.bias"].double())
-    parameters["conv_last.weight"].copy_(last)
-    parameters["conv_last.bias"].copy_(-offset)
+    last = solve_second(parameters["upsample.conv_bicubic.weight"], copy)
+    offset = torch.einsum("ofyx,f->o", last, parameters["upsample.conv_bicubic.bias"].double())
+    parameters["upsample.final_convolution.weight"].copy_(last)
+    parameters["upsample.final_convolution.bias"].copy_(-offset)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from model.checkpoints import write_official
 from model.network import Swin2SR
-from model.packing import PackedLayout
 from model.reconstruction import Reconstruction
 from model.training.crops import Crops
 from model.training.flat_areas import keep_flat, round_to_bfloat16
@@ -163,7 +162,7 @@ class Trainer:
             group["lr"] = learning_rate(self.recipe, self.step, progress)
         degraded, clean, sharp = (self._to_unit(image) for image in (batch.degraded, batch.clean, batch.sharp))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
-            result = self._forward(degraded, self._layout(degraded))
+            result = self._forward(degraded)
         loss = reconstruction_loss(result, sharp, clean, self.recipe.aux_weight, batch.sizes.to(self._device))
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -174,10 +173,6 @@ class Trainer:
         self._follow()
         self.step += 1
         return loss.detach()
-
-    def _layout(self, images: Tensor) -> PackedLayout:
-        count, _, height, width = images.shape
-        return self.network.layouts([(height, width)] * count, images.device)
 
     def _to_unit(self, images: Tensor) -> Tensor:
         unit: Tensor = images.to(self._device, non_blocking=True).float() / 255

@@ -1,9 +1,10 @@
-"""What a block does between its matrix products, by PyTorch's operators: the twin that kernels are held against."""
+"""The operators of the fast forward pass in PyTorch. Kernels in Triton and in C compute the same."""
 
 from __future__ import annotations
 
+import functools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -11,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from model.gpu.packed_weights import Block
+    from model.packed_weights import Block, EndWeights
+    from model.packing import WindowIndex
 
 BOUNDED_SCALE = 40.0
 """Factor on cosines up to which a logit, with its bias of 16 at most, is far from where float32 ends, 88."""
@@ -19,30 +21,32 @@ BOUNDED_SCALE = 40.0
 
 @dataclass(frozen=True)
 class AttentionTables:
-    """What attention needs beside queries, keys and values.
+    """What attention reads beside queries, keys and values.
 
     Args:
         bias: (kinds, nH, N, N) float32, position bias and mask.
         scale: (nH,) float32, the factor on cosines.
         channels: C; a row of query, key or value may be wider, and is zero there.
-
-    Attributes:
-        bias_2, scale_2: the same for logits to the base of 2, which is what a GPU takes powers of.
-        bounded: whether the power of every logit is a float32, so that softmax need not look for the largest.
     """
 
     bias: Tensor
     scale: Tensor
     channels: int
-    bias_2: Tensor = field(init=False)
-    scale_2: Tensor = field(init=False)
-    bounded: bool = field(init=False)
 
-    def __post_init__(self) -> None:
-        base_2 = math.log2(math.e)
-        object.__setattr__(self, "bias_2", self.bias * base_2)
-        object.__setattr__(self, "scale_2", self.scale * base_2)
-        object.__setattr__(self, "bounded", bool(self.scale.max() <= BOUNDED_SCALE))
+    @functools.cached_property
+    def bias_2(self) -> Tensor:
+        """The bias for logits to the base of 2, which a GPU takes powers of."""
+        return self.bias * math.log2(math.e)
+
+    @functools.cached_property
+    def scale_2(self) -> Tensor:
+        """The scale for logits to the base of 2."""
+        return self.scale * math.log2(math.e)
+
+    @functools.cached_property
+    def bounded(self) -> bool:
+        """Whether the power of every logit is a float32, so that softmax need not look for the largest."""
+        return bool(self.scale.max() <= BOUNDED_SCALE)
 
 
 @dataclass(frozen=True)
@@ -105,19 +109,22 @@ class Finish(Protocol):
 
 
 class RunBlock(Protocol):
-    """A whole block at once, for narrow networks: what lies between its products never leaves the chip."""
+    """A whole block at once."""
 
-    def __call__(self, stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None) -> Tensor:
+    def __call__(
+        self, stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None, out: Tensor | None = None
+    ) -> Tensor:
         """Compute the block of ``stream[rows]``.
 
         Args:
-            stream: (T, width) float32.
+            stream: (T, width), in the dtype of the residual stream.
             kinds: (nW,) int32.
             block: its weights.
             rows: (T,) int32, which of the stream's tokens each of the block's is; None where that is itself.
+            out: (T, width), memory that the result may be put into.
 
         Returns:
-            (T, width) float32, other memory than ``stream``.
+            (T, width), other memory than ``stream``.
         """
 
 
@@ -129,27 +136,60 @@ class Gather(Protocol):
 
         Args:
             tokens: (T, C).
-            rows: (n,) int32, each below T, or T where there is no token.
+            rows: (n,) int32, each below T, or -1 where there is no token.
 
         Returns:
             (n, C), zero where there is no token.
         """
 
 
+class EndStage(Protocol):
+    """The convolutions at the end of a stage or of the body, added to a residual."""
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        residual: Tensor,
+        index: WindowIndex,
+        layers: EndWeights,
+        *,
+        shifted: bool,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Compute ``residual + linear(convolutions(tokens))``.
+
+        Args:
+            tokens: (T, width) in window order, or in shifted order.
+            residual: (T, width) in window order, in the dtype of the residual stream.
+            index: of the pack.
+            layers: the convolutions, and the linear layer behind them if there is one.
+            shifted: whether the tokens are in shifted order.
+            out: (T, width), memory that the result may be put into.
+
+        Returns:
+            (T, width) in window order.
+        """
+
+
 def gather(tokens: Tensor, rows: Tensor) -> Tensor:
     """As ``Gather``."""
-    return torch.cat((tokens, tokens.new_zeros(1, tokens.shape[1]))).index_select(0, rows)
+    found = tokens.index_select(0, rows.clamp_min(0))
+    return found.masked_fill_((rows < 0)[:, None], 0)
 
 
 @dataclass(frozen=True)
 class Operators:
-    """One form of each; with ``finish``, a block does not ask for ``add_norm``, and with ``run_block`` for no other."""
+    """One form of each operator. With ``finish``, ``add_norm`` is not used; with ``run_block``, neither is.
+
+    ``end_stage`` is None where the convolutions are computed by ``gather`` and PyTorch.
+    """
 
     attend: Attend
     add_norm: AddNorm
     finish: Finish | None = None
     run_block: RunBlock | None = None
     gather: Gather = gather
+    end_stage: EndStage | None = None
 
 
 def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:

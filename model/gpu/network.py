@@ -1,0 +1,146 @@
+"""The network over windows alone, as a GPU computes it: no shape depends on anything but the number of windows.
+
+A convolution sees each window with a border of its neighbours' tokens. Matrix products and the body's convolutions are
+computed in ``dtype``; the residual stream, norms, softmax, the first convolution and the head in ``exact``, because the
+image is the sum of what they pass on. On the tests' networks bfloat16 costs two thirds or less of what autocast does;
+``tests/test_gpu.py`` states it for each head.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.inference import WindowBody, convolve
+from model.network import Swin2SR
+from model.operators import PLAIN, Operators
+from model.packed_weights import ALIGNMENT, Form, pack_convolution
+from model.packing import WindowIndex, halo
+from model.reconstruction import mean_of, pixel_shuffle_steps
+
+BICUBIC_BORDER = 3
+"""Pixels around a window that its bicubic enlargement depends on, and one more."""
+
+FROM_IMAGES = ("first_convolution", "conv_bicubic", "conv_after_aux.0")
+"""Convolutions whose inputs are images, which keep their number of channels."""
+
+
+class WindowNetwork:
+    """A network's weights in the form that windows alone can be computed with.
+
+    Args:
+        network: in evaluation mode, on its device.
+        dtype: of matrix products in the body: bfloat16, or ``exact``.
+        exact: float32, or float64.
+        operators: PyTorch's, or kernels.
+
+    Raises:
+        NotPlainError: if a module is not the one that the network was built with.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self, network: Swin2SR, dtype: torch.dtype, exact: torch.dtype = torch.float32, operators: Operators = PLAIN
+    ) -> None:
+        config, device = network.config, next(network.parameters()).device
+        form = Form(exact, exact, ALIGNMENT)
+        self.config, self.dtype, self.exact = config, dtype, exact
+        self.mean_in = mean_of(config.num_channels).to(device, exact).flatten()
+        self.mean_out = mean_of(config.out_channels).to(device, exact).flatten()
+        self.first = pack_convolution(network.swin2sr.first_convolution, form, fill_input=False)
+        self.body = WindowBody(network.swin2sr, Form(dtype, exact, ALIGNMENT), operators)
+        self.bicubic = bicubic_rows(config.window_size, config.upscale, device, exact)
+        head: nn.Module = network.final_convolution if config.upsampler is None else network.upsample
+        self.head = {
+            name: pack_convolution(layer, form, fill_input=name not in FROM_IMAGES, fill_output=False)
+            for name, layer in head.named_modules()
+            if isinstance(layer, nn.Conv2d)
+        }
+
+    @property
+    def operators(self) -> Operators:
+        """The operators in use."""
+        return self.body.operators
+
+    @operators.setter
+    def operators(self, operators: Operators) -> None:
+        self.body.operators = operators
+
+    def __call__(self, pixels: Tensor, grid: Tensor) -> Tensor:
+        """Reconstruct all windows.
+
+        Args:
+            pixels: (T, channels) in window order, in [0, 1].
+            grid: (nW, 5) int32.
+
+        Returns:
+            (nW * N * scale ** 2, out_channels), each window enlarged, in reading order; not clamped.
+        """
+        index = WindowIndex(grid, self.config.window_size, self.config.shift_size)
+        pixels = (pixels.to(self.exact) - self.mean_in) * self.config.img_range
+        shallow = convolve(self.operators, pixels, index, index.window, self.first)
+        image = self._reconstruct(self.body(shallow, index), pixels, index)
+        return image / self.config.img_range + self.mean_out
+
+    # The heads, as in model.reconstruction.
+
+    def _convolve(self, tokens: Tensor, index: WindowIndex, side: int, name: str, slope: float = 1.0) -> Tensor:
+        """A convolution of the head by its name, and a leaky ReLU behind it."""
+        tokens = convolve(self.operators, tokens, index, side, self.head[name])
+        return tokens if slope == 1 else F.leaky_relu(tokens, slope)
+
+    def _reconstruct(self, features: Tensor, pixels: Tensor, index: WindowIndex) -> Tensor:
+        side, scale = index.window, self.config.upscale
+        match self.config.upsampler:
+            case None:
+                return pixels + self._convolve(features, index, side, "")
+            case "pixelshuffledirect":
+                return _shuffle(self._convolve(features, index, side, "conv"), side, scale)
+            case "nearest+conv":
+                return self._enlarge_by_nearest(features, index)
+        features = self._convolve(features, index, side, "conv_before_upsample", 0.01)
+        if self.config.upsampler == "pixelshuffle":
+            return self._convolve(self._enlarge_by_shuffle(features, index), index, side * scale, "final_convolution")
+        aux = self._convolve(features, index, side, "conv_aux")
+        features = self._enlarge_by_shuffle(self._convolve(aux, index, side, "conv_after_aux.0", 0.01), index)
+        enlarged = self._convolve(self._enlarge_by_bicubic(pixels, index), index, side * scale, "conv_bicubic")
+        return self._convolve(features + enlarged, index, side * scale, "final_convolution")
+
+    def _enlarge_by_shuffle(self, features: Tensor, index: WindowIndex) -> Tensor:
+        side = index.window
+        for name, step in pixel_shuffle_steps(self.config.upscale).items():
+            features = _shuffle(self._convolve(features, index, side, f"upsample.{name}"), side, step)
+            side *= step
+        return features
+
+    def _enlarge_by_bicubic(self, pixels: Tensor, index: WindowIndex) -> Tensor:
+        """Pixels (T, C) enlarged, beyond an image's border by its border."""
+        side, border, rows = index.window, BICUBIC_BORDER, self.bicubic
+        seen = pixels.index_select(0, halo(index.grid, side, border, clamp=True).view(-1))
+        squares = seen.view(index.windows_count, side + 2 * border, side + 2 * border, -1).permute(0, 3, 1, 2)
+        return (rows @ squares @ rows.T).permute(0, 2, 3, 1).reshape(-1, pixels.shape[1])
+
+    def _enlarge_by_nearest(self, features: Tensor, index: WindowIndex) -> Tensor:
+        side = index.window
+        features = self._convolve(features, index, side, "conv_before_upsample", 0.01)
+        for name in ("conv_up1", "conv_up2"):
+            square = features.view(index.windows_count, side, 1, side, 1, -1).expand(-1, -1, 2, -1, 2, -1)
+            side *= 2
+            features = self._convolve(square.reshape(-1, features.shape[1]), index, side, name, 0.2)
+        features = self._convolve(features, index, side, "conv_hr", 0.2)
+        return self._convolve(features, index, side, "final_convolution")
+
+
+def _shuffle(tokens: Tensor, side: int, step: int) -> Tensor:
+    """PixelShuffle within windows of ``side``: (T, F * step ** 2) to (T * step ** 2, F)."""
+    square = tokens.view(-1, side, side, tokens.shape[1] // step**2, step, step)
+    return square.permute(0, 1, 4, 2, 5, 3).reshape(-1, square.shape[3])
+
+
+def bicubic_rows(side: int, scale: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """What a window and its border of ``BICUBIC_BORDER`` give each row of the enlarged window: (side * scale, S)."""
+    border = BICUBIC_BORDER
+    whole = torch.eye(side + 2 * border, dtype=torch.float64)[None, None]
+    large = F.interpolate(whole, scale_factor=(scale, 1), mode="bicubic", align_corners=False)
+    return large[0, 0, border * scale : (border + side) * scale].to(device, dtype)

@@ -1,0 +1,372 @@
+"""The fast forward pass: the network's weights, computed on windows.
+
+Everything has a shape that depends on the number of windows alone, so images of any sizes share a pass. One formulation
+serves CPU and GPU; its operators exist in PyTorch (``model.operators``), in C (``model.cpu_kernel``) and in Triton
+(``model.gpu.kernels``). Matrix products and the body's convolutions are computed in one dtype; the residual stream,
+norms, softmax, the first convolution and the head in another, exact one.
+
+It is used where it computes what the network computes: no module was replaced, wrapped or hooked, none is in training
+and no gradient is asked for. Elsewhere ``model.network`` itself runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import cpu_kernel
+from model.hooks import has_observers
+from model.network import Embeddings, Encoder, PatchEmbedding, Swin2SR, Swin2SRBody
+from model.operators import PLAIN, EndStage, NormWeights, Operators, add_norm, attend
+from model.packed_weights import (
+    Block,
+    EndWeights,
+    Form,
+    NotPlainError,
+    PackedStage,
+    Weights,
+    expect,
+    pack_end,
+    pack_linear,
+    pack_norm,
+    pack_stage,
+)
+from model.packing import LayoutCache, PackedLayout, WindowIndex, split_by_area
+from model.reconstruction import Reconstruction
+from model.scratch import Buffers, Scratch
+from model.windows import MASK_KINDS
+
+PACK_PIXELS = 2**16
+"""Pixels of a pack on a CPU: more leave its caches, and fewer pay for the start of every operator."""
+
+NORM_TOKENS = 2**12
+"""Tokens that are normalised together in place."""
+
+CHUNK = 32
+"""Windows that pass a block together on a CPU without the kernel, so that their attention stays in its cache."""
+
+
+class WindowBody:
+    """The body on windows.
+
+    Args:
+        body: in evaluation mode, on its device.
+        form: dtypes and widths.
+        operators: PyTorch's, or kernels.
+
+    Raises:
+        NotPlainError: if a module is not the one that the network was built with.
+    """
+
+    @torch.no_grad()
+    def __init__(self, body: Swin2SRBody, form: Form, operators: Operators = PLAIN) -> None:
+        embeddings = expect(expect(body.embeddings, Embeddings).patch_embeddings, PatchEmbedding)
+        self.channels, self.form, self.operators = body.config.embed_dim, form, operators
+        self.width = form.width(self.channels)
+        self.embed = pack_linear(embeddings.projection, form)
+        self.embed_norm = pack_norm(embeddings.layernorm, form.exact)
+        self.stages = tuple(pack_stage(stage, form) for stage in expect(body.encoder, Encoder).stages)
+        self.norm = pack_norm(body.layernorm, form.exact)
+        self.after_body = pack_end(body.conv_after_body, None, form, body.config.window_size)
+        self.heartbeat: Callable[[], None] = lambda: None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether every block is packed for AMX."""
+        return all(block.kernel and block.kernel.packed for stage in self.stages for block in stage.blocks)
+
+    def __call__(self, shallow: Tensor, index: WindowIndex, buffers: Buffers | None = None) -> Tensor:
+        """Features (T, width) of the first convolution in window order to deep features, exact ones both."""
+        buffers = Buffers() if buffers is None else buffers
+        embedded = apply(shallow.to(self.form.dtype), self.embed)
+        stream = self._normalise(embedded, self.embed_norm)
+        tokens = stream.to(self.form.dtype)
+        del embedded
+        for stage in self.stages:
+            stream = self._run_stage(stage, stream, tokens, index, buffers)
+            tokens = stream.to(self.form.dtype)
+        if buffers.reused:
+            for part in torch.split(stream, NORM_TOKENS):
+                part.copy_(self._normalise(part, self.norm))
+        else:
+            stream = self._normalise(stream, self.norm)
+        tokens = stream.to(self.form.dtype)
+        return self._end_stage(tokens, shallow, index, self.after_body, shifted=False, out=buffers.take())
+
+    def _normalise(self, tokens: Tensor, norm: NormWeights) -> Tensor:
+        """LayerNorm of tokens (T, width) of any dtype, in the exact one."""
+        normal = F.layer_norm(
+            tokens[:, : self.channels].to(self.form.exact), (self.channels,), norm.weight, norm.bias, norm.eps
+        )
+        return F.pad(normal, (0, self.width - self.channels)) if self.width > self.channels else normal
+
+    def _run_stage(
+        self, stage: PackedStage, stream: Tensor, tokens: Tensor, index: WindowIndex, buffers: Buffers
+    ) -> Tensor:
+        deep, shifted = self._run_blocks(stage.blocks, stream, tokens, index, buffers)
+        self.heartbeat()
+        found = self._end_stage(deep, stream, index, stage.end, shifted=shifted, out=buffers.take())
+        buffers.give(deep)
+        buffers.give(stream)
+        return found
+
+    def _run_blocks(
+        self, blocks: tuple[Block, ...], stream: Tensor, tokens: Tensor, index: WindowIndex, buffers: Buffers
+    ) -> tuple[Tensor, bool]:
+        """The tokens behind the blocks, and whether they are in shifted order."""
+        if self.operators.run_block is None:
+            for block, following in zip(blocks, [*blocks[1:], blocks[-1]], strict=True):
+                rows = None if following.shifted == block.shifted else index.order(shifted=following.shifted)
+                kinds = index.kinds_of(shifted=block.shifted)
+                stream, tokens = compute_block(self.operators, stream, tokens, kinds, block, rows=rows)
+            return tokens, blocks[-1].shifted
+        shifted, given = False, stream
+        for block in blocks:
+            self.heartbeat()
+            rows = None if block.shifted == shifted else index.order(shifted=block.shifted)
+            shifted = block.shifted
+            kinds = index.kinds_of(shifted=shifted)
+            found = self.operators.run_block(stream, kinds, block, rows, buffers.take())
+            if stream is not given:
+                buffers.give(stream)
+            stream = found
+        return stream.to(self.form.dtype), shifted
+
+    def _end_stage(
+        self,
+        tokens: Tensor,
+        residual: Tensor,
+        index: WindowIndex,
+        layers: EndWeights,
+        *,
+        shifted: bool,
+        out: Tensor | None,
+    ) -> Tensor:
+        if self.operators.end_stage is not None and layers.kernel is not None:
+            return self.operators.end_stage(tokens, residual, index, layers, shifted=shifted, out=out)
+        tokens = convolve(self.operators, tokens, index, index.window, layers.convolutions[0], shifted=shifted)
+        if len(layers.convolutions) > 1:
+            _, middle, last = layers.convolutions
+            tokens = F.leaky_relu(apply(F.leaky_relu(tokens, 0.2), middle), 0.2)
+            tokens = convolve(self.operators, tokens, index, index.window, last)
+        return residual + (tokens if layers.linear is None else apply(tokens, layers.linear))
+
+
+def apply(tokens: Tensor, layer: Weights) -> Tensor:
+    """A linear layer."""
+    return F.linear(tokens, layer.weight, layer.bias)
+
+
+def convolve(
+    operators: Operators, tokens: Tensor, index: WindowIndex, side: int, layer: Weights, *, shifted: bool = False
+) -> Tensor:
+    """A 3x3 convolution with zeros around every image.
+
+    Args:
+        operators: of which ``gather`` is used.
+        tokens: (nW * side * side, C) in window order, or in shifted order.
+        index: of the pack.
+        side: of a window at the scale of the tokens.
+        layer: its weights.
+        shifted: whether the tokens are in shifted order.
+
+    Returns:
+        (nW * side * side, C out) in window order.
+    """
+    halo, parts = index.halo(side, shifted=shifted), []
+    for rows in torch.split(halo, CHUNK if tokens.device.type == "cpu" else len(halo)):
+        seen = operators.gather(tokens, rows.view(-1))
+        squares = seen.view(len(rows), side + 2, side + 2, -1).permute(0, 3, 1, 2)
+        parts.append(F.conv2d(squares, layer.weight, layer.bias).permute(0, 2, 3, 1).reshape(-1, len(layer.bias)))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def compute_block(
+    operators: Operators, stream: Tensor, tokens: Tensor, kinds: Tensor, block: Block, *, rows: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A block, operator by operator.
+
+    Args:
+        operators: those of a block.
+        stream: (T, width), in window order of the block.
+        tokens: the same in the dtype of matrix products.
+        kinds: (nW,) int32.
+        block: its weights.
+        rows: (T,) int32, the order of the result; None where that is the block's.
+
+    Returns:
+        The stream and the tokens.
+    """
+    mixed = operators.attend(apply(tokens, block.qkv), kinds, block.tables)
+    branch = apply(mixed, block.proj)
+    if operators.finish is not None:
+        return operators.finish(stream, branch, block, rows)
+    stream, tokens = operators.add_norm(stream, branch, block.norm1, None)
+    hidden = block.act(apply(tokens, block.fc1))
+    return operators.add_norm(stream, apply(hidden, block.fc2), block.norm2, rows)
+
+
+# On a CPU.
+
+
+def run_block(stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None, out: Tensor | None = None) -> Tensor:
+    """As ``model.operators.RunBlock``: by the C kernel, or by PyTorch's operators for ``CHUNK`` windows at a time.
+
+    Windows are sorted by their kind.
+    """
+    if block.kernel is not None:
+        counts = torch.bincount(kinds, minlength=MASK_KINDS).tolist()
+        return cpu_kernel.run(block.kernel, stream, rows, counts, out)
+    stream = stream if rows is None else stream.index_select(0, rows)
+    out, length = torch.empty_like(stream) if out is None else out, len(stream) // len(kinds)
+    for first in range(0, len(kinds), CHUNK):
+        some = kinds[first : first + CHUNK]
+        one_kind = some[:1] if some[0] == some[-1] else some
+        part = slice(first * length, (first + len(some)) * length)
+        tokens = stream[part].to(block.qkv.weight.dtype)
+        out[part] = compute_block(PLAIN, stream[part], tokens, one_kind, block)[0]
+    return out
+
+
+def end_stage(
+    tokens: Tensor,
+    residual: Tensor,
+    index: WindowIndex,
+    layers: EndWeights,
+    *,
+    shifted: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    """As ``model.operators.EndStage``, by the C kernel."""
+    assert layers.kernel is not None
+    return cpu_kernel.convolve(layers.kernel, tokens, index.halo(index.window, shifted=shifted), residual, out)
+
+
+_END_STAGE: EndStage = end_stage
+ON_CPU = Operators(attend, add_norm, run_block=run_block, end_stage=_END_STAGE)
+"""The operators on a CPU."""
+
+
+class Workspace:
+    """What forward passes on a CPU share beside weights: index tables by sizes, and memory. A copy begins empty."""
+
+    def __init__(self, window: int, shift: int) -> None:
+        self.layouts = LayoutCache(window, shift)
+        self.scratch = Scratch()
+
+
+class Inference:
+    """The fast forward pass on a CPU.
+
+    Weights are packed and tables are derived once; what is changed in the network afterwards is not seen.
+
+    Args:
+        network: in evaluation mode, on a CPU.
+        workspace: shared with other passes of the same window.
+        precision: of the C kernel: ``exact``, ``high`` or ``fast``.
+
+    Attributes:
+        precision: in use; ``exact`` where there is no AMX, or a block does not fit it.
+
+    Raises:
+        NotPlainError: if a module is not the one that the network was built with.
+    """
+
+    def __init__(
+        self,
+        network: Swin2SR | Swin2SRBody,
+        workspace: Workspace | None = None,
+        precision: str = "exact",
+    ) -> None:
+        self.network = network
+        self.trunk = network.swin2sr if isinstance(network, Swin2SR) else network
+        exact = expect(self.trunk.first_convolution, nn.Conv2d).weight.dtype
+        self.body = WindowBody(self.trunk, Form(exact, exact, precision=precision), ON_CPU)
+        if precision != "exact" and not self.body.is_packed:
+            self.body = WindowBody(self.trunk, Form(exact, exact), ON_CPU)
+        self.precision = self.body.form.precision
+        self.workspace = workspace or Workspace(network.config.window_size, network.config.shift_size)
+
+    def features(self, pixels: Tensor, layout: PackedLayout) -> list[Tensor]:
+        """Pixels (T, C) in [0, 1], image by image in reading order, to deep features (B, embed_dim, H, W) by group."""
+        first = [
+            self.trunk.first_convolution(self.trunk.normalise(images)).permute(0, 2, 3, 1).flatten(0, 2)
+            for images in layout.images(pixels)
+        ]
+        whole = first[0] if len(first) == 1 else torch.cat(first)
+        del first  # a large image has room for few of these
+        shallow = whole.index_select(0, layout.windows_from_images)
+        del whole
+        if self.body.form.dtype is not torch.float32:
+            deep = self.body(shallow, layout).index_select(0, layout.images_from_windows)
+        else:
+            with self.workspace.scratch.borrow(shallow, 2) as buffers:
+                deep = self.body(shallow, layout, buffers).index_select(0, layout.images_from_windows)
+        return layout.images(deep)
+
+    def run(self, pixels: Tensor, layout: PackedLayout) -> list[Reconstruction]:
+        """Pixels (T, C) in [0, 1], image by image in reading order, to the reconstructions of each group of images.
+
+        The head runs on images, as in the network.
+        """
+        assert isinstance(self.network, Swin2SR)
+        deep = self.features(pixels, layout)
+        found = []
+        for images in layout.images(pixels):
+            self.body.heartbeat()
+            found.append(self.network.reconstruct(deep.pop(0), images))
+        return found
+
+    def reconstruct(self, images: Sequence[Tensor]) -> list[Reconstruction]:
+        """Reconstruct images of any sizes, in packs of ``PACK_PIXELS``.
+
+        Args:
+            images: each (C, H, W) with values in [0, 1]; sides are multiples of the window.
+
+        Returns:
+            For each image its (C, s * H, s * W), not clamped, and its auxiliary image where the head makes one.
+
+        Raises:
+            ValueError: if a side is not a multiple of the window, or the channels are not the network's.
+        """
+        found: dict[int, Reconstruction] = {}
+        for pack in split_by_area([image.shape[1] * image.shape[2] for image in images], PACK_PIXELS):
+            pack.sort(key=lambda index: images[index].shape)
+            layout = self.workspace.layouts([(images[index].shape[1], images[index].shape[2]) for index in pack])
+            pixels = torch.cat([images[index].permute(1, 2, 0).flatten(0, 1) for index in pack])
+            alone = [
+                Reconstruction(image, None if group.aux is None else group.aux[place])
+                for group in self.run(pixels, layout)
+                for place, image in enumerate(group.image)
+            ]
+            found.update(zip(pack, alone, strict=True))
+        return [found[index] for index in range(len(images))]
+
+
+def can_infer(network: nn.Module, pixels: Tensor) -> bool:
+    """Whether the fast forward pass could compute this network for these pixels now, as far as can be told unpacked."""
+    return (
+        type(pixels) is Tensor
+        and pixels.device.type == "cpu"
+        and pixels.dtype in (torch.float32, torch.float64)
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and torch._C._get_tracing_state() is None  # noqa: SLF001
+        and not torch.compiler.is_compiling()
+        and torch._C._len_torch_dispatch_stack() == 0  # noqa: SLF001
+        and torch._C._functorch.peek_interpreter_stack() is None  # noqa: SLF001
+        and not has_observers(network)
+    )
+
+
+def infer(
+    network: Swin2SR | Swin2SRBody, workspace: Workspace | None = None, precision: str = "exact"
+) -> Inference | None:
+    """The fast forward pass of the network's weights as they are now; None where a module was replaced."""
+    try:
+        return Inference(network, workspace, precision)
+    except NotPlainError:
+        return None

@@ -1,0 +1,226 @@
+"""A network's weights in the form that ``model.inference`` computes with.
+
+On a GPU widths are filled with zeros to multiples of eight, as tensor cores need. Packing reads every module at its
+place and refuses any other: what was replaced may compute something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model import cpu_kernel
+from model.network import (
+    Attention,
+    DropPath,
+    Intermediate,
+    PatchEmbedding,
+    Projection,
+    SelfAttention,
+    Stage,
+    SwinTransformerBlock,
+)
+from model.operators import AttentionTables, NormWeights
+from model.windows import mask_of_each_kind
+
+ALIGNMENT = 8
+"""Channels that a width is a multiple of on a GPU."""
+
+_ACTIVATIONS = (nn.GELU, nn.ReLU, nn.SELU)
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class NotPlainError(Exception):
+    """A module is not the one that the network was built with."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """How weights are packed: dtypes of matrix products and of all else, what widths are a multiple of, C precision."""
+
+    dtype: torch.dtype
+    exact: torch.dtype
+    alignment: int = 1
+    precision: str = "exact"
+
+    def width(self, channels: int) -> int:
+        """The width that so many channels are filled to."""
+        return -(-channels // self.alignment) * self.alignment
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Of a linear layer or a convolution."""
+
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Block:
+    """A Swin transformer block, ready to compute; ``kernel`` is its form for the C kernel, if that can compute it."""
+
+    shifted: bool
+    tables: AttentionTables
+    qkv: Weights
+    proj: Weights
+    norm1: NormWeights
+    fc1: Weights
+    act: Callable[[Tensor], Tensor]
+    fc2: Weights
+    norm2: NormWeights
+    kernel: cpu_kernel.BlockWeights | None = None
+
+
+@dataclass(frozen=True)
+class EndWeights:
+    """The convolutions that end a stage or the body: one, or those of the bottleneck; and the 1x1 one of a stage."""
+
+    convolutions: tuple[Weights, ...]
+    linear: Weights | None
+    kernel: cpu_kernel.ConvolutionWeights | None = None
+
+
+@dataclass(frozen=True)
+class PackedStage:
+    """Blocks, and what comes after them."""
+
+    blocks: tuple[Block, ...]
+    end: EndWeights
+
+
+def pack_stage(stage: nn.Module, form: Form) -> PackedStage:
+    """Pack a stage."""
+    stage = expect(stage, Stage)
+    blocks = tuple(pack_block(block, form) for block in stage.layers)
+    embed = expect(stage.patch_embed, PatchEmbedding)
+    if embed.layernorm is not None:
+        raise NotPlainError
+    window = expect(stage.layers[0], SwinTransformerBlock).window
+    return PackedStage(blocks, pack_end(stage.conv, embed.projection, form, window))
+
+
+def pack_block(block: nn.Module, form: Form) -> Block:
+    """Pack a block and compute its attention tables."""
+    block = expect(block, SwinTransformerBlock)
+    attention, output = expect(block.attention, Attention), expect(block.output, Projection)
+    inner, projection = expect(attention.self, SelfAttention), expect(attention.output, Projection)
+    intermediate = expect(block.intermediate, Intermediate)
+    activation = expect(intermediate.intermediate_act_fn, *_ACTIVATIONS)
+    expect(block.drop_path, DropPath)
+    for dropout in (inner.dropout, projection.dropout, output.dropout):
+        expect(dropout, nn.Dropout)
+    packed = Block(
+        bool(block.shift),
+        pack_tables(inner, block.shift, form.exact),
+        _pack_qkv(inner, form),
+        pack_linear(projection.dense, form),
+        pack_norm(block.layernorm_before, form.exact),
+        pack_linear(intermediate.dense, form),
+        activation,
+        pack_linear(output.dense, form),
+        pack_norm(block.layernorm_after, form.exact),
+    )
+    if not (type(activation) is nn.GELU and activation.approximate == "none" and form.alignment == 1):
+        return packed
+    return Block(**{**vars(packed), "kernel": _pack_for_kernel(packed, form.precision)})
+
+
+def _pack_for_kernel(block: Block, precision: str) -> cpu_kernel.BlockWeights | None:
+    layers = (block.qkv, block.proj, block.norm1, block.fc1, block.fc2, block.norm2)
+    weights = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+    return cpu_kernel.pack_block(block.tables.bias, block.tables.scale, weights, block.norm1.eps, precision)
+
+
+def pack_tables(attention: SelfAttention, shift: int, dtype: torch.dtype) -> AttentionTables:
+    """The tables that depend on an attention's weights: position bias with masks, and scale."""
+    bias = attention.position_bias()[None]  # (1, nH, N, N)
+    if shift:
+        bias = bias + mask_of_each_kind(attention.window, shift).to(bias)[:, None]
+    return AttentionTables(
+        bias.to(dtype).contiguous(),
+        attention.scale().flatten().to(dtype),
+        expect(attention.query, nn.Linear).in_features,
+    )
+
+
+def _pack_qkv(attention: SelfAttention, form: Form) -> Weights:
+    layers = [expect(layer, nn.Linear) for layer in (attention.query, attention.key, attention.value)]
+    fill = form.width(layers[0].in_features) - layers[0].in_features
+    weights = [F.pad(layer.weight, (0, fill, 0, fill)) for layer in layers]
+    biases = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
+    bias = torch.cat([F.pad(bias, (0, fill)) for bias in biases])
+    return Weights(torch.cat(weights).detach().to(form.dtype), bias.detach().to(form.dtype))
+
+
+def pack_end(connection: nn.Module, linear: nn.Module | None, form: Form, window: int) -> EndWeights:
+    """Pack the convolutions that end a stage or the body."""
+    behind = None if linear is None else pack_linear(linear, form)
+    if type(connection) is not nn.Sequential:
+        convolution = pack_convolution(connection, form)
+        layers = [convolution, *([] if behind is None else [behind])]
+        weights = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
+        kernel = cpu_kernel.pack_convolution(weights, window, form.precision) if form.alignment == 1 else None
+        return EndWeights((convolution,), behind, kernel)
+    first, leaky, middle, again, last = connection.children()
+    for activation in (leaky, again):
+        if expect(activation, nn.LeakyReLU).negative_slope != 0.2:
+            raise NotPlainError
+    return EndWeights((pack_convolution(first, form), pack_linear(middle, form), pack_convolution(last, form)), behind)
+
+
+def pack_norm(norm: nn.Module | None, dtype: torch.dtype) -> NormWeights:
+    """Pack a LayerNorm."""
+    norm = expect(norm, nn.LayerNorm)
+    if norm.weight is None or norm.bias is None or len(norm.normalized_shape) != 1:
+        raise NotPlainError
+    return NormWeights(norm.weight.detach().to(dtype), norm.bias.detach().to(dtype), norm.eps)
+
+
+def pack_linear(layer: nn.Module, form: Form) -> Weights:
+    """Pack a linear layer or a 1x1 convolution."""
+    if type(layer) is nn.Conv2d:
+        _expect_usual(layer, 1)
+        return _fill(layer.weight.flatten(1), layer.bias, form)
+    linear = expect(layer, nn.Linear)
+    return _fill(linear.weight, linear.bias, form)
+
+
+def pack_convolution(layer: nn.Module, form: Form, *, fill_input: bool = True, fill_output: bool = True) -> Weights:
+    """Pack a 3x3 convolution, channels last; of images, and to images, the channels are not filled up."""
+    layer = expect(layer, nn.Conv2d)
+    _expect_usual(layer, 3)
+    weights = _fill(layer.weight, layer.bias, form, (fill_output, fill_input))
+    return Weights(weights.weight.contiguous(memory_format=torch.channels_last), weights.bias)
+
+
+def _expect_usual(layer: nn.Conv2d, side: int) -> None:
+    found = (layer.kernel_size, layer.stride, layer.padding, layer.dilation, layer.groups, layer.padding_mode)
+    if found != ((side, side), (1, 1), (side // 2, side // 2), (1, 1), 1, "zeros"):
+        raise NotPlainError
+
+
+def expect(module: object, *classes: type[M]) -> M:
+    """The module, if it is exactly of one of the classes.
+
+    Raises:
+        NotPlainError: if not.
+    """
+    if type(module) not in classes:
+        raise NotPlainError
+    return module  # type: ignore[return-value]  # by the line above
+
+
+def _fill(weight: Tensor, bias: Tensor | None, form: Form, filled: tuple[bool, bool] = (True, True)) -> Weights:
+    """Add zeros for the channels that are filled up: of the output, of the input."""
+    sizes = weight.shape[:2]
+    more = [form.width(size) - size if fill else 0 for size, fill in zip(sizes, filled, strict=True)]
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    padding = (0, 0) * (weight.ndim - 2) + (0, more[1], 0, more[0])
+    return Weights(F.pad(weight.detach(), padding).to(form.dtype), F.pad(bias.detach(), (0, more[0])).to(form.dtype))
