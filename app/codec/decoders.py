@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from io import BytesIO
 
 import PIL.Image
+import tifffile
 from PIL import ImageFile
 
 from app.codec.errors import BrokenImage
 
 _RAISED = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError),
-    *(struct.error, zlib.error),
+    *(struct.error, zlib.error, tifffile.TiffFileError),
 )
 """What decoders raise over broken files: Pillow nearly anything, wrappers of libavif and libpng RuntimeError."""
 

@@ -103,6 +103,9 @@ def _read_metadata(body: bytes, limits: DecodeLimits) -> tuple[Metadata, tuple[s
 def _blocks(body: bytes) -> Iterator[tuple[int, int, int]]:
     """Kind of each picture and extension, where its content begins, and where the 0 behind it stands.
 
+    A file that ends without its trailer, or within a picture's data, ends here too: the decoder finds out whether
+    pixels are missing.
+
     Raises:
         BrokenImage: if there is something else between them, or more than any real file has.
         IndexError, struct.error: if the file ends too early.
@@ -110,7 +113,7 @@ def _blocks(body: bytes) -> Iterator[tuple[int, int, int]]:
     at = 13 + _palette(body[10])
     left = _MAX_PARTS
     for _ in range(_MAX_BLOCKS):
-        if body[at] == _END:
+        if at >= len(body) or body[at] == _END:
             return
         if body[at] == _PICTURE:
             kind, start = _PICTURE, at + 1
@@ -120,7 +123,7 @@ def _blocks(body: bytes) -> Iterator[tuple[int, int, int]]:
             at += 2
         else:
             raise BrokenImage("The GIF is broken.")
-        while body[at] and left:
+        while left and at < len(body) and body[at]:
             at += 1 + body[at]
             left -= 1
         if not left:

@@ -63,6 +63,21 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
     return Decoded(pixels, alpha, metadata, (*file.notices, *notices))
 
 
+def check_complete(body: bytes) -> None:
+    """Refuse a JPEG stream in which pixel data is missing; what follows it is ignored.
+
+    Raises:
+        BrokenImage: if it is damaged, or pixel data is missing.
+        UnsupportedImage: as ``parse``.
+    """
+    segments = jpeg_segments.read_segments(body)
+    if segments.incomplete:
+        raise BrokenImage("A JPEG in the file is broken or truncated; send the whole file.")
+    picture = load(JpegImagePlugin.JpegImageFile, jpeg_segments.picture_only(segments), "jpeg")
+    if _may_be_cut(segments, picture) and _is_cut(segments, picture):
+        raise BrokenImage("A JPEG in the file is broken or truncated; send the whole file.")
+
+
 def _may_be_cut(segments: jpeg_segments.Segments, picture: PIL.Image.Image) -> bool:
     """Whether the last pixels may be libjpeg's filler. A scan that is read to its end is complete."""
     if segments.frame.arithmetic:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import imagecodecs
@@ -10,7 +11,8 @@ from PIL import PngImagePlugin
 
 from app.codec import exif, planes, png_chunks
 from app.codec.decoders import blaming_the_file, load
-from app.codec.image import Decoded, DecodeLimits, Header, Metadata, Mode
+from app.codec.errors import BrokenImage
+from app.codec.image import Decoded, DecodeLimits, Header, Metadata, Mode, Pixels
 
 _PALETTE = 3
 _MODES: dict[int, Mode] = {0: "gray", 2: "color", _PALETTE: "palette", 4: "gray", 6: "color"}
@@ -32,7 +34,7 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
     Raises:
         BrokenImage: if the file is damaged or truncated.
     """
-    chunks = png_chunks.read_chunks(body)
+    chunks, damage = png_chunks.read_chunks(body)
     header = png_chunks.read_header(chunks)
     metadata, notices = png_chunks.read_metadata(chunks, limits)
     key = next((bytes(content) for kind, content in chunks if kind == b"tRNS"), None)
@@ -45,7 +47,7 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
         alpha=header.kind in _WITH_ALPHA or key is not None,
         orientation=exif.orientation_of(metadata.exif),
         frames=header.frames,
-        parsed=_PngFile(chunks, header, key, metadata, notices),
+        parsed=_PngFile(chunks, header, key, metadata, (*damage, *notices)),
     )
 
 
@@ -57,18 +59,27 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
     """
     file: _PngFile = header.parsed
     kind, bits = file.header.kind, file.header.bits
-    if kind == _PALETTE or bits < 8:
-        bare = png_chunks.picture_only(file.chunks, palette=kind == _PALETTE)
-        picture = load(PngImagePlugin.PngImageFile, bare, "png")
-        pixels, alpha, metadata, _ = planes.of_picture(picture, file.metadata)
-    else:
-        with blaming_the_file("png"):
-            samples = imagecodecs.png_decode(png_chunks.picture_only(file.chunks, palette=False))
-        pixels, alpha = planes.split(samples)
-        metadata = file.metadata
+    if kind == _PALETTE and not any(name == b"PLTE" and len(content) >= 3 for name, content in file.chunks):
+        raise BrokenImage("The PNG has no palette.")
+    if kind == _PALETTE or bits < 8:  # Pillow, which decodes these, does not miss rows at the end
+        png_chunks.filtered_rows(file.chunks, file.header)
+    try:
+        pixels, alpha = _decode(file, file.chunks)
+    except BrokenImage:
+        pixels, alpha = _decode(file, png_chunks.repair(file.chunks, file.header))
     if file.key is not None and kind in (0, 2) and len(file.key) == 2 * pixels.shape[2]:
         full = 2**bits - 1
         step = max(255 // full, 1)
         values = struct.unpack(f">{len(file.key) // 2}H", file.key)
         alpha = planes.key_alpha(pixels, tuple((value & full) * step for value in values))
-    return Decoded(pixels, alpha, metadata, file.notices)
+    return Decoded(pixels, alpha, file.metadata, file.notices)
+
+
+def _decode(file: _PngFile, chunks: Sequence[tuple[bytes, bytes | memoryview]]) -> tuple[Pixels, Pixels | None]:
+    if file.header.kind == _PALETTE or file.header.bits < 8:
+        bare = png_chunks.picture_only(chunks, palette=file.header.kind == _PALETTE)
+        picture = load(PngImagePlugin.PngImageFile, bare, "png")
+        return planes.of_picture(picture, file.metadata)[:2]
+    with blaming_the_file("png"):
+        samples = imagecodecs.png_decode(png_chunks.picture_only(chunks, palette=False))
+    return planes.split(samples)

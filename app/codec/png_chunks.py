@@ -8,10 +8,11 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from app.codec.errors import BrokenImage
+from app.codec.errors import BrokenImage, UnsupportedImage
 from app.codec.exif import strip_prefix
 from app.codec.image import DecodeLimits, Metadata, Resolution, bounded
 
+_APPLE = b"CgBI"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOR_CHUNKS = (b"cICP", b"mDCV", b"cLLI", b"gAMA", b"cHRM", b"sRGB")
 _TEXT_CHUNKS = (b"tEXt", b"zTXt", b"iTXt")
@@ -21,6 +22,9 @@ _RAW = b"Raw profile type "
 _PACKET_CHUNKS = (b"iCCP", b"eXIf", *_TEXT_CHUNKS)
 _ICC, _EXIF, _XMP, _IPTC = "an ICC profile", "EXIF", "XMP", "IPTC"
 _MAX_CHUNKS = 2**17
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""Left, top and steps of the passes of an interlaced picture."""
 _DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 
 Chunk = tuple[bytes, memoryview]
@@ -34,17 +38,35 @@ class PngHeader:
     height: int
     bits: int
     kind: int
+    interlaced: bool
     frames: int
 
+    @property
+    def filtered_bytes(self) -> int:
+        """Length of the inflated pixel data: each row of each pass with the number of its filter."""
+        passes = _ADAM7 if self.interlaced else ((0, 0, 1, 1),)
+        total = 0
+        for left, top, across, down in passes:
+            columns, rows = -(-(self.width - left) // across), -(-(self.height - top) // down)
+            if columns > 0 and rows > 0:
+                total += rows * (1 + -(-columns * self.bits * _SAMPLES[self.kind] // 8))
+        return total
 
-def read_chunks(body: bytes) -> list[Chunk]:
-    """Type and content of every chunk up to IEND; what stands behind it is ignored.
+
+def read_chunks(body: bytes) -> tuple[list[Chunk], tuple[str, ...]]:
+    """Type and content of every chunk up to IEND, and notices; what stands behind IEND is ignored.
+
+    An ancillary chunk whose checksum is wrong is left out, as in Chromium. A file that ends inside its last IDAT or
+    IEND is read as far as it goes; whether all pixels are there is seen when they are decoded.
 
     Raises:
-        BrokenImage: if the file ends before IEND, is not put together as a PNG, or has more chunks than any real one.
+        BrokenImage: if the file ends before its pixels, is not put together as a PNG, has more chunks than any real
+            one, or if the checksum of a critical chunk is wrong.
+        UnsupportedImage: if it is in Apple's variant.
     """
     view = memoryview(body)
     chunks: list[Chunk] = []
+    damaged: dict[str, None] = {}
     at = len(SIGNATURE)
     while at + 12 <= len(view):
         if len(chunks) == _MAX_CHUNKS:
@@ -52,15 +74,29 @@ def read_chunks(body: bytes) -> list[Chunk]:
         length, kind = struct.unpack_from(">I4s", view, at)
         if at + 12 + length > len(view):
             break
+        if kind == _APPLE and not chunks:
+            raise UnsupportedImage("This PNG is in Apple's CgBI variant, which is not read; save it as a plain PNG.")
         content = view[at + 8 : at + 8 + length]
-        critical = not kind[0] & 0x20
-        if critical and zlib.crc32(content, zlib.crc32(kind)) != struct.unpack_from(">I", view, at + 8 + length)[0]:
+        right = zlib.crc32(content, zlib.crc32(kind)) == struct.unpack_from(">I", view, at + 8 + length)[0]
+        if not right and not kind[0] & 0x20:
             raise BrokenImage("The PNG is damaged: a checksum is wrong.")
-        chunks.append((kind, content))
+        if right:
+            chunks.append((kind, content))
+        else:
+            damaged[kind.decode("latin-1").encode("ascii", "replace").decode()] = None
         if kind == b"IEND":
-            return chunks
+            return chunks, _damage(damaged)
         at += 12 + length
-    raise BrokenImage("The PNG is truncated; send the whole file.")
+    if bytes(view[at + 4 : at + 8]) == b"IDAT":
+        chunks.append((b"IDAT", view[at + 8 : at + 8 + struct.unpack_from(">I", view, at)[0]]))
+    if not any(kind == b"IDAT" for kind, _ in chunks):
+        raise BrokenImage("The PNG is truncated; send the whole file.")
+    return [*chunks, (b"IEND", view[:0])], _damage(damaged)
+
+
+def _damage(kinds: Iterable[str]) -> tuple[str, ...]:
+    names = ", ".join(kind for kind in kinds if kind.isalpha())[:100]
+    return (f"chunks with a wrong checksum were left out: {names}",) if names else ()
 
 
 def read_header(chunks: Sequence[Chunk]) -> PngHeader:
@@ -72,14 +108,17 @@ def read_header(chunks: Sequence[Chunk]) -> PngHeader:
     kind, content = chunks[0]
     if kind != b"IHDR" or len(content) != 13:
         raise BrokenImage("The PNG has no header.")
-    width, height, bits, color, *_ = struct.unpack(">IIBBBBB", content)
+    width, height, bits, color, method, filters, interlace = struct.unpack(">IIBBBBB", content)
     if not 0 < width < 2**31 or not 0 < height < 2**31 or bits not in _DEPTHS.get(color, ()):
         raise BrokenImage("The PNG's header is impossible.")
+    if method or filters or interlace > 1:
+        raise BrokenImage("The PNG's header is impossible.")
     animation = next((content for kind, content in chunks if kind == b"acTL" and len(content) == 8), None)
-    return PngHeader(width, height, bits, color, struct.unpack_from(">I", animation)[0] if animation else 1)
+    frames = struct.unpack_from(">I", animation)[0] if animation else 1
+    return PngHeader(width, height, bits, color, bool(interlace), frames)
 
 
-def picture_only(chunks: Iterable[Chunk], *, palette: bool) -> bytes:
+def picture_only(chunks: Iterable[tuple[bytes, bytes | memoryview]], *, palette: bool) -> bytes:
     """The file again with nothing but its picture, which is all that a decoder gets to see.
 
     Args:
@@ -88,6 +127,35 @@ def picture_only(chunks: Iterable[Chunk], *, palette: bool) -> bytes:
     """
     kept = (*_PICTURE_CHUNKS, b"tRNS") if palette else _PICTURE_CHUNKS
     return assemble(chunk for chunk in chunks if chunk[0] in kept)
+
+
+def filtered_rows(chunks: Iterable[Chunk], header: PngHeader) -> bytes:
+    """The inflated pixel data, whatever its checksum.
+
+    Raises:
+        BrokenImage: if pixel data is damaged or missing.
+    """
+    stream = zlib.decompressobj(-zlib.MAX_WBITS)
+    packed = b"".join(content for kind, content in chunks if kind == b"IDAT")
+    try:
+        rows = stream.decompress(packed[2:], header.filtered_bytes)
+    except zlib.error:
+        rows = b""
+    if len(rows) < header.filtered_bytes:
+        raise BrokenImage("The PNG is broken or truncated: pixel data is missing; send the whole file.")
+    return rows
+
+
+def repair(chunks: Iterable[Chunk], header: PngHeader) -> list[tuple[bytes, bytes | memoryview]]:
+    """The chunks with pixel data compressed anew, for a stream whose checksum or end is missing or wrong.
+
+    Raises:
+        BrokenImage: if pixel data is damaged or missing.
+    """
+    chunks = list(chunks)
+    rows = filtered_rows(chunks, header)
+    others = [chunk for chunk in chunks if chunk[0] not in (b"IDAT", b"IEND")]
+    return [*others, (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")]
 
 
 def assemble(chunks: Iterable[tuple[bytes, bytes | memoryview]]) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import PIL.Image
 
-from app.codec import color, planes, tiff_streams
+from app.codec import color, planes, tiff_picture, tiff_streams
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata, Mode
 
 _MODES: dict[int, Mode] = {0: "gray", 1: "gray", 3: "palette", 5: "cmyk"}
@@ -14,7 +14,7 @@ _MODES: dict[int, Mode] = {0: "gray", 1: "gray", 3: "palette", 5: "cmyk"}
 
 @dataclass(frozen=True)
 class _TiffFile:
-    picture: tiff_streams.TiffPicture
+    picture: tiff_picture.TiffPicture
     metadata: Metadata
     notices: tuple[str, ...]
 
@@ -25,8 +25,8 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
     Raises:
         BrokenImage: if the file is damaged.
     """
-    picture = tiff_streams.read_picture(body)
-    metadata, orientation, notices = tiff_streams.read_metadata(picture, limits)
+    picture = tiff_picture.read_picture(body)
+    metadata, orientation, notices = tiff_picture.read_metadata(picture, limits)
     width, height = picture.size
     return Header(
         "tiff",

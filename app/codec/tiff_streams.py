@@ -1,276 +1,277 @@
-"""TIFF: read strictly and handed to libtiff in a form that it cannot misread; written with EXIF as it came.
+"""Decodes TIFF's strips and tiles.
 
-Pillow reads 16-bit colour as 8-bit, libvips 8.18 returns wrong pixels for a truncated or an unknown stream, and
-tifffile fails in ways that no caller can name. So the directory is read here, and libtiff (through Pillow) sees a new
-one of nothing but known, checked tags. Samples of 16 bits are shown to it as twice as many of 8: the compressions do
-not know the difference, and the predictor is undone here.
+Decoders never see the file's own directory, but a new one of nothing but known, checked tags, appended to the file.
+Pillow's libtiff decodes 1 to 8 bits of gray, palettes and colours. It would reduce 16 bits to 8, so whole bytes are
+shown to it as gray of 8 bits: the compressions do not know the difference, and the predictor is undone here. YCbCr and
+old-style JPEG go through libtiff's conversion to RGB, and rare depths and compressions through tifffile.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from io import BytesIO
-from itertools import islice
-from typing import Any
+from typing import Any, cast
 
+import imagecodecs
 import numpy as np
+import PIL.Image
+import tifffile
 from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
-from app.codec import planes
+from app.codec import jpeg, planes
+from app.codec import tiff_tags as tags
 from app.codec.decoders import blaming_the_file
 from app.codec.errors import BrokenImage, UnsupportedImage
-from app.codec.exif import ORIENTATION, directory_resolution, extract
 from app.codec.ifd import (
-    Directory,
     DirectoryError,
     Layout,
     Value,
     copied_value,
-    directories,
     integer_value,
-    integers,
     pack_directory,
     pack_header,
-    read_layout,
 )
-from app.codec.image import DecodeLimits, Metadata, bounded
+from app.codec.image import DecodeLimits
+from app.codec.tiff_picture import TiffPicture
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
-_SUBFILE, _OFFSETS, _SAMPLES, _ROWS, _COUNTS, _PLANAR, _PREDICTOR = 254, 273, 277, 278, 279, 284, 317
-_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _SAMPLE_FORMAT = 322, 323, 324, 325, 338, 339
-_XMP, _PHOTOSHOP, _ICC = 700, 34377, 34675
-_PICTURE = frozenset(
-    (
-        *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _OFFSETS, _SAMPLES, _ROWS, _COUNTS, _PLANAR, _PREDICTOR),
-        *(_TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _SAMPLE_FORMAT),
-        *(266, 292, 293, 320, 332, 347, 529, 530, 531, 532),
-    )
-)
-_COPIED = frozenset((347, 529, 532))
-_SCALARS = _PICTURE - {_BITS, _OFFSETS, _COUNTS, _TILE_OFFSETS, _TILE_COUNTS, _EXTRA, _SAMPLE_FORMAT, 320, 530}
-_BYTE_STREAMS = frozenset((1, 5, 8, 32946, 32773, 34925, 50000))
-_COMPRESSIONS = _BYTE_STREAMS | {2, 3, 4, 6, 7}
-_COLORS = {0: 1, 1: 1, 2: 3, 3: 1, 5: 4, 6: 3}
-"""Samples that are not alpha, by the kind of picture."""
-_MAX_PAGES = 256
 _MAX_SAMPLES = 16
 _MAX_PIXEL_BYTES = 10
 """Of the largest pixel there is: CMYK and alpha in 16 bits."""
-_SEPARATE, _CMYK = 2, 5
-_REDUCED_OR_MASK = 0b101
-_LOSES_DEPTH = "samples of a kind that is not read here; send 8 or 16 bits of gray, RGB or CMYK"
+_BROKEN = "The TIFF is broken or truncated; send the whole file."
+_FILLER = b"\xaa\x55\xd2\x4b\x95\xb6\x6d\xa9" * 16
+
+Samples = tuple[PIL.Image.Image | NDArray[Any], int]
+"""A picture loaded by Pillow and 0, or (H,W,C) and how many of C are colours."""
 
 
-@dataclass(frozen=True)
-class TiffPicture:
-    """The one picture of a file, checked: its strips or tiles lie within the file."""
-
-    body: bytes
-    layout: Layout
-    directory: Directory
-    frames: int
-
-    def numbers(self, tag: int, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """The values of a tag."""
-        entry = self.directory.entries.get(tag)
-        return default if entry is None or not entry.count else integers(self.body, self.layout, entry)
-
-    def number(self, tag: int, default: int = 0) -> int:
-        """The first value of a tag."""
-        return self.numbers(tag, (default,))[0]
-
-    def packet(self, tag: int) -> bytes | None:
-        """The bytes of a tag, if there are any."""
-        entry = self.directory.entries.get(tag)
-        return None if entry is None else self.body[entry.start : entry.start + entry.size] or None
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Width and height."""
-        return self.number(_WIDTH), self.number(_HEIGHT)
-
-    @property
-    def photometric(self) -> int:
-        """TIFF's number of the kind of picture, 1 (black is zero) where it is missing or impossible."""
-        return self._number_or(_PHOTOMETRIC, 1)
-
-    @property
-    def bits(self) -> int:
-        """Bits of the deepest sample, 1 where it is missing or impossible."""
-        return self._number_or(_BITS, 1)
-
-    def _number_or(self, tag: int, default: int) -> int:
-        try:
-            return max(self.numbers(tag, (default,)))
-        except DirectoryError:
-            return default
-
-    @property
-    def colors(self) -> int:
-        """Samples of a pixel that are colours; 0 for kinds that are not known here."""
-        return _COLORS.get(self.number(_PHOTOMETRIC, 1), 0)
-
-    @property
-    def has_alpha(self) -> bool:
-        """Whether the sample behind the colours is transparency."""
-        return self.number(_SAMPLES, 1) > self.colors and self.number(_EXTRA) in (1, 2)
-
-    @property
-    def further_samples(self) -> bool:
-        """Whether there are samples that are neither colours nor transparency."""
-        return self.number(_SAMPLES, 1) > self.colors + self.has_alpha
-
-    @property
-    def tile(self) -> tuple[int, int]:
-        """Height and width of a tile; strips are tiles as wide as the picture."""
-        width, height = self.size
-        if _TILE_OFFSETS in self.directory.entries:
-            return self.number(_TILE_HEIGHT), self.number(_TILE_WIDTH)
-        return min(self.number(_ROWS, height), height), width
-
-    @property
-    def streams(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Offsets and lengths of the strips or tiles."""
-        tiled = _TILE_OFFSETS in self.directory.entries
-        return self.numbers(_TILE_OFFSETS if tiled else _OFFSETS), self.numbers(_TILE_COUNTS if tiled else _COUNTS)
-
-
-def read_picture(body: bytes) -> TiffPicture:
-    """Find the picture, and count the pages; reduced copies and masks do not count.
+def decode(picture: TiffPicture, limits: DecodeLimits) -> Samples:
+    """The samples of a picture.
 
     Raises:
-        BrokenImage: if the file is broken.
+        BrokenImage: if pixel data is damaged or missing.
+        UnsupportedImage: if its samples are floats, or of a kind or a compression that is not read.
     """
     try:
-        layout, first = read_layout(body)
-        chosen, frames = None, 0
-        for page in islice(directories(body, layout, first), _MAX_PAGES):
-            picture = TiffPicture(body, layout, page, 1)
-            whole = not picture.number(_SUBFILE) & _REDUCED_OR_MASK
-            frames += whole
-            chosen = picture if chosen is None or (whole and frames == 1) else chosen
-        has_size = chosen is not None and all(chosen.size)
+        _check_kind(picture)
+        if picture.number(tags.COMPRESSION, 1) == tags.OLD_JPEG:
+            return _decode_old_jpeg(picture, limits)
+        _check_extent(picture, limits)
+        return _decoder_of(picture)(picture)
     except DirectoryError as error:
-        raise BrokenImage("The TIFF is broken or truncated; send the whole file.") from error
-    if chosen is None or not has_size:
-        raise BrokenImage("The TIFF holds no picture.")
-    return replace(chosen, frames=max(frames, 1))
+        raise BrokenImage(_BROKEN) from error
 
 
-def read_metadata(picture: TiffPicture, limits: DecodeLimits) -> tuple[Metadata, int, tuple[str, ...]]:
-    """Everything kept beside the pixels, the orientation, and notices on what is too large."""
-    notices: list[str] = []
-    try:
-        orientation = picture.number(ORIENTATION, 1)
-    except DirectoryError:
-        orientation = 1
-    try:
-        resolution = directory_resolution(picture.body, picture.layout, picture.directory)
-    except DirectoryError:
-        resolution = None
-    try:
-        block = extract(picture.body, picture.layout, picture.directory, limits.max_profile_bytes)
-    except DirectoryError:
-        block = None
-        notices.append(f"EXIF of more than {limits.max_profile_bytes} bytes was left out")
-    metadata = Metadata(
-        icc=bounded(picture.packet(_ICC), "an ICC profile", limits, notices),
-        exif=block,
-        xmp=bounded(picture.packet(_XMP), "XMP", limits, notices),
-        photoshop=bounded(picture.packet(_PHOTOSHOP), "IPTC", limits, notices),
-        resolution=resolution,
-    )
-    return metadata, orientation if 1 <= orientation <= 8 else 1, tuple(notices)
-
-
-def decode(picture: TiffPicture, limits: DecodeLimits) -> tuple[TiffImagePlugin.TiffImageFile | NDArray[Any], int]:
-    """The samples: a picture loaded by Pillow where it knows the kind, else (H,W,C); and how many of C are colours.
-
-    Raises:
-        BrokenImage: if the file is broken.
-        UnsupportedImage: if its samples are floats, or have a depth or a compression that is not read here.
-    """
-    try:
-        _check(picture, limits)
-        bits = set(picture.numbers(_BITS, (1,)))
-        if picture.number(_COMPRESSION, 1) not in _COMPRESSIONS:
-            raise UnsupportedImage(f"This TIFF has the compression {picture.number(_COMPRESSION)}, not read here.")
-        if set(picture.numbers(_SAMPLE_FORMAT, (1,))) - {1, 4} or picture.number(_PREDICTOR, 1) > 2:
-            raise UnsupportedImage(f"This TIFF has {_LOSES_DEPTH}.")
-        if bits == {16} or (bits == {8} and picture.colors == 4 and picture.has_alpha):
-            return _decode_streams(picture)
-        if max(bits) > 8:
-            raise UnsupportedImage(f"This TIFF has {_LOSES_DEPTH}.")
-        return _load(picture, [_structure(picture, tag) for tag in picture.directory.entries if tag in _PICTURE]), 0
-    except DirectoryError as error:
-        raise BrokenImage("The TIFF is broken or truncated; send the whole file.") from error
-
-
-def _check(picture: TiffPicture, limits: DecodeLimits) -> None:
-    if picture.directory.broken & _PICTURE:
+def _check_kind(picture: TiffPicture) -> None:
+    if picture.directory.broken & tags.PICTURE:
         raise DirectoryError("values outside the file")
+    compression, photometric = picture.number(tags.COMPRESSION, 1), picture.photometric
+    if compression not in tags.BY_LIBTIFF | tags.BY_TIFFFILE | {tags.OLD_JPEG}:
+        raise UnsupportedImage(f"This TIFF has the compression {compression}, which is not read.")
+    formats = set(picture.numbers(tags.SAMPLE_FORMAT, (1,)))
+    if formats - {1, 4}:
+        kind = "floating-point" if 3 in formats else "signed"
+        raise UnsupportedImage(f"This TIFF has {kind} samples, which are not read; send whole numbers of 8 or 16 bits.")
+    if not picture.colors:
+        raise UnsupportedImage(f"This TIFF has samples of the kind {photometric}, not read; send gray, RGB or CMYK.")
+    samples = picture.number(tags.SAMPLES, 1)
+    if not picture.colors <= samples <= _MAX_SAMPLES:
+        raise UnsupportedImage(f"This TIFF has {samples} samples a pixel, which is not read.")
+    if len(set(picture.numbers(tags.BITS, (1,)))) > 1:
+        raise UnsupportedImage("This TIFF has samples of several depths (bits), which is not read.")
+
+
+def _check_extent(picture: TiffPicture, limits: DecodeLimits) -> None:
     width, height = picture.size
-    rows, columns = picture.tile
     offsets, counts = picture.streams
-    if not rows or not columns:
-        raise DirectoryError("empty tiles")
-    across, down = -(-width // columns), -(-height // rows)
-    area = across * columns * down * rows
+    rows, columns = picture.tile
+    area = -(-width // columns) * columns * -(-height // rows) * rows
     if area > 4 * limits.max_pixels + 2**22:
         raise DirectoryError("tiles far larger than the picture")
-    bits = picture.number(_SAMPLES, 1) * max(picture.numbers(_BITS, (1,)))
+    bits = picture.number(tags.SAMPLES, 1) * picture.bits
     if area * bits > 8 * (_MAX_PIXEL_BYTES * limits.max_pixels + 2**22):
         raise DirectoryError("more samples than any real picture")
-    each = picture.number(_SAMPLES, 1) if picture.number(_PLANAR, 1) == _SEPARATE else 1
-    if not len(offsets) == len(counts) == across * down * each:
-        raise DirectoryError("a wrong number of strips or tiles")
     if any(offset + count > len(picture.body) for offset, count in zip(offsets, counts, strict=True)):
         raise DirectoryError("strips or tiles outside the file")
 
 
-def _structure(picture: TiffPicture, tag: int) -> Value:
-    if tag in _COPIED:
+def _decoder_of(picture: TiffPicture) -> Any:  # noqa: ANN401 - one of the functions below
+    compression, bits = picture.number(tags.COMPRESSION, 1), picture.bits
+    by_bytes = compression in tags.BYTE_STREAMS and picture.number(tags.PREDICTOR, 1) <= 2
+    if picture.photometric == tags.YCBCR and compression != tags.JPEG:
+        return _decode_as_rgb
+    if compression == tags.JPEG and bits == 8 and picture.photometric != tags.PALETTE:
+        return _decode_jpeg
+    reversed_bits = picture.number(tags.FILL_ORDER, 1) == 2
+    ink = picture.colors == 4
+    if by_bytes and picture.photometric != tags.PALETTE and (bits == 16 or (bits == 8 and (reversed_bits or ink))):
+        return _decode_bytes
+    if compression in tags.FAX:
+        return _decode_fax
+    simple = picture.colors == 1 or bits == 8
+    if by_bytes and bits in (1, 2, 4, 8) and simple:
+        return _decode_by_pillow
+    if compression in tags.BY_TIFFFILE:
+        return _decode_rare
+    raise UnsupportedImage("This TIFF has samples of a kind that is not read; send 8 or 16 bits of gray, RGB or CMYK.")
+
+
+def _structure(picture: TiffPicture) -> dict[int, Value]:
+    """The tags that decoders need, put right: tiles under their own tags, and colour maps of 16 bits."""
+    offsets, counts = picture.streams
+    found = {tag for tag in picture.directory.entries if tag in tags.PICTURE}
+    found -= {tags.OFFSETS, tags.COUNTS, tags.TILE_OFFSETS, tags.TILE_COUNTS}
+    values = {tag: _value(picture, tag) for tag in found}
+    places = (tags.TILE_OFFSETS, tags.TILE_COUNTS) if picture.tiled else (tags.OFFSETS, tags.COUNTS)
+    for tag, numbers in zip(places, (offsets, counts), strict=True):
+        values[tag] = integer_value(picture.layout, tag, numbers)
+    return values
+
+
+def _value(picture: TiffPicture, tag: int) -> Value:
+    if tag in tags.COPIED:
         return copied_value(picture.body, picture.directory.entries[tag])
     numbers = picture.numbers(tag, (0,))
-    return integer_value(picture.layout, tag, numbers[:1] if tag in _SCALARS else numbers)
+    if tag == tags.COLOR_MAP and max(numbers) < 256:  # written with 8 bits; libtiff's tools scale it too
+        numbers = tuple(number * 257 for number in numbers)
+    return integer_value(picture.layout, tag, numbers if tag in tags.LISTS else numbers[:1])
 
 
-def _load(picture: TiffPicture, values: list[Value]) -> TiffImagePlugin.TiffImageFile:
-    """Let libtiff decode the file's streams by a directory of ours, appended to the file; BigTIFF becomes classic."""
-    at = len(picture.body) + len(picture.body) % 2
+def _file(picture: TiffPicture, values: Mapping[int, Value], streams: bytes = b"") -> bytes:
+    """The file with a directory of ours, and further streams before it; BigTIFF becomes classic."""
     layout = Layout(picture.layout.order)
-    packed, position = pack_directory(layout, values, at)
+    end = len(picture.body) + len(streams)
+    packed, position = pack_directory(layout, values.values(), end + end % 2)
     header = pack_header(layout, position)
-    body = b"".join((header, memoryview(picture.body)[len(header) :], bytes(len(picture.body) % 2), packed))
+    return b"".join((header, memoryview(picture.body)[len(header) :], streams, bytes(end % 2), packed))
+
+
+def _load(body: bytes) -> TiffImagePlugin.TiffImageFile:
     with blaming_the_file("tiff"):
         try:
             loaded = TiffImagePlugin.TiffImageFile(BytesIO(body))
         except SyntaxError as error:
-            raise UnsupportedImage(f"This TIFF has {_LOSES_DEPTH}.") from error
+            raise UnsupportedImage(f"This TIFF's samples or fill order are not read ({error}).") from error
         loaded.load()
     return loaded
 
 
-def _decode_streams(picture: TiffPicture) -> tuple[NDArray[Any], int]:
-    samples, colors, kind = picture.number(_SAMPLES, 1), picture.colors, picture.number(_PHOTOMETRIC, 1)
-    known = kind in (0, 1, 2, _CMYK) and picture.number(_COMPRESSION, 1) in _BYTE_STREAMS
-    if not known or not colors <= samples <= _MAX_SAMPLES:
-        raise UnsupportedImage(f"This TIFF has {_LOSES_DEPTH}.")
-    if picture.number(_PLANAR, 1) == _SEPARATE:
-        offsets, counts = picture.streams
+def _decode_by_pillow(picture: TiffPicture) -> Samples:
+    return _load(_file(picture, _structure(picture))), 0
+
+
+def _decode_fax(picture: TiffPicture) -> Samples:
+    """Fax strips. libtiff fills missing rows with white, so the strips are decoded with filler behind them, too."""
+    values = _structure(picture)
+    loaded = _load(_file(picture, values))
+    offsets, counts = picture.streams
+    streams, places = bytearray(), []
+    for offset, count in zip(offsets, counts, strict=True):
+        places.append(len(picture.body) + len(streams))
+        streams += picture.body[offset : offset + count] + _FILLER
+    layout = Layout(picture.layout.order)
+    longer = tuple(count + len(_FILLER) for count in counts)
+    tagged = (tags.TILE_OFFSETS, tags.TILE_COUNTS) if picture.tiled else (tags.OFFSETS, tags.COUNTS)
+    for tag, numbers in zip(tagged, (tuple(places), longer), strict=True):
+        values[tag] = integer_value(layout, tag, numbers)
+    if not np.array_equal(np.asarray(loaded), np.asarray(_load(_file(picture, values, bytes(streams))))):
+        raise BrokenImage(_BROKEN)
+    return loaded, 0
+
+
+def _decode_jpeg(picture: TiffPicture) -> Samples:
+    """JPEG strips or tiles, each checked for missing data, as libjpeg only warns."""
+    shared = picture.packet(tags.JPEG_TABLES) or b""
+    for offset, count in zip(*picture.streams, strict=True):
+        stream = picture.body[offset : offset + count]
+        jpeg.check_complete(stream[:2] + shared[2:-2] + stream[2:])
+    return _decode_by_pillow(picture)
+
+
+def _decode_as_rgb(picture: TiffPicture) -> Samples:
+    """YCbCr through libtiff's conversion, which applies subsampling, coefficients and reference black and white."""
+    if picture.bits != 8 or picture.number(tags.SAMPLES, 1) != 3:
+        raise UnsupportedImage("This TIFF has YCbCr of other than 3 samples of 8 bits, which is not read.")
+    subsampled = picture.numbers(tags.SUBSAMPLING, (2, 2)) != (1, 1)
+    if subsampled and picture.separate:
+        raise UnsupportedImage("This TIFF has subsampled YCbCr in separate planes, which is not read.")
+    if picture.number(tags.COMPRESSION, 1) == tags.NONE:
+        _check_raw_ycbcr(picture)
+    return _by_libtiff(picture, _structure(picture)), 3
+
+
+def _check_raw_ycbcr(picture: TiffPicture) -> None:
+    """Whether uncompressed strips or tiles are as long as their pixels need."""
+    across, down = picture.numbers(tags.SUBSAMPLING, (2, 2))[:2]
+    if not across or not down:
+        raise DirectoryError("impossible subsampling")
+    _, height = picture.size
+    rows, columns = picture.tile
+    if picture.separate:
+        return
+    offsets, _ = picture.streams
+    for number, offset in enumerate(offsets):
+        lines = rows if picture.tiled else min(rows, height - number * rows)
+        need = -(-columns // across) * -(-lines // down) * (across * down + 2)
+        if offset + need > len(picture.body):
+            raise DirectoryError("strips or tiles outside the file")
+
+
+def _decode_old_jpeg(picture: TiffPicture, limits: DecodeLimits) -> Samples:
+    """JPEG as TIFF 6.0 had it, which libtiff puts together from a whole file or from tables and scans."""
+    width, height = picture.size
+    values = {
+        tag: _value(picture, tag)
+        for tag in picture.directory.entries
+        if tag in tags.PICTURE | tags.OLD_JPEG_TAGS and tag not in picture.directory.broken
+    }
+    start, length = picture.number(tags.OLD_JPEG_START), picture.number(tags.OLD_JPEG_LENGTH)
+    if start and length:
+        if start + length > len(picture.body):
+            raise DirectoryError("a JPEG outside the file")
+        stream = picture.body[start : start + length]
+        if stream[:2] == b"\xff\xd8" and b"\xff\xda" in stream:
+            jpeg.check_complete(stream)
+    if tags.OFFSETS in values or tags.TILE_OFFSETS in values:
+        _check_extent(picture, limits)
+    elif not start:
+        raise DirectoryError("no strips")
+    if width * height > limits.max_pixels:
+        raise DirectoryError("another size than the header's")
+    return _by_libtiff(picture, values), 3
+
+
+def _by_libtiff(picture: TiffPicture, values: Mapping[int, Value]) -> NDArray[Any]:
+    """(H,W,3) of 8 bits."""
+    with blaming_the_file("tiff"):
+        rgba = imagecodecs.tiff_decode(_file(picture, values), asrgb=True)
+    return np.ascontiguousarray(rgba[:, :, :3])
+
+
+def _decode_bytes(picture: TiffPicture) -> Samples:
+    """Samples of 8 or 16 bits, (H,W,C), each interleaved or in planes of their own."""
+    samples = picture.number(tags.SAMPLES, 1)
+    offsets, counts = picture.streams
+    if picture.separate:
         size = len(offsets) // samples
         slices = [slice(number * size, (number + 1) * size) for number in range(samples)]
         stored = np.concatenate([_read_streams(picture, offsets[s], counts[s], 1) for s in slices], axis=2)
     else:
-        stored = _read_streams(picture, *picture.streams, samples)
-    if kind == 0:
+        stored = _read_streams(picture, offsets, counts, samples)
+    return _channels(picture, stored)
+
+
+def _channels(picture: TiffPicture, stored: NDArray[Any]) -> Samples:
+    """The colours and alpha of (H,W,samples), with white at the top and alpha not multiplied in."""
+    colors = picture.colors
+    if picture.photometric == tags.WHITE_IS_ZERO:
         stored[:, :, 0] = np.invert(stored[:, :, 0])
-    if picture.has_alpha:
-        pixels, alpha = stored[:, :, :colors], stored[:, :, colors]
-        pixels = planes.without_premultiplication(pixels, alpha) if picture.number(_EXTRA) == 1 else pixels
-        return np.concatenate((pixels, alpha[:, :, None]), axis=2), colors
-    return stored[:, :, :colors], colors
+    if not picture.has_alpha:
+        return stored[:, :, :colors], colors
+    pixels, alpha = stored[:, :, :colors], stored[:, :, colors]
+    associated = picture.number(tags.EXTRA) == tags.ASSOCIATED_ALPHA
+    pixels = planes.without_premultiplication(pixels, alpha) if associated else pixels
+    return np.concatenate((pixels, alpha[:, :, None]), axis=2), colors
 
 
 def _read_streams(
@@ -278,26 +279,60 @@ def _read_streams(
 ) -> NDArray[Any]:
     """(H,W,samples) of interleaved samples of whole bytes, which libtiff takes for rows of bytes."""
     width, height = picture.size
-    sample = np.dtype(f"{picture.layout.order}u{picture.number(_BITS) // 8}")
+    sample = np.dtype(f"{picture.layout.order}u{picture.bits // 8}")
     rows, columns = picture.tile
-    tiled = _TILE_OFFSETS in picture.directory.entries
     across = -(-width // columns)
-    stored = -(-height // rows) * rows if tiled else height
-    tags = {
-        _WIDTH: (across * columns * samples * sample.itemsize,),
-        _HEIGHT: (stored,),
-        _BITS: (8,),
-        _COMPRESSION: (picture.number(_COMPRESSION, 1),),
-        _PHOTOMETRIC: (1,),
-        _SAMPLES: (1,),
-        266: (picture.number(266, 1),),
-        _TILE_OFFSETS if tiled else _OFFSETS: offsets,
-        _TILE_COUNTS if tiled else _COUNTS: counts,
+    stored = -(-height // rows) * rows if picture.tiled else height
+    numbers: dict[int, tuple[int, ...]] = {
+        tags.WIDTH: (across * columns * samples * sample.itemsize,),
+        tags.HEIGHT: (stored,),
+        tags.BITS: (8,),
+        tags.COMPRESSION: (picture.number(tags.COMPRESSION, 1),),
+        tags.PHOTOMETRIC: (tags.BLACK_IS_ZERO,),
+        tags.SAMPLES: (1,),
+        tags.FILL_ORDER: (picture.number(tags.FILL_ORDER, 1),),
     }
-    shape = {_TILE_WIDTH: (columns * samples * sample.itemsize,), _TILE_HEIGHT: (rows,)} if tiled else {_ROWS: (rows,)}
-    values = [integer_value(picture.layout, tag, numbers) for tag, numbers in (tags | shape).items()]
-    stream = np.asarray(_load(picture, values)).view(sample).astype(sample.newbyteorder("="))
+    if picture.tiled:
+        numbers |= {tags.TILE_OFFSETS: offsets, tags.TILE_COUNTS: counts}
+        numbers |= {tags.TILE_WIDTH: (columns * samples * sample.itemsize,), tags.TILE_HEIGHT: (rows,)}
+    else:
+        numbers |= {tags.OFFSETS: offsets, tags.COUNTS: counts, tags.ROWS: (rows,)}
+    values = {tag: integer_value(picture.layout, tag, each) for tag, each in numbers.items()}
+    stream = np.asarray(_load(_file(picture, values))).view(sample).astype(sample.newbyteorder("="))
     tiles = stream.reshape(stored, across, columns, samples)
-    if picture.number(_PREDICTOR, 1) == 2:
+    if picture.number(tags.PREDICTOR, 1) == 2:
         tiles = np.add.accumulate(tiles, axis=2, dtype=tiles.dtype)
     return np.ascontiguousarray(tiles.reshape(stored, across * columns, samples)[:height, :width])
+
+
+def _decode_rare(picture: TiffPicture) -> Samples:
+    """Depths and compressions that libtiff here does not know, by tifffile; (H,W,C) of 8 or 16 bits."""
+    bits, (width, height) = picture.bits, picture.size
+    values = _structure(picture)
+    with blaming_the_file("tiff"), tifffile.TiffFile(BytesIO(_file(picture, values))) as file:
+        page = cast("tifffile.TiffPage", file.pages[0])
+        if page.dtype is None or page.dtype.kind != "u":
+            raise UnsupportedImage("This TIFF has samples of a kind that is not read; send 8 or 16 bits.")
+        stored = np.asarray(page.asarray(maxworkers=1))
+    samples = picture.number(tags.SAMPLES, 1)
+    if stored.size != width * height * samples:
+        raise BrokenImage(_BROKEN)
+    shape = (samples, height, width) if picture.separate else (height, width, samples)
+    stored = stored.reshape(shape)
+    stored = stored.transpose(1, 2, 0) if picture.separate else stored
+    if picture.photometric == tags.PALETTE:
+        table = np.array(picture.numbers(tags.COLOR_MAP)).reshape(3, -1)
+        table = table * 257 if table.max() < 256 else table
+        if table.shape[1] <= int(stored[:, :, 0].max()):
+            raise BrokenImage("The TIFF's pixels are outside its palette.")
+        return np.ascontiguousarray((table.T[stored[:, :, 0]] >> 8).astype(np.uint8)), 3
+    return _channels(picture, np.ascontiguousarray(_widened(stored, bits)))
+
+
+def _widened(stored: NDArray[Any], bits: int) -> NDArray[Any]:
+    """Samples of any depth as 8 or 16 bits whose largest is white again."""
+    if bits in (8, 16):
+        return stored
+    full, target = 2**bits - 1, np.uint8 if bits < 8 else np.uint16
+    scaled = stored.astype(np.float64) * (np.iinfo(target).max / full)
+    return np.rint(scaled).astype(target)
