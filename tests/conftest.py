@@ -26,7 +26,8 @@ def pytest_configure(config):
         del os.environ[name]
     config.stash[CACHE] = tempfile.TemporaryDirectory(prefix="swin2sr-huggingface-")
     os.environ |= {"HF_HOME": config.stash[CACHE].name, "HF_ENDPOINT": NOWHERE, "SWIN2SR_RELEASE_URL": NOWHERE}
-    os.environ.setdefault("OMP_NUM_THREADS", str(usable_cpus()))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
 
 
 def pytest_unconfigure(config):

@@ -93,6 +93,7 @@ def server():
         yield process
 
 
+@long
 def test_promise_1_idle_means_no_wait(server):
     """For a lone 8x8 image HTTP and batcher together cost 5 ms at most, median, beside the forward pass and codec."""
 
@@ -108,6 +109,7 @@ def test_promise_1_idle_means_no_wait(server):
     assert min(medians) <= 5
 
 
+@long
 def test_promise_1_idle_costs_nothing(server):
     """When nothing is asked of it, the process uses under 2 % of a core."""
     seconds = 10.0 if LONG else 3.0
@@ -121,6 +123,7 @@ def test_promise_1_idle_costs_nothing(server):
     assert (used() - before) / seconds < 0.02
 
 
+@long
 def test_promise_9_overload_is_answered_with_200_or_429():
     """Ten times what it can do, deadlines above the queue's bound: every answer is one of the two, and in time.
 
@@ -182,6 +185,7 @@ for _ in range(int(sys.argv[3])):
 """
 
 
+@long
 def test_promise_12_the_event_loop_never_blocks(tmp_path):
     """While 12-megapixel PNGs are served, with every core computing, live answers within 50 ms, 99 of 100 times."""
     (tmp_path / "large.png").write_bytes(png(np.tile(noise(300, 400), (10, 10, 1))))
@@ -470,6 +474,7 @@ def test_promise_19_the_first_request_is_as_fast_as_the_others():
     assert min(ratios) <= 1.3
 
 
+@long
 def test_promise_19_memory_is_steady():
     """Requests of random sizes, 2,000 in the long form, let resident memory grow by 100 MB at most."""
     growth = grow(2000 if LONG else 500)
