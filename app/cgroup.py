@@ -1,49 +1,89 @@
-"""How much of the machine belongs to this process."""
+"""How much of the machine belongs to this process: processors and memory of its control group."""
 
 from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
+OWN = Path("/proc/self/cgroup")
+
+UNLIMITED = 2**60
+"""Bytes from which a limit of version 1 means none."""
 
 
-def usable_cpus(cgroup: Path = CGROUP) -> int:
-    """Processors that this process may use: its affinity, bounded by the control group's quota (v2, else v1)."""
+def usable_cpus(cgroup: Path = CGROUP, own: Path = OWN) -> int:
+    """Processors that this process may use: its affinity, bounded by the quotas of its control groups.
+
+    Args:
+        cgroup: where control groups are mounted, version 2 or 1.
+        own: says which group this process belongs to; the groups above it count too.
+    """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return affinity if quota is None else max(1, min(affinity, math.ceil(quota)))
+    quotas = [quota for folder in _groups(cgroup, own, "cpu") if (quota := _quota(folder)) is not None]
+    return max(1, min(affinity, *(math.ceil(quota) for quota in quotas))) if quotas else affinity
 
 
-def free_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo")) -> int | None:
-    """Bytes of main memory that this process may still take, within its control group (v2); None where unknown."""
-    free = None
+def free_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"), own: Path = OWN) -> int | None:
+    """Bytes of main memory that this process may still take, within its control groups; None where unknown."""
+    free = []
     if meminfo.is_file():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
         if "MemAvailable" in lines:
-            free = int(lines["MemAvailable"].split()[0]) * 1024
-    limit_file, used_file = cgroup / "memory.max", cgroup / "memory.current"
-    if limit_file.is_file() and used_file.is_file() and (limit := limit_file.read_text().strip()) != "max":
-        left = max(0, int(limit) - int(used_file.read_text()))
-        free = left if free is None else min(free, left)
-    return free
+            free.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    for folder in _groups(cgroup, own, "memory"):
+        limit = _memory_limit(folder)
+        used = _number(folder / "memory.current", folder / "memory.usage_in_bytes")
+        if limit is not None and used is not None:
+            free.append(max(0, limit - used))
+    return min(free, default=None)
 
 
-def total_memory(machine: int, cgroup: Path = CGROUP) -> int:
-    """Bytes of main memory that this process may have in all: the machine's, within its control group's limit (v2)."""
-    limit_file = cgroup / "memory.max"
-    limit = limit_file.read_text().strip() if limit_file.is_file() else "max"
-    return machine if limit == "max" else min(machine, int(limit))
+def total_memory(machine: int, cgroup: Path = CGROUP, own: Path = OWN) -> int:
+    """Bytes of main memory that this process may have: the machine's, within the limits of its control groups."""
+    limits = [limit for folder in _groups(cgroup, own, "memory") if (limit := _memory_limit(folder)) is not None]
+    return min([machine, *limits])
 
 
-def _quota(cgroup: Path) -> float | None:
-    maximum = cgroup / "cpu.max"
+def _groups(cgroup: Path, own: Path, controller: str) -> Iterator[Path]:
+    """Folders of the groups that limit this process, its own and those above, in both versions.
+
+    A container often sees its own group as the root, though the kernel names it by its path on the host: folders that
+    are not there are left out.
+    """
+    for line in own.read_text().splitlines() if own.is_file() else ["0::/"]:
+        _, names, path = line.split(":", 2)
+        if names and controller not in names.split(","):
+            continue
+        for base in [cgroup / names, cgroup / controller] if names else [cgroup]:
+            folders = [base / path.strip("/"), *(base / part for part in Path(path.strip("/")).parents)]
+            yield from (folder for folder in dict.fromkeys(folders) if folder.is_dir())
+    if (cgroup / controller).is_dir():  # version 1, where nobody says which group is this process's
+        yield cgroup / controller
+
+
+def _quota(folder: Path) -> float | None:
+    """Processors of one group; None if it has no limit."""
+    maximum = folder / "cpu.max"
     if maximum.is_file():
         limit, _, period = maximum.read_text().strip().partition(" ")
         return None if limit == "max" else int(limit) / int(period or 100_000)
-    limit_file, period_file = cgroup / "cpu/cpu.cfs_quota_us", cgroup / "cpu/cpu.cfs_period_us"
-    if limit_file.is_file() and period_file.is_file():
-        limit_us = int(limit_file.read_text())
-        return None if limit_us < 0 else limit_us / int(period_file.read_text())
+    limit_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+    return None if limit_us is None or limit_us < 0 or not period_us else limit_us / period_us
+
+
+def _memory_limit(folder: Path) -> int | None:
+    """Bytes of one group; None if it has no limit."""
+    limit = _number(folder / "memory.max", folder / "memory.limit_in_bytes")
+    return None if limit is None or limit >= UNLIMITED else limit
+
+
+def _number(*files: Path) -> int | None:
+    """The number in the first of these files that is there; None for ``max``."""
+    for file in files:
+        if file.is_file():
+            text = file.read_text().strip()
+            return None if text == "max" else int(text)
     return None

@@ -58,3 +58,48 @@ def test_total_memory_is_the_tighter_of_machine_and_control_group(tmp_path, limi
     if limit is not None:
         (tmp_path / "memory.max").write_text(limit)
     assert total_memory(1000, tmp_path) == expected
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu,cpuacct"])
+@pytest.mark.parametrize(("own", "parent", "expected"), [(50_000, -1, 1), (-1, 50_000, 1), (-1, -1, HERE)])
+def test_groups_below_and_above_count_in_version_1(tmp_path, name, own, parent, expected):
+    """The group that ``/proc/self/cgroup`` names, and those that hold it."""
+    for path, quota in ((f"{name}/work/unit", own), (f"{name}/work", parent), (name, -1)):
+        (tmp_path / path).mkdir(parents=True, exist_ok=True)
+        (tmp_path / path / "cpu.cfs_quota_us").write_text(str(quota))
+        (tmp_path / path / "cpu.cfs_period_us").write_text("100000")
+    (tmp_path / "own").write_text("5:memory:/\n3:cpu,cpuacct:/work/unit\n")
+    assert usable_cpus(tmp_path, tmp_path / "own") == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "parent", "expected"), [("50000 100000", "max 100000", 1), ("max 100000", "100000 100000", 1)]
+)
+def test_groups_below_and_above_count_in_version_2(tmp_path, own, parent, expected):
+    """The tightest of them."""
+    (tmp_path / "work/unit").mkdir(parents=True)
+    (tmp_path / "work/unit/cpu.max").write_text(own)
+    (tmp_path / "work/cpu.max").write_text(parent)
+    (tmp_path / "own").write_text("0::/work/unit\n")
+    assert usable_cpus(tmp_path, tmp_path / "own") == expected
+
+
+def test_a_path_of_the_host_is_not_there_in_a_container(tmp_path):
+    """Then the root is this process's own group."""
+    (tmp_path / "cpu.max").write_text("100000 100000")
+    (tmp_path / "own").write_text("0::/docker/0123456789ab\n")
+    assert usable_cpus(tmp_path, tmp_path / "own") == 1
+
+
+@pytest.mark.parametrize("path", ["/", "/docker/0123456789ab"])
+def test_memory_of_the_older_control_groups_is_read(tmp_path, path):
+    """Version 1: limit and use in two files, and a number near 2^63 is no limit."""
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "own").write_text(f"4:memory:{path}\n1:name=systemd:/\n")
+    (tmp_path / "memory/memory.usage_in_bytes").write_text("300")
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("1000\n")
+    assert total_memory(1 << 40, tmp_path, tmp_path / "own") == 1000
+    assert free_memory(tmp_path, tmp_path / "meminfo", tmp_path / "own") == 700
+    (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert total_memory(1 << 40, tmp_path, tmp_path / "own") == 1 << 40
+    assert free_memory(tmp_path, tmp_path / "meminfo", tmp_path / "own") is None

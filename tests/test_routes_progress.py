@@ -8,7 +8,10 @@ import json
 
 import numpy as np
 import pytest
+from starlette.responses import Response
 
+from app.batching.jobs import Progress
+from app.routes.progress import REPEAT_SECONDS, ProgressResponse
 from tests.connections import Connection
 from tests.scripted import PATIENCE, ScriptedUpscaler
 from tests.service import enlarged, noise, pixels_of, png, running, scripted_app
@@ -210,3 +213,31 @@ def test_a_full_queue_is_429_as_ever(app, upscaler):
     refused = asyncio.run(scenario())
     assert refused.status_code == 429
     assert int(refused.headers["retry-after"]) >= 1
+
+
+def test_the_last_part_is_repeated_in_silence():
+    """A proxy never sees a stream that says nothing; what was said last is said again, and the answer comes once."""
+    connection = Connection(b"", ASKING)
+
+    async def exchange():
+        over = asyncio.Event()
+
+        async def work(on_progress):
+            on_progress(Progress("running", position=0, done=1, total=3))
+            await over.wait()
+            return Response(b"the image", media_type="image/png")
+
+        connection.scope["headers"] = []
+        task = asyncio.create_task(
+            ProgressResponse(work, repeat_after=0.01)(connection.scope, connection.receive, connection.send)
+        )
+        for _ in range(4):
+            await connection.wait_for(b'{"state":"running","tile":1,"tiles":3}')
+            connection.body.clear()
+        over.set()
+        await task
+
+    asyncio.run(exchange())
+    assert connection.body.count(b"the image") == 1
+    assert connection.body.endswith(b"--\r\n")
+    assert REPEAT_SECONDS < 10

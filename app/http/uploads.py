@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from email.message import Message
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
+from app import codec
 from app.errors import BodyTooLarge, DeadlineExceeded, InvalidUpload, QueueFull, UnsupportedFormat, UploadTooSlow
+from app.http.forms import PART, Form, file_name
 
-PART = "file"
-LONGEST_NAME = 255
+PARSED_AT_ONCE = 16 * 1024
+"""Bytes of a form that are parsed before others have their turn in the event loop."""
+
+UNSPECIFIC = frozenset({b"application/octet-stream", b"binary/octet-stream", b"application/x-www-form-urlencoded"})
+"""Content types that clients send where nobody chose one: curl, S3 and PHP. The bytes decide whether it is an image."""
 
 
 @dataclass(frozen=True)
 class Upload:
-    """One file as it was sent: its bytes, and its name where one was given."""
+    """One file as it was sent: its bytes, its name where one was given, and text fields beside it in a form."""
 
     body: bytes
     filename: str
+    fields: Mapping[str, str] = field(default_factory=dict)
 
 
 class UploadBudget:
@@ -102,20 +106,24 @@ async def read_upload(
         QueueFull: if too many bytes of others' bodies are held now.
     """
     content_type, parameters = parse_options_header(request.headers.get("content-type", "application/octet-stream"))
+    _check_encoding(request.headers.get("content-encoding", ""))
     form = None
     if content_type == b"multipart/form-data":
-        form = _Form(parameters.get(b"boundary", b""))
-    elif not content_type.startswith(b"image/") and content_type != b"application/octet-stream":
-        raise UnsupportedFormat(
-            f"A body of type {content_type.decode('latin-1')[:100]!r} is not read here. Send multipart/form-data with "
-            f"a part {PART!r}, or the image itself with its image/* content type."
-        )
+        form = Form(parameters.get(b"boundary", b""))
+    elif not content_type.startswith(b"image/") and content_type not in UNSPECIFIC:
+        raise _unread(content_type)
     body = await _read(
         request, form, reservation, max_bytes=max_bytes, upload_timeout=upload_timeout, deadline=deadline
     )
-    upload = form.finish() if form else Upload(body, _disposition_name(request.headers.get("content-disposition", "")))
+    if form:
+        form.finish()
+        upload = Upload(bytes(form.body), form.filename, form.fields)
+    else:
+        upload = Upload(body, file_name(request.headers.get("content-disposition", "")))
     if not upload.body:
         raise InvalidUpload("The upload is empty. Send the bytes of one image.")
+    if content_type == b"application/x-www-form-urlencoded" and not _is_image(upload.body):
+        raise _unread(content_type)
     return upload
 
 
@@ -134,7 +142,7 @@ async def read_body(
 
 async def _read(
     request: Request,
-    form: _Form | None,
+    form: Form | None,
     reservation: UploadReservation,
     *,
     max_bytes: int,
@@ -156,6 +164,29 @@ async def _read(
         ) from None
 
 
+def _check_encoding(header: str) -> None:
+    codings = [each.strip() for each in header.split(",") if each.strip().lower() not in ("", "identity")]
+    if codings:
+        raise UnsupportedFormat(
+            f"Content-Encoding {', '.join(codings)[:100]!r} is not read here. Send the image as it is, without it."
+        )
+
+
+def _is_image(body: bytes) -> bool:
+    try:
+        codec.sniff(body)
+    except codec.CodecError:
+        return False
+    return True
+
+
+def _unread(content_type: bytes) -> UnsupportedFormat:
+    return UnsupportedFormat(
+        f"A body of type {content_type.decode('latin-1')[:100]!r} is not read here. Send multipart/form-data with "
+        f"a part {PART!r}, or the image itself with its image/* content type."
+    )
+
+
 def _check_length(content_length: str, max_bytes: int, reservation: UploadReservation) -> None:
     if not content_length.isdecimal():
         return
@@ -169,7 +200,7 @@ def _too_large(max_bytes: int, actual: int) -> BodyTooLarge:
     return BodyTooLarge(f"A body may have {max_bytes} bytes at most.", limit=max_bytes, actual=actual)
 
 
-async def _receive(request: Request, form: _Form | None, max_bytes: int, reservation: UploadReservation) -> bytes:
+async def _receive(request: Request, form: Form | None, max_bytes: int, reservation: UploadReservation) -> bytes:
     body = bytearray()
     received = 0
     async for chunk in request.stream():
@@ -179,97 +210,8 @@ async def _receive(request: Request, form: _Form | None, max_bytes: int, reserva
         reservation.add(len(chunk))
         if form is None:
             body += chunk
-        else:
-            form.write(chunk)
+            continue
+        for start in range(0, len(chunk), PARSED_AT_ONCE):
+            form.write(chunk[start : start + PARSED_AT_ONCE])
+            await asyncio.sleep(0)
     return bytes(body)
-
-
-@dataclass
-class _Form:
-    """A multipart body, parsed as it comes; holds nothing but the one file."""
-
-    boundary: bytes
-    body: bytearray = field(default_factory=bytearray)
-    filename: str = ""
-    files: int = 0
-    ended: bool = False
-    _name: bytearray = field(default_factory=bytearray)
-    _value: bytearray = field(default_factory=bytearray)
-    _disposition: bytes = b""
-
-    def __post_init__(self) -> None:
-        if not self.boundary:
-            raise InvalidUpload("The multipart body has no boundary in its Content-Type.")
-        try:
-            self._parser = MultipartParser(
-                self.boundary,
-                {
-                    "on_part_begin": self._begin_part,
-                    "on_header_field": self._take_name,
-                    "on_header_value": self._take_value,
-                    "on_header_end": self._end_header,
-                    "on_headers_finished": self._end_headers,
-                    "on_part_data": self._take_data,
-                    "on_end": self._end,
-                },
-            )
-        except FormParserError as error:
-            raise InvalidUpload("The multipart boundary is malformed.") from error
-
-    def write(self, chunk: bytes) -> None:
-        """Parse what has come."""
-        try:
-            self._parser.write(chunk)
-        except FormParserError as error:
-            raise InvalidUpload("The multipart body is malformed.") from error
-
-    def finish(self) -> Upload:
-        """The one file.
-
-        Raises:
-            InvalidUpload: if there is none, or the body ended early.
-        """
-        if not self.ended:
-            raise InvalidUpload("The multipart body ends before its closing boundary.")
-        if not self.files:
-            raise InvalidUpload(f"The multipart body has no part named {PART!r}.")
-        return Upload(bytes(self.body), self.filename)
-
-    def _begin_part(self) -> None:
-        self._disposition = b""
-
-    def _take_name(self, chunk: bytes, start: int, end: int) -> None:
-        self._name += chunk[start:end]
-
-    def _take_value(self, chunk: bytes, start: int, end: int) -> None:
-        self._value += chunk[start:end]
-
-    def _end_header(self) -> None:
-        if self._name.lower() == b"content-disposition":
-            self._disposition = bytes(self._value)
-        self._name.clear()
-        self._value.clear()
-
-    def _end_headers(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        name = options.get(b"name", b"").decode("utf-8", "replace")
-        if name != PART:
-            raise InvalidUpload(
-                f"The multipart body has a part {name[:50]!r}. Only {PART!r} is read; options are query parameters."
-            )
-        self.files += 1
-        if self.files > 1:
-            raise InvalidUpload(f"The multipart body has more than one part {PART!r}. Send one image per request.")
-        self.filename = options.get(b"filename", b"").decode("utf-8", "replace")[:LONGEST_NAME]
-
-    def _take_data(self, chunk: bytes, start: int, end: int) -> None:
-        self.body += chunk[start:end]
-
-    def _end(self) -> None:
-        self.ended = True
-
-
-def _disposition_name(header: str) -> str:
-    message = Message()
-    message["Content-Disposition"] = header.encode("latin-1", "replace").decode("utf-8", "replace")
-    return (message.get_filename() or "")[:LONGEST_NAME]

@@ -28,6 +28,7 @@ stands in ``Content-Type``, ``Content-Length`` in every part)::
 
 - ``queued``: ``position`` 1 is next. ``running``: ``tile`` of ``tiles`` are done; a tile counts once for the colours,
   once more for a transparency, and eight times with the ensemble.
+- The last part is sent again after 8 s of silence, so that proxies do not close the stream.
 - There is at least one part of each state; of several that wait for a slow reader only the newest is sent.
 - The last part is the image, with the headers that a plain answer has, or ``application/problem+json``, whose
   ``status`` and ``Retry-After`` are what a plain answer would have had.
@@ -55,6 +56,8 @@ from app.http.middleware import add_log_fields, on_failure
 from app.routes.connection import while_connected
 
 MIXED = "multipart/mixed"
+REPEAT_SECONDS = 8.0
+"""Silence after which the last part is sent again: proxies close streams that say nothing."""
 
 
 def wants_progress(request: Request) -> bool:
@@ -68,14 +71,21 @@ class ProgressResponse(Response):
 
     Args:
         work: given whom to tell about progress, in any thread, returns the answer that becomes the last part.
+        repeat_after: seconds of silence after which the last part is sent again.
 
     Raises:
         ServiceError: when called, if the work fails before it made any progress; nothing was sent then.
     """
 
-    def __init__(self, work: Callable[[Callable[[Progress], None]], Awaitable[Response]]) -> None:
+    def __init__(
+        self,
+        work: Callable[[Callable[[Progress], None]], Awaitable[Response]],
+        *,
+        repeat_after: float = REPEAT_SECONDS,
+    ) -> None:
         super().__init__()
         self._work = work
+        self._repeat_after = repeat_after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -95,12 +105,14 @@ class ProgressResponse(Response):
         mailbox = _Mailbox()
         task = asyncio.ensure_future(self._work(mailbox.put))
         task.add_done_callback(lambda _task: mailbox.ring())
+        last: list[Progress] = []
         try:
             while not (task.done() and mailbox.is_empty):
-                for progress in await mailbox.take():
+                for progress in await mailbox.take(self._repeat_after) or last:
                     if not parts.begun:
                         await parts.begin()
                         on_failure(scope, end)
+                    last = [progress]
                     await parts.add(json.dumps(_describe(progress), separators=(",", ":")).encode())
             await parts.end(await self._answer(task, scope, begun=parts.begun))
         finally:
@@ -141,9 +153,10 @@ class _Mailbox:
         """Wake the reader though there is no progress."""
         self._bell.set()
 
-    async def take(self) -> deque[Progress]:
-        """What waits, as soon as something does or the bell rings."""
-        await self._bell.wait()
+    async def take(self, seconds: float) -> deque[Progress]:
+        """What waits, as soon as something does or the bell rings; nothing after so many seconds."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._bell.wait(), seconds)
         self._bell.clear()
         taken, self._waiting = self._waiting, deque()
         return taken

@@ -12,24 +12,28 @@ from starlette.types import Scope
 
 from app import errors
 from app.batching.jobs import Progress
+from app.http.forms import PART
 from app.http.middleware import add_log_fields, arrived_at
-from app.http.uploads import PART, UploadReservation, read_upload
+from app.http.uploads import UploadReservation, read_upload
 from app.pipeline import Caller, Upscaled
 from app.routes import ServiceDependency
 from app.routes.access import ClientDependency
 from app.routes.connection import while_connected
 from app.routes.examples import PROGRESS, problems
+from app.routes.fields import with_fields
 from app.routes.progress import MIXED, ProgressResponse, wants_progress
 from app.schemas import UpscaleOptions
+from app.settings import Settings
 
 router = APIRouter(tags=["upscale"])
 
 _BINARY = {"type": "string", "format": "binary"}
+_FIELDS = {PART: _BINARY, **UpscaleOptions.model_json_schema()["properties"]}
 _BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "multipart/form-data": {"schema": {"type": "object", "required": [PART], "properties": {PART: _BINARY}}},
+            "multipart/form-data": {"schema": {"type": "object", "required": [PART], "properties": _FIELDS}},
             "image/*": {"schema": _BINARY},
         },
     }
@@ -93,29 +97,40 @@ async def upscale(
     reservation: ReservationDependency,
     options: Annotated[UpscaleOptions, Query()],
 ) -> Response:
-    """Send the image as the part ``file`` of a form, or as the body itself; options are query parameters.
+    """Send the image as the part ``file`` of a form, or as the body itself.
+
+    Options are query parameters, or text fields of the form.
 
     With ``Accept: multipart/mixed`` the answer tells its progress in JSON parts before the image.
     """
     settings = service.settings
-    timeout = min(options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
-    deadline = arrived_at(request.scope) + timeout
+    deadline = _deadline(request, options, settings)
     upload_timeout = settings.upload_timeout_ms / 1000
     upload = await read_upload(
         request, reservation, max_bytes=settings.max_body_bytes, upload_timeout=upload_timeout, deadline=deadline
     )
+    options, notice = with_fields(options, upload.fields, request.query_params)
+    deadline = _deadline(request, options, settings)
     add_log_fields(request.scope, variant=service.registry.resolve(options.variant).name)
 
     async def answer(on_progress: Callable[[Progress], None] | None = None) -> Response:
         upscaled = await service.pipeline.upscale(upload, options, Caller(deadline, client, on_progress))
         log_result(request.scope, upscaled)
         return Response(
-            upscaled.encoded.body, media_type=upscaled.encoded.media_type, headers=_headers(upscaled, upload.filename)
+            upscaled.encoded.body,
+            media_type=upscaled.encoded.media_type,
+            headers=_headers(upscaled, upload.filename, notice),
         )
 
     if wants_progress(request):
         return ProgressResponse(answer)
     return await while_connected(request.receive, answer())
+
+
+def _deadline(request: Request, options: UpscaleOptions, settings: Settings) -> float:
+    """Time of ``time.monotonic()`` after which nobody waits for the response."""
+    timeout_ms = min(options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms)
+    return arrived_at(request.scope) + timeout_ms / 1000
 
 
 def log_result(scope: Scope, upscaled: Upscaled) -> None:
@@ -130,7 +145,7 @@ def log_result(scope: Scope, upscaled: Upscaled) -> None:
     )
 
 
-def _headers(upscaled: Upscaled, filename: str) -> dict[str, str]:
+def _headers(upscaled: Upscaled, filename: str, notice: str) -> dict[str, str]:
     stem = PurePosixPath(filename.replace("\\", "/")).stem or "image"
     name = f"{stem}-{upscaled.variant}{upscaled.encoded.extension}"
     plain = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._- ") else "_" for letter in name)
@@ -144,6 +159,6 @@ def _headers(upscaled: Upscaled, filename: str) -> dict[str, str]:
             f"{stage};dur={upscaled.seconds[stage] * 1000:.1f}" for stage in ("decode", "queue", "forward", "encode")
         ),
     }
-    if upscaled.encoded.notice:
-        headers["X-Swin2SR-Notice"] = upscaled.encoded.notice
+    if notices := [each for each in (upscaled.encoded.notice, notice) if each]:
+        headers["X-Swin2SR-Notice"] = "; ".join(notices)
     return headers
