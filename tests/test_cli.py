@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import json
 import os
@@ -19,11 +20,15 @@ from typer.testing import CliRunner
 
 from app.cli import local_backend
 from app.cli.commands import build
+from app.cli.files import InputFile
+from app.cli.shard import Shard
 from app.cli.upscale import UpscaleArgs
 from app.cli.upscale import run as run_upscale
+from app.client import AsyncClient
+from app.schemas import UpscaleOptions
 from app.service import build_service
 from app.settings import Settings
-from app.variants.states import Condition
+from app.variants.states import VariantState
 from model.variants import VARIANTS, embedded_path
 from tests.listening import listening
 from tests.scripted import ScriptedUpscaler, loading, model_dir
@@ -104,8 +109,8 @@ def test_a_wrong_setting_is_named_as_it_was_given(run, monkeypatch, arguments, e
 
 
 def test_a_mistyped_variable_is_told(run, monkeypatch):
-    """It changes nothing, and is seen; variables of other programs and of the client are nobody's mistake."""
-    for name in ("SWIN2SR_TILESIZE", "SWIN2SR_RAY_MIN_REPLICA", "SWIN2SR_API_KEY", "SWIN2SR_SERVICE_HOST", "TILE_SIZ"):
+    """A misspelt variable is reported; those of other programs and of the client are not."""
+    for name in ("SWIN2SR_TILESIZE", "SWIN2SR_RAY_MIN_REPLICA", "SWIN2SR_API_KEY", "TILE_SIZ"):
         monkeypatch.setenv(name, "70")
     lines = run("serve", "--port", "many").stderr.splitlines()
     assert "swin2sr: SWIN2SR_TILESIZE is no setting and changes nothing; SWIN2SR_TILE_SIZE is one." in lines
@@ -250,12 +255,94 @@ def test_a_server_computes_where_one_is_named(run, photos, tmp_path):
     assert run("upscale", photos, "-o", "out", "--url", "http://127.0.0.1:1").exit_code == 1
 
 
+@pytest.mark.usefixtures("upscaler")
+def test_a_page_compares_before_and_after(run, photos, tmp_path):
+    """``--compare`` writes one page for each image that holds both; TIFF, which browsers do not show, becomes PNG."""
+    answer = run("upscale", photos / "a.png", "-o", "out", "--compare", "--json")
+    assert answer.exit_code == 0, answer.output
+    page = tmp_path / "out" / "a-lightweight-x2.html"
+    assert json.loads(answer.stdout)["compare"] == "out/a-lightweight-x2.html"
+    before, after = (base64.b64decode(each) for each in re.findall(r'data:image/png;base64,([^"]+)', page.read_text()))
+    after, before = sorted((before, after), key=len, reverse=True)
+    assert before == (photos / "a.png").read_bytes()
+    assert after == (tmp_path / "out" / "a-lightweight-x2.png").read_bytes()
+    assert run("upscale", photos / "a.png", "-o", "<b>.tiff", "--compare").exit_code == 0
+    text = (tmp_path / "<b>.html").read_text()
+    assert "<title>&lt;b&gt;.tiff</title>" in text
+    assert text.count("data:image/png") == 2
+    refused = run("upscale", photos / "a.png", "-o", "-", "--compare")
+    assert (refused.exit_code, "--compare needs an output file" in refused.stderr) == (1, True)
+
+
+@pytest.mark.usefixtures("upscaler")
+def test_shards_divide_the_work(run, photos, tmp_path):
+    """Every image is in one shard, with the name that it has without shards; a shard may be empty."""
+    (photos / "bad.png").unlink()
+    for index in range(6):
+        (photos / f"{index}.png").write_bytes(png(noise(4, 4, seed=index)))
+    (photos / "0.jpg").write_bytes((photos / "0.png").read_bytes())
+    assert run("upscale", photos, "-o", "whole").exit_code == 0
+    found = []
+    for index in (1, 2, 3):
+        assert run("upscale", photos, "-o", f"shard{index}", "--shard", f"{index}/3").exit_code == 0
+        found += [file.relative_to(tmp_path / f"shard{index}") for file in (tmp_path / f"shard{index}").rglob("*.png")]
+    whole = [file.relative_to(tmp_path / "whole") for file in (tmp_path / "whole").rglob("*.png")]
+    assert sorted(found) == sorted(whole)
+    assert len(whole) == 9
+    empty = [run("upscale", photos / "a.png", "-o", "one", "--shard", f"{index}/9") for index in range(1, 10)]
+    assert [answer.exit_code for answer in empty] == [0] * 9
+    assert len(list((tmp_path / "one").iterdir())) == 1
+
+
+def test_the_shard_of_a_name_is_stable():
+    """Other machines and later versions choose the same."""
+    files = [InputFile(Path(name), Path(name)) for name in ("a.png", "sub/b.png", "c.png", "d.png")]
+    assert [Shard(k, 2).select(files) for k in (1, 2)] == [[files[0], files[3]], files[1:3]]
+
+
+@pytest.mark.parametrize("shard", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
+def test_a_wrong_shard_is_refused(run, photos, shard):
+    """With what it must be."""
+    answer = run("upscale", photos, "-o", "out", f"--shard={shard}")
+    assert (answer.exit_code, "K from 1 to N" in answer.stderr) == (1, True)
+
+
+def test_every_option_of_a_request_is_an_option_of_the_command(run):
+    """Also of ``watch``, with its description and its choices."""
+    for command in ("upscale", "watch"):
+        text = re.sub(r"[\s│]+", " ", run(command, "--help").output)
+        for name, field in UpscaleOptions.model_fields.items():
+            if name != "timeout_ms":
+                assert f"--{name.replace('_', '-')}" in text
+                assert name == "variant" or field.description.split("`")[0] in text
+        assert "png|jpeg|webp|tiff|avif" in text
+        assert "1..100" in text
+
+
+def test_options_that_were_not_typed_are_left_to_the_server(run, photos, tmp_path, monkeypatch):
+    """Only those on the command line are sent, and the variant."""
+    sent = []
+    upscale = AsyncClient.upscale
+
+    async def spy(self, image, **options):
+        sent.append({name: value for name, value in options.items() if name != "on_progress"})
+        return await upscale(self, image, **options)
+
+    monkeypatch.setattr(AsyncClient, "upscale", spy)
+    with listening(scripted_app(tmp_path / "service", lightweight_x2=ScriptedUpscaler())) as url:
+        assert (
+            run("upscale", photos / "a.png", "-o", "a.jpg", "--url", url, "--no-ensemble", "--width", "9").exit_code
+            == 0
+        )
+    assert sent == [{"variant": "x2", "format": "jpeg", "ensemble": False, "width": 9}]
+
+
 def test_what_a_server_cannot_serve_is_told_with_its_reason(run, photos, tmp_path):
     """Weights on their way and weights that could not be had, in the list; the latter also where they are asked for."""
     app = scripted_app(tmp_path / "service", lightweight_x2=ScriptedUpscaler())
     conditions = app.state.service.registry._conditions
-    conditions["classical-x2"] = Condition("loading", "being fetched: 2.0 of 48.9 MB")
-    conditions["jpeg"] = Condition("failed", "could not be fetched: the hub answered 500")
+    conditions["classical-x2"] = VariantState("loading", "being fetched: 2.0 of 48.9 MB")
+    conditions["jpeg"] = VariantState("failed", "could not be fetched: the hub answered 500")
     with listening(app) as url:
         listed = run("variants", "--url", url)
         failed = run("upscale", photos / "a.png", "-o", "out", "--url", url, "--variant", "jpeg")

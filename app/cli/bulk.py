@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from app import client
+from app.cli.compare import build_page
 from app.cli.files import FileTask
 from app.errors import ServiceError
 
@@ -46,6 +47,7 @@ class BulkUpscaler:
         console: for messages and progress bars, on standard error.
         force: overwrite existing files.
         skip: skip images whose output file exists.
+        compare: write a page that compares before and after beside each output file.
         lines: text stream that gets one line of JSON for each image, or None.
         streams: standard input and standard output.
     """
@@ -57,6 +59,7 @@ class BulkUpscaler:
         *,
         force: bool = False,
         skip: bool = False,
+        compare: bool = False,
         lines: Any = None,  # noqa: ANN401 - a text stream
         streams: tuple[BinaryIO, BinaryIO] | None = None,
     ) -> None:
@@ -64,22 +67,23 @@ class BulkUpscaler:
         self._console = console
         self._force = force
         self._skip = skip
+        self._compare = compare
         self._skipped = 0
         self._lines = lines
         self._streams = streams
-        self._failures: list[tuple[FileTask, str]] = []
+        self.failures: list[tuple[FileTask, ServiceError | OSError]] = []
+        """The images of the last run that failed, with their errors."""
 
-    async def run(self, tasks: Sequence[FileTask], concurrency: int) -> int:
-        """Upscale all images, and continue after a failure.
+    async def run(self, tasks: Sequence[FileTask], concurrency: int, stop: asyncio.Event | None = None) -> None:
+        """Upscale all images, and continue after a failure. Failures are printed, and again at the end.
 
         Args:
             tasks: images to read and files to write.
             concurrency: images processed at a time.
-
-        Returns:
-            The number of failures. Each is printed with its reason, and again at the end.
+            stop: once it is set, no further image is begun.
         """
-        queue = iter(tasks)
+        self.failures, self._skipped = [], 0
+        queue = (task for task in tasks if not (stop and stop.is_set()))
         with self._bars() as bars:
             total = bars.add_task(_plural(len(tasks)), total=len(tasks))
             async with asyncio.TaskGroup() as group:
@@ -87,12 +91,11 @@ class BulkUpscaler:
                     group.create_task(self._work(queue, bars, total))
         if self._skipped:
             self._print(f"{_plural(self._skipped)} skipped: the output file exists")
-        if self._failures and len(tasks) > 1:
-            done = len(tasks) - len(self._failures) - self._skipped
-            self._print(f"{_plural(done)} upscaled, {len(self._failures)} failed:")
-            for task, reason in self._failures:
-                self._print(f"  {task.name}: {reason}", "red")
-        return len(self._failures)
+        if self.failures and len(tasks) > 1:
+            done = len(tasks) - len(self.failures) - self._skipped
+            self._print(f"{_plural(done)} upscaled, {len(self.failures)} failed:")
+            for task, error in self.failures:
+                self._print(f"  {task.name}: {_message(error)}", "red")
 
     async def _work(self, queue: Iterator[FileTask], bars: progress.Progress, total: progress.TaskID) -> None:
         for task in queue:
@@ -119,6 +122,7 @@ class BulkUpscaler:
         body = await asyncio.to_thread(self._read, task)
         upscaled = await self._backend.upscale(body, task.source.name if task.source else "", show)
         target = await asyncio.to_thread(self._write, task, upscaled)
+        page = await asyncio.to_thread(self._write_page, target, body, upscaled) if self._compare and target else None
         self._print(f"{task.name} -> {target or 'standard output'}")
         notice = {"notice": upscaled.notice} if upscaled.notice else {}
         if upscaled.notice:
@@ -130,6 +134,7 @@ class BulkUpscaler:
             scale=upscaled.scale,
             tiles=upscaled.tiles,
             seconds=round(time.monotonic() - started, 3),
+            **({"compare": str(page)} if page else {}),
             **notice,
         )
 
@@ -146,13 +151,19 @@ class BulkUpscaler:
         _write_atomically(target, upscaled.content, force=self._force)
         return target
 
+    def _write_page(self, target: Path, body: bytes, upscaled: client.UpscaledImage) -> Path:
+        page = target.with_suffix(".html")
+        text = build_page(target.name, body, upscaled.content)
+        _write_atomically(page, text.encode("utf-8"), force=self._force)
+        return page
+
     def _stream(self, number: int) -> BinaryIO:
         return (self._streams or (sys.stdin.buffer, sys.stdout.buffer))[number]
 
     def _fail(self, task: FileTask, error: ServiceError | OSError) -> None:
-        reason = error.detail if isinstance(error, ServiceError) else _message(error)
+        reason = _message(error)
         code = error.code if isinstance(error, ServiceError) else "file_error"
-        self._failures.append((task, reason))
+        self.failures.append((task, error))
         self._print(f"{task.name}: {reason}", "red")
         self._write_json(task, error={"code": code, "detail": reason})
 
@@ -191,8 +202,8 @@ def _write_atomically(target: Path, content: bytes, *, force: bool) -> None:
         part.unlink(missing_ok=True)
 
 
-def _message(error: OSError) -> str:
-    return error.strerror or str(error)
+def _message(error: ServiceError | OSError) -> str:
+    return error.detail if isinstance(error, ServiceError) else error.strerror or str(error)
 
 
 def _plural(count: int) -> str:

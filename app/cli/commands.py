@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -21,17 +22,22 @@ from app.cli.options import (
     ApiKey,
     CacheDir,
     Device,
+    Jobs,
+    Json,
     ModelDir,
     Precision,
     Report,
+    Timeout,
     Url,
     VariantName,
     complete_variant,
     failure,
     option_fault,
     read_settings,
+    with_request_options,
     with_settings,
 )
+from app.cli.shard import Shard
 from app.cli.version import global_options
 from app.errors import ServiceError
 from app.ray.settings import RaySettings
@@ -45,7 +51,8 @@ def build() -> typer.Typer:
     app.callback()(global_options)
     app.command("serve")(with_settings(serve, Settings))
     app.command("ray")(with_settings(serve_on_ray, RaySettings))
-    app.command("upscale")(upscale)
+    app.command("upscale")(with_request_options(upscale))
+    app.command("watch")(with_request_options(watch))
     app.command("variants")(list_variants)
     app.command("evaluate")(evaluate)
     app.command("fetch")(fetch)
@@ -109,29 +116,24 @@ def upscale(
     ] = None,
     *,
     variant: VariantName = "x2",
-    format: Annotated[  # noqa: A002 - the option's name
-        Literal["png", "jpeg", "webp", "tiff", "avif", "same"] | None,
-        typer.Option(help="output format", show_default="by the output's extension, else png"),
-    ] = None,
-    quality: Annotated[int, typer.Option(min=1, max=100, help="quality for lossy formats, 1-100")] = 95,
-    metadata: Annotated[
-        Literal["keep", "strip"], typer.Option(help="keep or remove EXIF, ICC profile and XMP")
-    ] = "keep",
-    width: Annotated[int | None, typer.Option(min=1, help="reduce to this width in pixels, aspect kept")] = None,
-    height: Annotated[int | None, typer.Option(min=1, help="reduce to this height in pixels, aspect kept")] = None,
-    factor: Annotated[float | None, typer.Option(help="reduce to this multiple of the input's size")] = None,
-    ensemble: Annotated[bool, typer.Option(help="average over 8 flips and rotations: better, 8 times slower")] = False,
     force: Annotated[bool, typer.Option("--force", "-f", help="overwrite existing files")] = False,
     skip: Annotated[bool, typer.Option("--skip-existing", help="skip images whose output file exists")] = False,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="images processed at a time")] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON for each image to stdout")] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="also write an HTML page with a slider between before and after")
+    ] = False,
+    shard: Annotated[
+        str | None, typer.Option(metavar="K/N", help="upscale only the K-th of N parts, by a hash of the file name")
+    ] = None,
+    jobs: Jobs = 4,
+    as_json: Json = False,
     url: Url = None,
     api_key: ApiKey = None,
-    timeout: Annotated[float, typer.Option(help="seconds per image, with --url")] = 3600.0,
+    timeout: Timeout = 3600.0,
     device: Device = "auto",
     precision: Precision = "auto",
     model_dir: ModelDir = None,
     cache_dir: CacheDir = None,
+    **options: Any,  # noqa: ANN401 - one for each option of a request
 ) -> None:
     """Upscale images locally or on a server. Continues after failures and exits with status 1 if there were any.
 
@@ -139,28 +141,68 @@ def upscale(
     """
     from app.cli.upscale import UpscaleArgs, run  # noqa: PLC0415
 
-    values = {"quality": quality, "metadata": metadata, "width": width, "height": height, "factor": factor}
-    args = UpscaleArgs(tuple(inputs), output, url, api_key, timeout, force=force, skip=skip, jobs=jobs, as_json=as_json)
-    try:
-        options = args.options(variant=variant, format=format, ensemble=ensemble, **values)
-        settings = (
-            None
-            if url
-            else read_settings(
-                Settings,
-                variants=("x2",),
-                device=device,
-                precision=precision,
-                model_dir=model_dir,
-                cache_dir=cache_dir,
-            )
+    with _failures_reported():
+        args = UpscaleArgs(
+            tuple(inputs), output, url, api_key, timeout, force=force, skip=skip, jobs=jobs, as_json=as_json,
+            compare=compare, shard=Shard.parse(shard) if shard else None,
+        )  # fmt: skip
+        request = args.options(format=options.pop("format", None), variant=variant, **options)
+        settings = None if url else _local_settings(device, precision, model_dir, cache_dir)
+        failures = asyncio.run(run(args, request, settings, Console(stderr=True)))
+    raise typer.Exit(1 if failures else 0)
+
+
+def watch(
+    folder: Annotated[Path, typer.Argument(help="folder to watch, with its sub-folders", exists=True, file_okay=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the results")],
+    *,
+    variant: VariantName = "x2",
+    interval: Annotated[float, typer.Option(min=0.1, help="seconds between two looks at the folder")] = 2.0,
+    jobs: Jobs = 4,
+    as_json: Json = False,
+    url: Url = None,
+    api_key: ApiKey = None,
+    timeout: Timeout = 3600.0,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    model_dir: ModelDir = None,
+    cache_dir: CacheDir = None,
+    **options: Any,  # noqa: ANN401 - one for each option of a request
+) -> None:
+    """Upscale images as they arrive in a folder, until the command is stopped with Ctrl-C or SIGTERM.
+
+    A file counts as complete when it has stopped growing. Images that have an output file are skipped, so that a
+    restart continues where the last run stopped.
+    """
+    from app.cli.upscale import UpscaleArgs  # noqa: PLC0415
+    from app.cli.watch import check_folders, run  # noqa: PLC0415
+
+    with _failures_reported():
+        check_folders(folder, output)
+        args = UpscaleArgs(
+            (str(folder),), output, url, api_key, timeout, force=False, skip=True, jobs=jobs, as_json=as_json
         )
-        failures = asyncio.run(run(args, options, settings, Console(stderr=True)))
+        request = args.options(format=options.pop("format", None), variant=variant, **options)
+        settings = None if url else _local_settings(device, precision, model_dir, cache_dir)
+        asyncio.run(run(args, request, settings, Console(stderr=True), interval))
+
+
+@contextmanager
+def _failures_reported() -> Iterator[None]:
+    """Print what is wrong, and exit with status 1."""
+    try:
+        yield
     except ValidationError as error:
         raise failure("; ".join(map(option_fault, error.errors()))) from None
     except (ValueError, ServiceError, OSError) as error:
         raise failure(_reason(error)) from None
-    raise typer.Exit(1 if failures else 0)
+
+
+def _local_settings(device: str, precision: str, model_dir: Path | None, cache_dir: Path | None) -> Settings:
+    """Settings of the service in this process."""
+    return read_settings(
+        Settings, variants=("x2",), device=device, precision=precision, model_dir=model_dir, cache_dir=cache_dir
+    )
 
 
 def list_variants(

@@ -18,6 +18,7 @@ from pydantic.fields import FieldInfo
 from app import environment
 from app.http.settings import PREFIX
 from app.ray.settings import RaySettings
+from app.schemas import UpscaleOptions
 from app.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -28,6 +29,8 @@ def print_error(line: str) -> None:
     """Print a line on standard error."""
     typer.echo(line, err=True)
 
+
+_NOT_OPTIONS = frozenset({"variant", "timeout_ms"})
 
 Device = Annotated[
     str,
@@ -56,6 +59,11 @@ ApiKey = Annotated[
     str | None,
     typer.Option(help="API key for --url, sent as bearer token", envvar="SWIN2SR_API_KEY", show_default=False),
 ]
+
+
+Jobs = Annotated[int, typer.Option("--jobs", "-j", min=1, max=64, help="images processed at a time")]
+Json = Annotated[bool, typer.Option("--json", help="print one line of JSON for each image to stdout")]
+Timeout = Annotated[float, typer.Option(help="seconds per image, with --url")]
 
 
 def complete_variant(prefix: str) -> list[str]:
@@ -90,6 +98,32 @@ def with_settings(command: Callable[..., None], settings: type[Settings]) -> Cal
         sources = {name: context.get_parameter_source(name) for name in options}
         typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
         command(sample, **{name: options[name] for name in typed})
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one option for each option of ``POST /v1/upscale``.
+
+    They take the place of ``**options`` in its signature. The command gets those of the command line only, so that the
+    defaults stay those of the server. The variant and the timeout are the command's own.
+    """
+    signature = inspect.signature(command, eval_str=True)
+    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    fields = {name: field for name, field in UpscaleOptions.model_fields.items() if name not in _NOT_OPTIONS}
+    parameters = [
+        *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own),
+        *(_request_parameter(name, field) for name, field in fields.items()),
+        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+    ]
+
+    def run(context: typer.Context, **values: Any) -> None:  # noqa: ANN401 - see the signature below
+        sources = {name: context.get_parameter_source(name) for name in fields}
+        typed = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+        command(**{name: value for name, value in values.items() if name not in fields or name in typed})
 
     run.__doc__ = command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -154,6 +188,22 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     )
 
 
+def _request_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    switch = field.annotation is bool
+    shown: bool | str = field.default is not None
+    if name == "format":
+        shown = "by the output's extension, else png"
+    option = typer.Option(
+        f"{option_name(name)}/--no-{name.replace('_', '-')}" if switch else option_name(name),
+        help=field.description,
+        metavar=None if switch else metavar(field),
+        show_default=shown,
+    )
+    kind: Any = bool if switch else str | None
+    default = field.default if switch or field.default is None else str(field.default)
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
+
+
 def metavar(field: FieldInfo) -> str:
     """What can be given for a setting: choices, or a type with its range."""
     bounds = {name: getattr(each, name) for each in field.metadata for name in ("ge", "le") if hasattr(each, name)}
@@ -161,18 +211,18 @@ def metavar(field: FieldInfo) -> str:
 
 
 def _choices(annotation: Any, bounds: dict[str, int]) -> list[str]:  # noqa: ANN401 - a type
-    origin = get_origin(annotation)
+    origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Literal:
-        return [str(choice) for choice in get_args(annotation)]
+        return [str(choice) for choice in parts]
     if origin in (typing.Union, types.UnionType):
-        return [each for part in get_args(annotation) if part is not type(None) for each in _choices(part, bounds)]
+        return [each for part in parts if part is not type(None) for each in _choices(part, bounds)]
     if origin is Annotated:
-        return _choices(get_args(annotation)[0], bounds)
+        return _choices(parts[0], bounds)
     if origin is tuple:
-        return [f"{_choices(get_args(annotation)[0], {})[0]},..."]
-    if annotation is int:
-        return [f"{bounds['ge']}..{bounds['le']}" if len(bounds) == 2 else "INTEGER"]
-    return [{Path: "PATH", SecretStr: "SECRET", float: "NUMBER"}.get(annotation, "TEXT")]
+        return [f"{_choices(parts[0], {})[0]},..."]
+    ranged = annotation in (int, float) and len(bounds) == 2
+    names = {int: "INTEGER", float: "NUMBER", Path: "PATH", SecretStr: "SECRET"}
+    return [f"{bounds['ge']}..{bounds['le']}" if ranged else names.get(annotation, "TEXT")]
 
 
 def _settings_fault(kind: type[Settings], values: dict[str, object], fault: Any) -> str:  # noqa: ANN401 - pydantic's own

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -11,7 +12,8 @@ from typing import Any, get_args
 from rich.console import Console
 
 from app.cli.bulk import BulkUpscaler
-from app.cli.files import EXTENSIONS, STREAM, SUFFIXES, FileTask, find_images, plan_outputs
+from app.cli.files import EXTENSIONS, STREAM, SUFFIXES, FileTask, InputFile, find_images, plan_outputs
+from app.cli.shard import Shard
 from app.schemas import UpscaleOptions
 from app.settings import Settings
 
@@ -33,6 +35,8 @@ class UpscaleArgs:
     skip: bool
     jobs: int
     as_json: bool
+    compare: bool = False
+    shard: Shard | None = None
 
     @property
     def writes_to_stdout(self) -> bool:
@@ -63,6 +67,8 @@ class UpscaleArgs:
         """
         if STREAM in self.inputs and len(self.inputs) > 1:
             raise ValueError("'-' (standard input) cannot be combined with other inputs")
+        if STREAM in self.inputs and self.shard:
+            raise ValueError("--shard needs files, not '-' (standard input)")
         output = self.output or Path()
         if STREAM in self.inputs:
             target = output if self._is_file(output) else output / f"image-{variant}.{format_}"
@@ -72,6 +78,9 @@ class UpscaleArgs:
             raise ValueError(
                 f"No images found in {', '.join(self.inputs)}. Recognised extensions: {', '.join(sorted(SUFFIXES))}"
             )
+        return self._of_shard(self._name_outputs(found, output, variant, format_), found)
+
+    def _name_outputs(self, found: list[InputFile], output: Path, variant: str, format_: str) -> list[FileTask]:
         if self.writes_to_stdout:
             if len(found) > 1:
                 raise ValueError(f"Standard output takes one image, not {len(found)}. Use -o FOLDER.")
@@ -81,6 +90,13 @@ class UpscaleArgs:
         if output.suffix.lower() in SUFFIXES and not output.is_dir():
             raise ValueError(f"Several inputs need an output folder, but {output} names a file. Use -o FOLDER.")
         return plan_outputs(found, output, variant, format_)
+
+    def _of_shard(self, tasks: list[FileTask], found: list[InputFile]) -> list[FileTask]:
+        """The tasks of the shard, chosen after naming, so that names do not depend on it."""
+        if self.shard is None:
+            return tasks
+        chosen = {file.path for file in self.shard.select(found)}
+        return [task for task in tasks if task.source in chosen]
 
     def _is_file(self, output: Path) -> bool:
         """Whether the output names one file: it has an extension, and there is one input that is not a folder."""
@@ -107,18 +123,32 @@ async def run(args: UpscaleArgs, options: UpscaleOptions, settings: Settings | N
         raise ValueError("--force and --skip-existing exclude each other. Use one of them.")
     if args.as_json and args.writes_to_stdout:
         raise ValueError("--json and the image cannot both go to standard output. Use -o FILE.")
+    if args.compare and args.writes_to_stdout:
+        raise ValueError("--compare needs an output file. Use -o FILE or -o FOLDER.")
     args.plan("", options.format)  # reports wrong arguments before weights are loaded
-    async with AsyncExitStack() as stack:
-        if args.url:
-            from app.cli.http_backend import HttpBackend  # noqa: PLC0415
-
-            backend: Any = await stack.enter_async_context(HttpBackend(options, args.url, args.api_key, args.timeout))
-        else:
-            from app.cli.local_backend import LocalBackend  # noqa: PLC0415 - importing torch takes seconds
-
-            assert settings is not None, "needed without a server"
-            backend = stack.enter_context(LocalBackend(options, settings))
+    async with open_backend(args, options, settings) as backend:
         tasks = args.plan(await backend.variant(), options.format)
         lines = sys.stdout if args.as_json else None
-        upscaler = BulkUpscaler(backend, console, force=args.force, skip=args.skip, lines=lines)
-        return await upscaler.run(tasks, args.jobs)
+        upscaler = BulkUpscaler(backend, console, force=args.force, skip=args.skip, compare=args.compare, lines=lines)
+        await upscaler.run(tasks, args.jobs)
+        return len(upscaler.failures)
+
+
+@asynccontextmanager
+async def open_backend(args: UpscaleArgs, options: UpscaleOptions, settings: Settings | None) -> AsyncIterator[Any]:
+    """The backend that ``args`` name: a server, or this process with ``settings``.
+
+    Raises:
+        ValueError: if the device or the variant does not exist.
+    """
+    if args.url:
+        from app.cli.http_backend import HttpBackend  # noqa: PLC0415
+
+        async with HttpBackend(options, args.url, args.api_key, args.timeout) as remote:
+            yield remote
+        return
+    from app.cli.local_backend import LocalBackend  # noqa: PLC0415 - importing torch takes seconds
+
+    assert settings is not None, "needed without a server"
+    with LocalBackend(options, settings) as local:
+        yield local

@@ -28,9 +28,15 @@ class Options(TypedDict, total=False):
     width: int
     height: int
     factor: float
+    megapixels: float
+    fit: Literal["inside", "cover", "exact"]
+    enlarge: bool
+    restore: Literal["auto", "always", "never"]
+    strength: float
     ensemble: bool
-    format: Literal["png", "jpeg", "webp", "tiff", "avif", "same"]
+    format: Literal["png", "jpeg", "webp", "tiff", "avif", "jxl", "same"]
     quality: int
+    max_bytes: int
     metadata: Literal["keep", "strip"]
     tile: int | Literal["auto"]
     timeout_ms: int
