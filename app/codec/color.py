@@ -25,14 +25,21 @@ _SRGB_GAMMA, _SRGB_CHROMATICITIES = 45_455, (31_270, 32_900, 64_000, 33_000, 30_
 _PRIMARIES: Mapping[int, tuple[float, ...]] = MappingProxyType(
     {
         1: (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),
+        2: (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),  # unspecified: as browsers take it
+        4: (0.310, 0.316, 0.670, 0.330, 0.210, 0.710, 0.140, 0.080),
         5: (*_D65, 0.640, 0.330, 0.290, 0.600, 0.150, 0.060),
         6: (*_D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+        7: (*_D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
+        8: (0.310, 0.316, 0.681, 0.319, 0.243, 0.692, 0.145, 0.049),
         9: (*_D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),
         11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
         12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),
+        22: (*_D65, 0.630, 0.340, 0.295, 0.605, 0.155, 0.077),
     }
 )
-_BT709_LIKE, _SRGB_CURVE = (1, 6, 14, 15), 13
+_BT709_LIKE, _SRGB_LIKE, _SMPTE_240M, _LOGARITHMIC = (1, 6, 11, 12, 14, 15), (2, 13), 7, {9: 2.0, 10: 2.5}
+_HDR = MappingProxyType({16: "PQ", 18: "HLG"})
+_FULL_RANGE = 1
 _GAMMAS = MappingProxyType({4: 2.2, 5: 2.8, 8: 1.0})
 
 
@@ -66,23 +73,51 @@ def described_profile(metadata: Metadata, *, gray: bool) -> bytes | None:
     return _profile_of_gamma(chunks[b"gAMA"], chunks.get(b"cHRM"), gray=gray)
 
 
-def high_dynamic_range(metadata: Metadata) -> bool:
-    """Whether cICP says PQ or HLG, which no matrix profile can express."""
-    return any(kind == b"cICP" and content[1:2] in (b"\x10", b"\x12") for kind, content in metadata.png_color)
+def inexpressible(metadata: Metadata, *, gray: bool) -> str | None:
+    """What cICP says that no profile of ours can express, such as PQ; None where a profile says it all."""
+    content = cicp(metadata)
+    if content is None or _is_srgb(content) or _profile_of_cicp(content, gray=gray) is not None:
+        return None
+    name = _HDR.get(content[1], "of a rare kind")
+    return f"the colours are {name} (cICP {content[0]}/{content[1]}{'' if content[3] else ', narrow range'})"
+
+
+def is_rare(content: bytes) -> bool:
+    """Whether few programs know the primaries or the transfer of a cICP, which a profile only approximates by points."""
+    return content[0] in (4, 7, 8, 22) or content[1] == _SMPTE_240M or content[1] in _LOGARITHMIC
+
+
+def cicp(metadata: Metadata) -> bytes | None:
+    """The four bytes of cICP, if there are any."""
+    content = dict(metadata.png_color).get(b"cICP", b"")
+    return content if len(content) == 4 else None
+
+
+def _is_srgb(content: bytes) -> bool:
+    return content[0] in (1, 2) and content[1] in _SRGB_LIKE and content[3] == _FULL_RANGE
 
 
 def _profile_of_cicp(content: bytes, *, gray: bool) -> bytes | None:
-    if len(content) != 4 or content[0] not in _PRIMARIES or (content[0], content[1]) == (1, _SRGB_CURVE):
+    if len(content) != 4 or content[0] not in _PRIMARIES or content[3] != _FULL_RANGE or _is_srgb(content):
         return None
     primaries, transfer = _PRIMARIES[content[0]], content[1]
     if transfer in _GAMMAS:
         return _make_profile(primaries, gray=gray, gamma=_GAMMAS[transfer])
-    if transfer == _SRGB_CURVE:
-        return _make_profile(primaries, gray=gray, curve=_srgb_curve())
+    curve = _curve(transfer)
+    return None if curve is None else _make_profile(primaries, gray=gray, curve=curve)
+
+
+def _curve(transfer: int) -> NDArray[np.float64] | None:
+    """Light of each signal (ITU-T H.273, table 3), for those that a profile can express."""
+    signal = np.linspace(0, 1, _CURVE_POINTS)
+    if transfer in _SRGB_LIKE:
+        return _srgb_curve()
     if transfer in _BT709_LIKE:
-        signal = np.linspace(0, 1, _CURVE_POINTS)
-        curve = np.where(signal < 0.081, signal / 4.5, ((signal + 0.099) / 1.099) ** (1 / 0.45))
-        return _make_profile(primaries, gray=gray, curve=curve)
+        return np.where(signal < 0.081, signal / 4.5, ((signal + 0.099) / 1.099) ** (1 / 0.45))
+    if transfer == _SMPTE_240M:
+        return np.where(signal < 0.0912, signal / 4, ((signal + 0.1115) / 1.1115) ** (1 / 0.45))
+    if transfer in _LOGARITHMIC:
+        return np.where(signal == 0, 0, 10 ** (_LOGARITHMIC[transfer] * (signal - 1)))
     return None
 
 
@@ -165,8 +200,9 @@ def to_srgb(image: Image) -> Image:
     A profile that cannot be applied is left out, with a notice.
     """
     bare = replace(image, metadata=replace(image.metadata, icc=None, png_color=()))
-    if high_dynamic_range(image.metadata):
-        bare = replace(bare, notices=(*image.notices, "PQ or HLG was not converted to sRGB"))
+    unsaid = inexpressible(image.metadata, gray=image.gray)
+    if unsaid is not None:
+        bare = replace(bare, notices=(*image.notices, f"{unsaid}, and were not converted to sRGB"))
     profile = described_profile(image.metadata, gray=image.gray)
     if profile is None:
         return bare

@@ -75,7 +75,7 @@ def _upright_metadata(metadata: Metadata, orientation: int, *, gray: bool) -> tu
         notices.append("the ICC profile was broken, or of another kind of image, and was left out")
         metadata = replace(metadata, icc=None)
     if metadata.xmp is not None:
-        metadata = replace(metadata, xmp=xmp.reset_orientation(metadata.xmp))
+        metadata = replace(metadata, xmp=xmp.remove_claims(xmp.reset_orientation(metadata.xmp)))
     resolution = metadata.resolution
     if orientation >= 5 and resolution is not None:
         metadata = replace(metadata, resolution=replace(resolution, x=resolution.y, y=resolution.x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from io import BytesIO
@@ -88,10 +89,21 @@ def _without_chunks(image: Image, format_: Format, *, gray: bool) -> tuple[Image
     texts = tuple(text for text in metadata.texts if format_.name == "jpeg" and comment_of(text) is not None)
     if texts != metadata.texts:
         notices.append(f"{format_.name} has no place for texts and comments: they were left out")
-    if color.high_dynamic_range(metadata):
-        notices.append(f"{format_.name} cannot say that the colours are PQ or HLG")
-    profile = color.described_profile(metadata, gray=gray)
-    image = replace(image, metadata=replace(metadata, icc=profile, png_color=(), texts=texts))
+    unsaid = color.inexpressible(metadata, gray=gray)
+    description = color.cicp(metadata) or b""
+    profile: bytes | None
+    kept: tuple[tuple[bytes, bytes], ...]
+    if unsaid is not None and format_.cicp and description[3]:
+        profile, kept = None, ((b"cICP", description),)
+    else:
+        profile, kept = color.described_profile(metadata, gray=gray), ()
+        if unsaid is not None:
+            notices.append(f"{format_.name} cannot say that {unsaid}")
+        elif description and profile is not None and color.is_rare(description):
+            notices.append(f"the colours' description (cICP {description[0]}/{description[1]}) became an ICC profile")
+    if {b"mDCV", b"cLLI"} & dict(metadata.png_color).keys():
+        notices.append(f"{format_.name} has no place for light levels (mDCV, cLLI): they were left out")
+    image = replace(image, metadata=replace(metadata, icc=profile, png_color=kept, texts=texts))
     if metadata.photoshop is not None and format_.name in ("webp", "avif"):
         notices.append(f"{format_.name} has no place for IPTC: it was left out")
     if metadata.resolution is not None and format_.name in ("webp", "avif"):
@@ -129,7 +141,15 @@ def _write_avif(image: Image, options: EncodeOptions) -> Written:
     gray = image.gray and image.alpha is None
     chroma = "4:0:0" if gray else "4:4:4" if options.quality >= _FULL_CHROMA_QUALITY else "4:2:0"
     mode = {"quality": options.quality, "subsampling": chroma, "speed": _AVIF_SPEED, "max_threads": 1}
-    return _save(image, "AVIF", **mode, **_packets(image.metadata)), ()
+    body = _save(image, "AVIF", **mode, **_packets(image.metadata))
+    description = color.cicp(image.metadata)
+    return (body if description is None else _with_description(body, description)), ()
+
+
+def _with_description(body: bytes, description: bytes) -> bytes:
+    """An AVIF with the primaries and transfer of cICP in place of those that Pillow writes."""
+    at = body.index(b"colrnclx") + 8
+    return body[:at] + struct.pack(">HH", description[0], description[1]) + body[at + 4 :]
 
 
 def _packets(metadata: Metadata) -> dict[str, bytes]:

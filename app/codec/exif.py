@@ -11,6 +11,7 @@ from app.codec.ifd import (
     Directory,
     DirectoryError,
     Layout,
+    TagEntry,
     Value,
     copied_value,
     integer_value,
@@ -36,6 +37,18 @@ STRUCTURAL = frozenset(
 )  # fmt: skip
 """Tags of a TIFF directory that describe its own pixels, or that are kept elsewhere."""
 _SHORT, _LONG = 3, 4
+_MAKER_NOTE = 0x927C
+_MOVABLE_NOTES = (
+    b"Nikon\0\2",
+    b"FUJIFILM",
+    b"OLYMPUS\0",
+    b"OM SYSTEM\0",
+    b"Apple iOS\0",
+    b"PENTAX \0",
+    b"SIGMA\0",
+    b"GE\0",
+)
+"""First bytes of notes whose offsets count from their own start (ExifTool, MakerNotes.pm)."""
 
 
 def strip_prefix(block: bytes) -> bytes:
@@ -158,7 +171,7 @@ def resize(block: bytes, width: int, height: int) -> bytes:
 def extract(file: bytes, layout: Layout, directory: Directory, limit: int) -> bytes | None:
     """An EXIF block of what a TIFF file says about its picture, orientation and structure apart.
 
-    Values move, so a maker's note that counts from the start of its file loses its way.
+    Values move, so a maker's note that counts from the start of its file is left out, see ``loses_maker_note``.
 
     Raises:
         DirectoryError: if one of its directories has more than ``limit`` bytes of values.
@@ -174,6 +187,25 @@ def extract(file: bytes, layout: Layout, directory: Directory, limit: int) -> by
     return bytes(block)
 
 
+def loses_maker_note(file: bytes, layout: Layout, directory: Directory) -> bool:
+    """Whether ``extract`` leaves out a maker's note, because its offsets count from the start of the file."""
+    try:
+        pointer = directory.entries.get(_EXIF_POINTER)
+        found = [directory]
+        if pointer is not None and pointer.count:
+            found.append(read_directory(file, layout, integers(file, layout, pointer)[0], cut=True))
+    except DirectoryError:
+        return False
+    notes = [each.entries[_MAKER_NOTE] for each in found if _MAKER_NOTE in each.entries]
+    return any(not _moves_well(file, note) for note in notes)
+
+
+def _moves_well(file: bytes, note: TagEntry) -> bool:
+    """Whether a maker's note counts its offsets from itself; of unknown makers only what is too short to hold any."""
+    content = bytes(file[note.start : note.start + min(note.size, 16)])
+    return content.startswith(_MOVABLE_NOTES) or note.size < 14
+
+
 def _copy(
     file: bytes, layout: Layout, directory: Directory, kept: Layout, block: bytearray, *, limit: int, depth: int
 ) -> list[Value]:
@@ -184,6 +216,8 @@ def _copy(
         limit -= entry.size
         if limit < 0:
             raise DirectoryError("more than any real EXIF")
+        if entry.tag == _MAKER_NOTE and not _moves_well(file, entry):
+            continue
         if entry.tag not in _POINTERS and entry.kind in CLASSIC_TYPES:
             values.append(copied_value(file, entry))
         elif entry.tag in _POINTERS and depth < 2 and entry.count:

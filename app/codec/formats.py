@@ -24,6 +24,7 @@ class Format:
         alpha: an alpha plane.
         gray: images of one plane; others store gray as three equal planes.
         gray_alpha: images of one plane and alpha.
+        cicp: primaries and transfer as numbers (ITU-T H.273), beside profiles.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Format:
     alpha: bool = True
     gray: bool = True
     gray_alpha: bool = False
+    cicp: bool = False
 
 
 WRITABLE: Mapping[str, Format] = MappingProxyType(
@@ -42,7 +44,7 @@ WRITABLE: Mapping[str, Format] = MappingProxyType(
         format_.name: format_
         for format_ in (
             # libpng, and so nearly every reader of PNG, refuses more than a million a side.
-            Format("png", "image/png", ".png", 1_000_000, 2**31 - 1, deep=True, gray_alpha=True),
+            Format("png", "image/png", ".png", 1_000_000, 2**31 - 1, deep=True, gray_alpha=True, cicp=True),
             # The file format has 65535; libjpeg's JPEG_MAX_DIMENSION is 65500.
             Format("jpeg", "image/jpeg", ".jpg", 65_500, 65_500**2, alpha=False),
             Format("webp", "image/webp", ".webp", 16_383, 16_383**2, gray=False),
@@ -50,7 +52,7 @@ WRITABLE: Mapping[str, Format] = MappingProxyType(
             Format("tiff", "image/tiff", ".tiff", 2**29 - 2**24, 2**29 - 2**24, deep=True, gray_alpha=True),
             # libavif reads no longer side by default (AVIF_DEFAULT_IMAGE_DIMENSION_LIMIT). AVIF's profiles end at AV1's
             # level 6.0, and encoding takes sixteen times the bytes of the pixels.
-            Format("avif", "image/avif", ".avif", 32_768, 35_651_584),
+            Format("avif", "image/avif", ".avif", 32_768, 35_651_584, cicp=True),
         )
     }
 )
