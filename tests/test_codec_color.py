@@ -127,7 +127,7 @@ def test_high_dynamic_range_is_kept_in_png_and_missed_elsewhere():
     decoded = codec.decode(png_with(written(image()), (b"cICP", bytes((9, 16, 0, 1)))), LIMITS)
     assert codec.encode(decoded, codec.EncodeOptions()).notices == ()
     assert codec.encode(decoded, codec.EncodeOptions("webp")).notices == (
-        "webp cannot say that the colours are PQ or HLG",
+        "webp cannot say that the colours are PQ (cICP 9/16)",
     )
 
 
@@ -135,7 +135,7 @@ def test_high_dynamic_range_is_not_called_srgb_in_silence():
     """``strip`` cannot convert PQ, and says so."""
     decoded = codec.decode(png_with(written(image()), (b"cICP", bytes((9, 16, 0, 1)))), LIMITS)
     encoded = codec.encode(decoded, codec.EncodeOptions(metadata="strip"))
-    assert encoded.notices == ("PQ or HLG was not converted to sRGB",)
+    assert encoded.notices == ("the colours are PQ (cICP 9/16), and were not converted to sRGB",)
     assert np.array_equal(codec.decode(encoded.body, LIMITS).pixels, decoded.pixels)
 
 

@@ -83,7 +83,7 @@ def inexpressible(metadata: Metadata, *, gray: bool) -> str | None:
 
 
 def is_rare(content: bytes) -> bool:
-    """Whether few programs know the primaries or the transfer of a cICP, which a profile only approximates by points."""
+    """Whether a cICP's primaries or transfer are known to few programs."""
     return content[0] in (4, 7, 8, 22) or content[1] == _SMPTE_240M or content[1] in _LOGARITHMIC
 
 

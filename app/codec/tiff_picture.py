@@ -179,7 +179,7 @@ def read_metadata(picture: TiffPicture, limits: DecodeLimits) -> tuple[Metadata,
     except DirectoryError:
         block = None
         notices.append(f"EXIF of more than {limits.max_profile_bytes} bytes was left out")
-    if block is not None and loses_maker_note(picture.body, picture.layout, picture.directory):
+    if loses_maker_note(picture.body, picture.layout, picture.directory):
         notices.append("the maker note of EXIF was left out: its offsets count from the start of the TIFF")
     metadata = Metadata(
         icc=bounded(picture.packet(tags.ICC), "an ICC profile", limits, notices),

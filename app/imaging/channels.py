@@ -23,8 +23,9 @@ Values = NDArray[np.float32]
 TURNS = 8
 """Flips and rotations of a rectangle: the self-ensemble."""
 
-_NEIGHBOURS = 2
-"""Low-resolution pixels on each side of one that bound its transparency."""
+_NEIGHBOURS = 1
+"""Low-resolution pixels on each side of one that bound its transparency: two or more pixels from a hard edge the
+result is exactly transparent, or exactly opaque."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of R, G, B in JPEG's Y (ITU-R BT.601)."""
@@ -91,7 +92,7 @@ def _average(values: Values, _source: Pixels) -> Values:
 
 
 def _within_neighbours(values: Values, source: Pixels) -> Values:
-    """The mean of the channels, no less and no more than the source has within two pixels."""
+    """The mean of the channels, no less and no more than the source has within one pixel."""
     scale = values.shape[0] // source.shape[0]
     lowest, highest = (
         _over_neighbours(source, choose).repeat(scale, 0).repeat(scale, 1) for choose in (np.minimum, np.maximum)
