@@ -27,7 +27,8 @@ test: $(VENV)/.installed-dev ## run the tests; TEST="-k words" chooses some
 	$(BIN)/python -m pytest $(TEST)
 
 prove: $(VENV)/.installed-dev ## the promises in their long forms, and that breaking one is noticed: half an hour
-	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz
+	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz \
+	  tests/test_packaging.py tests/test_open_inference.py tests/test_other_processors.py
 	$(BIN)/python -m tests.broken.prove
 
 image: ## build the container image, and see that it keeps what is said of it

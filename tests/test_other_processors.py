@@ -1,0 +1,111 @@
+"""The kernel on other processors, emulated: ARM, and x86 with and without AVX2; and the service on an old x86."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from model import cpu_kernel
+from model.packing import PackedLayout
+from tests.emulated_kernel import EmulatedKernel, compile_program
+from tests.server import ROOT
+from tests.test_cpu_kernel import plain, random_block, random_layers
+
+pytestmark = [
+    pytest.mark.skipif(not os.environ.get("PROVE"), reason="compiles and emulates; set PROVE=1, or `make prove`"),
+    pytest.mark.timeout(900),
+]
+
+PROCESSORS = {
+    "aarch64": ("aarch64-linux-gnu-gcc", ["qemu-aarch64-static"], 128),
+    "x86-64 with AVX2": ("gcc", ["qemu-x86_64-static", "-cpu", "Haswell"], 256),
+    "x86-64 without AVX": ("gcc", ["qemu-x86_64-static", "-cpu", "Nehalem"], 128),
+}
+"""A compiler (Debian: gcc-aarch64-linux-gnu), an emulator (qemu-user-static), and the bits of its vectors."""
+
+
+@pytest.fixture(scope="module", params=PROCESSORS)
+def emulated(request, tmp_path_factory):
+    """The kernel, compiled for another processor and run by an emulator, in the place of the one that is installed."""
+    compiler, emulator, width = PROCESSORS[request.param]
+    for program in (compiler, emulator[0]):
+        if shutil.which(program) is None:
+            pytest.skip(f"{program} is not installed")
+    folder = tmp_path_factory.mktemp("emulated")
+    kernel = EmulatedKernel([*emulator, str(compile_program(compiler, folder))], folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_kernel, "load_kernel", kernel.kernel)
+        yield kernel
+        assert kernel.width == width
+
+
+@pytest.mark.parametrize(
+    ("dim", "heads", "window", "hidden"), [(60, 6, 8, 2.0), (32, 4, 8, 2.0), (7, 1, 3, 3.7), (26, 2, 7, 0.5)]
+)
+@pytest.mark.parametrize("counts", [(3, 0, 0, 0), (1, 2, 0, 1)])
+def test_the_kernel_computes_the_block(emulated, *, dim, heads, window, hidden, counts):
+    """Odd widths and windows, all kinds of masks: within 5e-5 of float64."""
+    block = random_block(dim, heads, window, window // 2 if counts[1] else 0, hidden)
+    counts = counts if counts[1] else counts[:1]
+    tokens = torch.randn(sum(counts) * window**2, dim)
+    with torch.inference_mode():
+        own = cpu_kernel.run(block, tokens, None, counts)
+        assert (own - plain(block, tokens, counts)).abs().max() < 5e-5
+        gather = torch.randperm(tokens.shape[0]).int()
+        gathered = cpu_kernel.run(block, tokens, gather, counts)
+        assert torch.equal(gathered, cpu_kernel.run(block, tokens.index_select(0, gather), None, counts))
+    assert emulated.width
+
+
+@pytest.mark.parametrize("linear", [True, False])
+@pytest.mark.parametrize(("channels", "window"), [(60, 8), (13, 5)])
+def test_the_kernel_convolves(emulated, channels, window, linear):
+    """With zeros around the image, and with and without the layer behind: within 1e-5 of float64."""
+    height, width = 2 * window, 3 * window
+    layout = PackedLayout([(height, width)], window, window // 2)
+    conv, behind = random_layers(channels)
+    tokens, residual = torch.randn(2, layout.windows_count * window**2, channels)
+    layers = (conv, behind if linear else None)
+    with torch.inference_mode():
+        own = cpu_kernel.convolve(layers, tokens, layout.halo(shifted=False), residual)
+        [image] = layout.unpack(layout.to_canvas(tokens.double(), shifted=False))
+        expected = conv.double()(image[None])
+        expected = behind.double()(expected) if linear else expected
+        expected = layout.to_windows(layout.pack([expected[0]])) + residual
+    assert (own - expected).abs().max() < 1e-5
+    assert emulated.width
+
+
+UPSCALE = """
+import sys; sys.path[:0] = {path!r}
+import numpy as np, torch
+torch.set_num_threads(1)
+from model.upscaler import Upscaler
+from model.variants import embedded_path
+assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+for name, scale in (("small-x2", 2), ("small-x4", 4), ("small-jpeg", 1), ("small-compressed-x4", 4)):
+    [image] = Upscaler.from_pretrained(embedded_path(name))([np.full((16, 24, 3), 99, np.uint8)])
+    assert image.shape == (16 * scale, 24 * scale, 3), image.shape
+print("computed")
+"""
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64-static") is None, reason="qemu-user-static is not installed")
+def test_every_embedded_variant_computes_without_avx2():
+    """On Nehalem, where PyTorch has no FBGEMM."""
+    path = [str(ROOT), *(each for each in sys.path if each.endswith("site-packages"))]
+    command = [
+        "qemu-x86_64-static",
+        "-cpu",
+        "Nehalem",
+        os.path.realpath(sys.executable),
+        "-c",
+        UPSCALE.format(path=path),
+    ]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
+    assert result.stdout.splitlines()[-1:] == ["computed"], result.stdout + result.stderr
