@@ -36,6 +36,14 @@ def pixel_shuffle_steps(scale: int) -> dict[str, int]:
     return {"convolution": 3} if scale == 3 else {f"convolution_{step}": 2 for step in range(int(math.log2(scale)))}
 
 
+def for_pixel_shuffle(features: Tensor) -> Tensor:
+    """Features (B, C, H, W) in a memory layout that PyTorch can shuffle on this processor.
+
+    For channels_last it calls FBGEMM, which refuses to run on x86 without AVX2.
+    """
+    return features.contiguous() if torch.backends.cpu.get_cpu_capability() == "DEFAULT" else features
+
+
 class PixelShuffle(nn.Module):
     """Convolutions and pixel shuffles up to the scale: (B, 64, H, W) to (B, 64, s * H, s * W)."""
 
@@ -48,7 +56,7 @@ class PixelShuffle(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Enlarge."""
         for name, step in self.steps.items():
-            features = F.pixel_shuffle(getattr(self, name)(features), step)
+            features = F.pixel_shuffle(for_pixel_shuffle(getattr(self, name)(features)), step)
         return features
 
 
@@ -100,7 +108,7 @@ class DirectHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, embed_dim, H, W) to a normalised image (B, C, s * H, s * W)."""
-        return self.pixel_shuffle(self.conv(features))
+        return self.pixel_shuffle(for_pixel_shuffle(self.conv(features)))
 
 
 class NearestHead(nn.Module):

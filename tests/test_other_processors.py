@@ -7,13 +7,15 @@ import shutil
 import subprocess
 import sys
 
+import httpx
 import pytest
 import torch
 
 from model import cpu_kernel
 from model.packing import PackedLayout
 from tests.emulated_kernel import EmulatedKernel, compile_program
-from tests.server import ROOT
+from tests.server import ROOT, ServerProcess
+from tests.service import noise, pixels_of, png
 from tests.test_cpu_kernel import plain, random_block, random_layers
 
 pytestmark = [
@@ -109,3 +111,26 @@ def test_every_embedded_variant_computes_without_avx2():
     ]
     result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert result.stdout.splitlines()[-1:] == ["computed"], result.stdout + result.stderr
+
+
+START = """
+import os, sys
+service = "import sys; sys.path[:0] = {path!r}; sys.argv = ['swin2sr', 'serve']; from app.__main__ import main; main()"
+qemu = {qemu!r}
+os.execv(qemu, [qemu, "-cpu", "Nehalem", os.path.realpath(sys.executable), "-c", service])
+"""
+
+
+@pytest.mark.skipif(shutil.which("qemu-x86_64-static") is None, reason="qemu-user-static is not installed")
+def test_the_service_answers_without_avx2():
+    """It starts on Nehalem, warns that the kernel is not used, and upscales."""
+    path = [str(ROOT), *(each for each in sys.path if each.endswith("site-packages"))]
+    start = START.format(path=path, qemu=shutil.which("qemu-x86_64-static"))
+    with ServerProcess(program=("-c", start), variants="x2", threads=1) as server:
+        assert "WARNING" in server.output[0]
+        assert "needs a processor with AVX2" in server.output[0]
+        pixels = noise(16, 24)
+        headers = {"content-type": "image/png"}
+        response = httpx.post(f"{server.url}/v1/upscale", content=png(pixels), headers=headers, timeout=120)
+        assert response.status_code == 200, response.text
+        assert pixels_of(response.content).shape == (32, 48, 3)
