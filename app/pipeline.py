@@ -1,6 +1,6 @@
-"""From an upload's bytes to the answer's, in one direction.
+"""The pipeline: from the bytes of an upload to the bytes of the response, in one direction.
 
-bytes -> decode -> passes -> pad -> tiles -> batcher -> [network] -> restore -> stitch -> reduce -> encode -> bytes
+bytes -> header -> plan -> admit -> decode -> tiles -> [pack -> network -> unpack] -> stitch -> resize -> encode
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
@@ -18,43 +18,66 @@ from numpy.typing import NDArray
 
 from app import codec
 from app.batching.batcher import Batcher
-from app.batching.jobs import Progress, Submission
+from app.batching.byte_budget import ByteBudget, ByteReservation
+from app.batching.jobs import Progress, Reservation, Submission
 from app.errors import DeadlineExceeded
 from app.http.uploads import Upload
-from app.imaging.channels import Pass, Pixels, Values, fit, fit_transparency, is_constant, turn, turn_back
+from app.imaging import encoding
 from app.imaging.refusals import codec_errors_as_refusals
-from app.imaging.work_plan import Outline, final_size, outline, reduce_to
+from app.imaging.resize import blend_with_bicubic, resize
+from app.imaging.step import StepRun
+from app.imaging.work_plan import Network, Step, WorkPlan, plan_work
 from app.schemas import UpscaleOptions
 from app.settings import Settings
-from app.variants.loaded_model import TileJob, TileUpscaler
+from app.variants.loaded_model import LoadedModel, TileJob
+from app.variants.passes import ChosenModels, choose_models
 from app.variants.registry import ModelRegistry
-from model.padding import pad_direct
-from model.tiling import Stitcher, Tile
 
 P = ParamSpec("P")
 V = TypeVar("V")
 TileBatcher = Batcher[TileJob, NDArray[np.float32]]
 TileSubmission = Submission[TileJob, NDArray[np.float32]]
 
-RESULT_WINDOW = 4
-"""Tiles of a request that may be computed and not yet stitched; with the self-ensemble, all turns of two tiles."""
+MAX_STITCH_THREADS = 4
+"""Threads that quantise the bands of a tile; the memory is busy with as many."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who waits for an answer, and for how long."""
+    """Who waits for a response.
+
+    Attributes:
+        deadline: time of ``time.monotonic()`` after which the response is of no use.
+        client: name of the API key; clients take turns in the queue.
+        on_progress: called in other threads.
+        on_decoded: called when the upload is not needed any more.
+        response: what the response holds of the budget for responses; the caller releases it when it was sent.
+        memory: what the request holds of the memory budget; the response, until the caller releases it.
+    """
 
     deadline: float
-    """Time of ``time.monotonic()`` after which the answer is of no use."""
     client: str = ""
-    """Whose request this is: clients take turns in the queue."""
     on_progress: Callable[[Progress], None] | None = None
-    """Called in other threads."""
+    on_decoded: Callable[[], None] = lambda: None
+    response: ByteReservation | None = None
+    memory: ByteReservation | None = None
 
 
 @dataclass(frozen=True)
 class Upscaled:
-    """The answer, what it is, and what it took in seconds."""
+    """The response, and facts about it.
+
+    Attributes:
+        encoded: the file.
+        variant: of the first enlarging pass.
+        scale, precision: of that variant.
+        tiles: over all passes.
+        pixels: of the input.
+        seconds: by stage: decode, queue, forward, encode.
+        steps: the passes and the resizing, as a response header shows them.
+        restored: what removed compression artefacts first, if anything did.
+        quality: that was chosen for ``max_bytes``, if it was given.
+    """
 
     encoded: codec.Encoded
     variant: str
@@ -62,36 +85,48 @@ class Upscaled:
     precision: str
     tiles: int
     pixels: int
-    """Of the input."""
     seconds: dict[str, float]
-    """By stage: decode, queue, forward, encode."""
+    steps: str
+    restored: str | None = None
+    quality: int | None = None
 
 
 class Pipeline:
-    """The way that every image takes.
+    """Upscales images.
 
     Args:
-        registry, batcher: what waits and what computes.
+        registry, batcher: the variants, and the queue for their tiles.
         settings: limits and tiles.
+        memory: budget for decoded images, results and encoders.
         codec_threads: how many images are decoded and encoded at once.
+        stitch_threads: how many threads stitch a tile.
     """
 
     def __init__(
-        self, registry: ModelRegistry, batcher: TileBatcher, settings: Settings, *, codec_threads: int
+        self,
+        registry: ModelRegistry,
+        batcher: TileBatcher,
+        settings: Settings,
+        *,
+        memory: ByteBudget,
+        codec_threads: int,
+        stitch_threads: int = 1,
     ) -> None:
         self._registry = registry
         self._batcher = batcher
         self._settings = settings
+        self._memory = memory
         self._limits = codec.DecodeLimits(max_pixels=settings.max_input_pixels)
         self._pool = ThreadPoolExecutor(codec_threads, "swin2sr-codec")
-        # Apart, because a refusal must not wait until others' images are encoded.
-        self._door = ThreadPoolExecutor(1, "swin2sr-door")
-        # Apart, because a tile that waited while another image is encoded would hold up the network.
-        self._joining = ThreadPoolExecutor(1, "swin2sr-stitch")
+        # A thread of its own: a refusal must not wait until other images are encoded.
+        self._checks = ThreadPoolExecutor(1, "swin2sr-checks")
+        # A thread of its own: a tile that waited for an encoder would hold up the network.
+        self._stitching = ThreadPoolExecutor(1, "swin2sr-stitch")
+        self._bands = ThreadPoolExecutor(min(stitch_threads, MAX_STITCH_THREADS), "swin2sr-bands")
 
     def close(self) -> None:
         """Stop decoding and encoding."""
-        for pool in (self._door, self._pool, self._joining):
+        for pool in (self._checks, self._pool, self._stitching, self._bands):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def upscale(self, upload: Upload, options: UpscaleOptions, caller: Caller) -> Upscaled:
@@ -99,168 +134,154 @@ class Pipeline:
 
         Raises:
             RequestError: if the upload or an option is at fault, or the queue is full.
-            ServerError: if the variant is not ready, the deadline passes, or the server cannot.
+            ServerError: if the variant is not ready, the deadline passes, or the server fails.
         """
         try:
             async with asyncio.timeout(caller.deadline - time.monotonic()):
-                with codec_errors_as_refusals():
-                    return await self._upscale(upload, options, caller)
+                with codec_errors_as_refusals(), self._memory.open() as memory:
+                    return await self._upscale(upload, options, caller, caller.memory or memory)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was upscaled.") from None
 
-    async def _upscale(self, upload: Upload, options: UpscaleOptions, caller: Caller) -> Upscaled:
-        entry = self._registry.resolve(options.variant)
-        header = await _in(self._door, codec.read_header, upload.body, self._limits)
-        loaded = await self._registry.obtain(entry)
-        upscaler = loaded.upscaler
-        _refuse_early(header, options, upscaler.scale)
-        watch = _Stopwatch()
-        least = await _in(self._door, self._outline, header.upright_height, header.upright_width, options, upscaler)
-        with self._batcher.reserve(least.cost, client=caller.client) as reservation:
-            work = await _in(self._pool, self._prepare, upload.body, header, options, upscaler)
-            watch.lap("decode")
-            submission = self._batcher.admit(
-                loaded.key,
-                [TileJob(upscaler, tile) for tile in work.tiles],
-                client=caller.client,
-                deadline=caller.deadline,
-                on_progress=caller.on_progress,
-                reservation=reservation,
-                result_window=max(RESULT_WINDOW, 2 * work.outline.turns),
-            )
+    async def _upscale(
+        self, upload: Upload, options: UpscaleOptions, caller: Caller, memory: ByteReservation
+    ) -> Upscaled:
+        self._registry.resolve(options.variant)  # an unknown variant is named before a fault of the image
+        header = await _in(self._checks, codec.read_header, upload.body, self._limits)
+        chosen = await choose_models(self._registry, options, header, max_pixels=self._settings.max_output_pixels)
+        plan = await _in(self._checks, plan_work, header, options, self._settings, _networks(chosen))
+        self._memory.check(plan.memory_bytes)
+        run = _Run(plan, chosen, caller)
+        # The alpha plane counts later if it is not constant, unless there is no room for it in any queue.
+        cost = min(plan.cost, max(plan.color_cost, self._settings.max_queue_pixels))
+        with self._batcher.reserve(cost, client=caller.client) as reservation:
+            await memory.reserve(plan.memory_bytes)
+            started = time.monotonic()
+            image = await _in(self._pool, codec.decode, upload.body, self._limits, header)
+            upload.discard()
+            caller.on_decoded()
+            run.seconds["decode"] = time.monotonic() - started
+            source = image if options.strength < 1 else None
+            for index in range(len(plan.steps)):
+                image = await self._run_step(run, index, image, reservation)
+        if caller.response is not None:
+            await caller.response.reserve(plan.response_bytes)
+        started = time.monotonic()
+        encoded, quality = await _in(self._pool, _finish, image, source, plan, options)
+        run.seconds["encode"] = time.monotonic() - started
+        memory.set(len(encoded.body))
+        if caller.response is not None:
+            caller.response.set(len(encoded.body))
+        encoded = dataclasses.replace(encoded, notices=(*encoded.notices, *chosen.notices))
+        main = chosen.models[chosen.names.index(chosen.main)]
+        return Upscaled(
+            encoded,
+            chosen.main,
+            main.upscaler.scale,
+            main.precision,
+            plan.tiles,
+            header.pixels,
+            run.seconds,
+            plan.describe(),
+            chosen.restored,
+            quality,
+        )
+
+    async def _run_step(self, run: _Run, index: int, image: codec.Image, reservation: Reservation) -> codec.Image:
+        """Compute one pass over an image."""
+        step, model = run.plan.steps[index], run.chosen.models[index]
+        work = await _in(self._pool, StepRun, image, step, self._run_parallel)
+        jobs = [TileJob(model.upscaler, tile) for tile in await _in(self._pool, list, work.tiles())]
+        submission = self._batcher.admit(
+            model.key,
+            jobs,
+            client=run.caller.client,
+            deadline=run.caller.deadline,
+            on_progress=run.follow(index, len(jobs)),
+            reservation=reservation,
+            is_last=index == len(run.plan.steps) - 1,
+            result_window=step.result_window,
+        )
+        del jobs
         try:
-            image = await self._collect(submission, work, upscaler.scale)
+            await self._stitch(submission, work, step)
         finally:
             submission.cancel()
-        tiles, pixels, size = len(work.outline.tiles), work.image.width * work.image.height, (work.height, work.width)
-        del work  # and with it the input's planes, while the answer is encoded
-        watch.set("queue", submission.queue_seconds)
-        watch.set("forward", submission.forward_seconds)
-        watch.skip()
-        encoded = await _in(self._pool, _finish, image, size, options)
-        watch.lap("encode")
-        return Upscaled(encoded, entry.name, upscaler.scale, upscaler.precision, tiles, pixels, watch.seconds)
+        run.seconds["queue"] += submission.queue_seconds
+        run.seconds["forward"] += submission.forward_seconds
+        return await _in(self._stitching, work.finish)
 
-    def _outline(self, height: int, width: int, options: UpscaleOptions, upscaler: TileUpscaler) -> Outline:
-        window, scale = upscaler.window_size, upscaler.scale
-        return outline(height, width, options, self._settings, scale=scale, window=window)
+    async def _stitch(self, submission: TileSubmission, work: StepRun, step: Step) -> None:
+        """Stitch the results as they come; each is freed when it was used."""
+        for group in work.groups:
+            futures = [asyncio.wrap_future(submission.futures.popleft()) for _ in range(step.augmentations)]
+            outputs = await asyncio.gather(*futures)
+            del futures
+            await _in(self._stitching, work.stitch, group, outputs)
+            del outputs
+            submission.release(step.augmentations)
 
-    def _prepare(self, body: bytes, header: codec.Header, options: UpscaleOptions, upscaler: TileUpscaler) -> _Work:
-        """Decode, refuse what could not be answered, and cut into what the network sees."""
-        image = codec.decode(body, self._limits, header)
-        height, width = final_size(image.height, image.width, upscaler.scale, options)
-        codec.check_output(codec.output_format(options.format, image.format), width, height)
-        work = self._outline(image.height, image.width, options, upscaler)
-        passes = _passes(image, upscaler)
-        return _Work(image, work, passes, list(_tiles(passes, work)), height, width)
+    def _run_parallel(self, calls: Sequence[Callable[[], None]]) -> None:
+        """Run calls at once; called in the stitching thread."""
+        if len(calls) < 2:
+            for call in calls:
+                call()
+            return
+        for future in [self._bands.submit(call) for call in calls]:
+            future.result()
 
-    async def _collect(self, submission: TileSubmission, work: _Work, scale: int) -> codec.Image:
-        """Join the tiles as they come; their results are let go one by one."""
-        image, tiles = work.image, work.outline.tiles
-        stitchers = [
-            Stitcher(image.height, image.width, each.source.shape[2], scale=scale, tiles=tiles, dtype=each.source.dtype)
-            for each in work.passes
-        ]
-        for tile in tiles:
-            for each, stitcher in zip(work.passes, stitchers, strict=True):
-                futures = [asyncio.wrap_future(submission.futures.popleft()) for _ in range(work.outline.turns)]
-                outputs = await asyncio.gather(*futures)
-                del futures
-                await _in(self._joining, _join, stitcher, tile, each, outputs)
-                del outputs
-                submission.release(work.outline.turns)
-        return _with_results(image, [stitcher.finish() for stitcher in stitchers], scale)
+
+class _Run:
+    """A request while it runs: its plan, times by stage, and progress over all steps."""
+
+    def __init__(self, plan: WorkPlan, chosen: ChosenModels, caller: Caller) -> None:
+        self.plan = plan
+        self.chosen = chosen
+        self.caller = caller
+        self.seconds = {"decode": 0.0, "queue": 0.0, "forward": 0.0, "encode": 0.0}
+        self._done = 0
+
+    def follow(self, index: int, jobs: int) -> Callable[[Progress], None] | None:
+        """A callback for the progress of one step that reports the progress of the request."""
+        report, before = self.caller.on_progress, self._done
+        if report is None:
+            return None
+        self._done += jobs
+        total = self._done + sum(step.jobs for step in self.plan.steps[index + 1 :])
+
+        def follow(progress: Progress) -> None:
+            if index and progress.state == "queued":
+                progress = dataclasses.replace(progress, state="running", position=0)
+            report(dataclasses.replace(progress, done=before + progress.done, total=total))
+
+        return follow
+
+
+def _networks(chosen: ChosenModels) -> list[Network]:
+    def describe(name: str, model: LoadedModel) -> Network:
+        upscaler = model.upscaler
+        return Network(name, upscaler.scale, upscaler.window_size, upscaler.channels)
+
+    return [describe(name, model) for name, model in zip(chosen.names, chosen.models, strict=True)]
 
 
 async def _in(pool: ThreadPoolExecutor, work: Callable[P, V], *args: P.args, **kwargs: P.kwargs) -> V:
     return await asyncio.get_running_loop().run_in_executor(pool, lambda: work(*args, **kwargs))
 
 
-@dataclass(frozen=True)
-class _Work:
-    """A decoded image, cut into what the network sees, and the size that is wished for."""
-
-    image: codec.Image
-    outline: Outline
-    passes: list[Pass]
-    tiles: list[Pixels]
-    height: int
-    width: int
-
-
-class _Stopwatch:
-    """Seconds by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.monotonic()
-
-    def lap(self, stage: str) -> None:
-        now = time.monotonic()
-        self.seconds[stage] = now - self._since
-        self._since = now
-
-    def skip(self) -> None:
-        self._since = time.monotonic()
-
-    def set(self, stage: str, seconds: float) -> None:
-        self.seconds[stage] = seconds
-
-
-def _refuse_early(header: codec.Header, options: UpscaleOptions, scale: int) -> None:
-    """Refuse what could not be answered; nothing is decoded yet.
-
-    Raises:
-        codec.TooLargeForFormat: if the format cannot hold the answer.
-        InvalidOption: if the wished size is larger than the upscaled image.
-    """
-    tall, wide = final_size(header.upright_height, header.upright_width, scale, options)
-    codec.check_output(codec.output_format(options.format, header.format), wide, tall)
-
-
-def _passes(image: codec.Image, upscaler: TileUpscaler) -> list[Pass]:
-    """What the network sees: the colours, and the transparency where there is something to compute; padded."""
-    passes = [fit(codec.fill_transparent(image.pixels, image.alpha), upscaler.channels)]
-    if image.alpha is not None and upscaler.scale > 1 and not is_constant(image.alpha):
-        passes.append(fit_transparency(image.alpha[:, :, None], upscaler.channels))
-    return [_pad(each, upscaler.window_size) for each in passes]
-
-
-def _pad(each: Pass, window: int) -> Pass:
-    seen = pad_direct(each.seen, window)
-    return Pass(seen, seen if each.source is each.seen else pad_direct(each.source, window), each.restore)
-
-
-def _tiles(passes: list[Pass], work: Outline) -> Iterator[Pixels]:
-    """What the network computes: tile by tile, each pass over it, each turn of that."""
-    for tile in work.tiles:
-        for each in passes:
-            for index in range(work.turns):
-                yield turn(tile.cut(each.seen), index)
-
-
-def _join(stitcher: Stitcher, tile: Tile, each: Pass, outputs: list[Values]) -> None:
-    """Average a tile's turns, make its channels the image's again, and stitch it."""
-    total = turn_back(outputs[0], 0)
-    if len(outputs) > 1:
-        total = np.mean([turn_back(output, index) for index, output in enumerate(outputs)], axis=0, dtype=np.float32)
-    stitcher.add(tile, each.restore(total, tile.cut(each.source)))
-
-
-def _with_results(image: codec.Image, results: list[Pixels], scale: int) -> codec.Image:
-    """The image with its colours and its transparency upscaled."""
-    pixels, alpha = results[0], image.alpha
-    if len(results) > 1:
-        alpha = results[1][:, :, 0]
-    elif alpha is not None and scale > 1:
-        alpha = np.full(pixels.shape[:2], alpha.flat[0], alpha.dtype)
-    return dataclasses.replace(image, pixels=pixels, alpha=alpha)
-
-
-def _finish(image: codec.Image, size: tuple[int, int], options: UpscaleOptions) -> codec.Encoded:
-    """Reduce to the wished height and width, and encode."""
-    pixels, alpha = reduce_to(image.pixels, *size), image.alpha
-    if alpha is not None:
-        alpha = reduce_to(alpha[:, :, None], *size)[:, :, 0]
-    wish = codec.EncodeOptions(format=options.format, quality=options.quality, metadata=options.metadata)
-    return codec.encode(dataclasses.replace(image, pixels=pixels, alpha=alpha), wish)
+def _finish(
+    image: codec.Image, source: codec.Image | None, plan: WorkPlan, options: UpscaleOptions
+) -> tuple[codec.Encoded, int | None]:
+    """Blend with the input, resize, and encode."""
+    pixels, alpha = image.pixels, None if image.alpha is None else image.alpha[:, :, None]
+    if source is not None:
+        pixels = blend_with_bicubic(pixels, source.pixels, options.strength)
+        if alpha is not None and source.alpha is not None:
+            alpha = blend_with_bicubic(alpha, source.alpha[:, :, None], options.strength)
+    if plan.resize is not None:
+        size = plan.resize.height, plan.resize.width
+        pixels = resize(pixels, *size, plan.resize.box)
+        alpha = None if alpha is None else resize(alpha, *size, plan.resize.box)
+    wish = codec.EncodeOptions(format=plan.format, quality=options.quality, metadata=options.metadata)
+    result = dataclasses.replace(image, pixels=pixels, alpha=None if alpha is None else alpha[:, :, 0])
+    return encoding.encode(result, wish, options.max_bytes)

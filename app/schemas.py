@@ -9,6 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 SMALLEST_TILE = 64
 """Lower limit of the option ``tile`` in pixels. With smaller tiles, overlap is most of the work."""
 
+LOSSLESS = frozenset(("png", "tiff"))
+"""Output formats whose size does not depend on a quality."""
+
 State = Literal["absent", "loading", "ready", "failed"]
 
 
@@ -20,10 +23,30 @@ class UpscaleOptions(BaseModel):
     variant: str | None = Field(
         None, max_length=100, description="Variant or task alias; default: the first of VARIANTS."
     )
-    width: int | None = Field(None, ge=1, description="Reduce the upscaled image to this width, aspect kept.")
-    height: int | None = Field(None, ge=1, description="Reduce the upscaled image to this height, aspect kept.")
+    width: int | None = Field(None, ge=1, description="Width of the result in pixels.")
+    height: int | None = Field(None, ge=1, description="Height of the result in pixels.")
     factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
-        None, description="Reduce the upscaled image to this multiple of the input's size."
+        None, description="Side of the result over side of the input."
+    )
+    megapixels: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+        None, description="Size of the result in millions of pixels."
+    )
+    fit: Literal["inside", "cover", "exact"] = Field(
+        "inside",
+        description="With width and height: inside keeps the aspect, cover keeps it and crops, exact stretches.",
+    )
+    enlarge: bool = Field(
+        False, description="If the network passes do not reach the size, finish with a Lanczos filter."
+    )
+    restore: Literal["auto", "always", "never"] | None = Field(
+        None,
+        description=(
+            "Remove compression artefacts first; auto does so for strongly compressed JPEG and WebP. Default: auto if "
+            "the request names an alias or no variant, else never."
+        ),
+    )
+    strength: float = Field(
+        1, ge=0, le=1, description="Blend of the result (1) with the input resized by a bicubic filter (0)."
     )
     ensemble: bool = Field(
         False, description="Average over eight flips and rotations: better quality, eight times slower."
@@ -32,6 +55,9 @@ class UpscaleOptions(BaseModel):
         "png", description="Output format; same: the input's format, or PNG for BMP, GIF and HEIF."
     )
     quality: int = Field(95, ge=1, le=100, description="Quality for lossy formats, 1 to 100.")
+    max_bytes: int | None = Field(
+        None, ge=1, description="Largest response in bytes for lossy formats: the best quality that fits is used."
+    )
     metadata: Literal["keep", "strip"] = Field(
         "keep", description="keep: keep EXIF, ICC profile and XMP; strip: convert to sRGB and remove all metadata."
     )
@@ -46,9 +72,18 @@ class UpscaleOptions(BaseModel):
         return value
 
     @model_validator(mode="after")
-    def _one_wish(self) -> Self:
-        if self.factor is not None and (self.width is not None or self.height is not None):
-            raise ValueError("give either factor, or width and height")
+    def _check_together(self) -> Self:
+        box = [name for name in ("width", "height") if getattr(self, name) is not None]
+        sizes = [
+            *(["width or height"] if box else []),
+            *(name for name in ("factor", "megapixels") if getattr(self, name) is not None),
+        ]
+        if len(sizes) > 1:
+            raise ValueError(f"give one size only, not {' and '.join(sizes)}")
+        if self.fit != "inside" and len(box) < 2:
+            raise ValueError(f"fit={self.fit} needs both width and height")
+        if self.max_bytes is not None and self.format in LOSSLESS:
+            raise ValueError(f"max_bytes needs a lossy format, not {self.format}; use format=jpeg, webp or avif")
         return self
 
 

@@ -16,22 +16,30 @@ from prometheus_client.registry import Collector
 from app import logs
 from app.batching.batch import BatchReport
 from app.batching.batcher import Batcher
+from app.batching.byte_budget import ByteBudget
 from app.batching.runner import BatchRunner, cost_of
 from app.batching.supervision import Heartbeat
 from app.build_info import build_info
-from app.cgroup import usable_cpus
+from app.cgroup import total_memory, usable_cpus
 from app.errors import NotReady
 from app.http.uploads import UploadBudget
 from app.metrics import Metrics, counter, gauge, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
 from app.settings import Settings
-from app.variants.device import free, is_lost, measure
+from app.variants.device import free, is_lost, machine_memory, measure, resident_memory
 from app.variants.loaded_model import Load
 from app.variants.registry import ModelRegistry
 from model.gpu.runner import PACK_PIXELS
 
-TILES_PER_BATCH = {"cpu": 1, "cuda": 16}
-"""How many of the largest tiles a batch holds, where the setting is auto."""
+CPU_BATCH_PIXELS = 2**16
+"""Pixels of a batch on a CPU, where the setting is auto; a larger tile runs alone. The network computes as many at a
+time, so a larger batch would not be faster, and small requests would wait for it."""
+
+LEAST_MEMORY = 64 * 2**20
+"""Bytes that requests share at least."""
+
+MEMORY_SHARE = 0.9
+"""Part of the memory that is left which requests share; the rest is for what nobody accounts for."""
 
 STALL_SECONDS = 15.0
 """Without a sign of life for so long, though there is work, the worker is frozen: nobody should send requests here. A
@@ -52,6 +60,8 @@ class Service:
     batcher: TileBatcher
     pipeline: Pipeline
     uploads: UploadBudget
+    memory: ByteBudget
+    responses: ByteBudget
     metrics: Metrics
     state: ServiceState
 
@@ -105,6 +115,8 @@ class Service:
         await self.registry.boot()
         if self.settings.max_batch_pixels == "auto":
             self._fit_batches(free(self.registry.device), self.registry.bytes_per_pixel)
+        if self.settings.max_memory_bytes == "auto":
+            self._fit_memory(resident_memory() or 0)
         if reasons := self.reasons_not_ready():
             logger.warning("not ready: %s", "; ".join(reasons))
             return
@@ -123,6 +135,14 @@ class Service:
                 free_bytes // 2**21, pixels, self.settings.tile_size,
             )  # fmt: skip
         logger.info("a batch has %d pixels at most", self.batcher.status().batch_budget)
+
+    def _fit_memory(self, used: int) -> None:
+        """Give requests the memory that the loaded variants, and the forward pass on a CPU, leave."""
+        left = max(0, available_memory() - used)
+        if self.registry.device.type == "cpu":
+            left -= min(left // 2, self.registry.bytes_per_pixel * self.settings.tile_size**2)
+        self.memory.limit = max(LEAST_MEMORY, int(left * MEMORY_SHARE))
+        logger.info("requests share %d MiB of memory", self.memory.limit // 2**20)
 
     async def close(self) -> None:
         """Finish what was admitted, within what is left of the time for it, and stop every thread."""
@@ -185,10 +205,12 @@ def build_service(
             metrics.queue_wait.observe(wait)
 
     budget = settings.max_batch_pixels
+    on_cpu = registry.device.type == "cpu"
+    smallest = 0 if on_cpu else PACK_PIXELS
     batcher: TileBatcher = Batcher(
         BatchRunner(registry.device, threads),
         cost_of,
-        max_batch_cost=settings.tile_size**2 * TILES_PER_BATCH[registry.device.type] if budget == "auto" else budget,
+        max_batch_cost=max(settings.tile_size**2, smallest) if budget == "auto" else budget,
         max_queue_cost=settings.max_queue_pixels,
         max_queue_requests=settings.max_queue_requests,
         max_queue_delay=settings.max_queue_delay_ms / 1000,
@@ -199,11 +221,39 @@ def build_service(
         is_lost=partial(is_lost, device=registry.device),
         heartbeat=heartbeat,
     )
-    pipeline = Pipeline(registry, batcher, settings, codec_threads=max(1, min(8, cpus // 2)))
+    if budget == "auto" and on_cpu:
+        batcher.lower_budget(CPU_BATCH_PIXELS)
+    limit = settings.max_memory_bytes
+    memory = ByteBudget(max(LEAST_MEMORY, available_memory()) if limit == "auto" else limit)
+    pipeline = Pipeline(
+        registry,
+        batcher,
+        settings,
+        memory=memory,
+        codec_threads=max(1, min(8, cpus // 2)),
+        stitch_threads=cpus,
+    )
     uploads = UploadBudget(settings.max_inflight_bytes)
-    service = Service(settings, registry, batcher, pipeline, uploads, metrics, ServiceState())
+    service = Service(
+        settings,
+        registry,
+        batcher,
+        pipeline,
+        uploads,
+        memory,
+        ByteBudget(settings.max_response_bytes),
+        metrics,
+        ServiceState(),
+    )
     metrics.watch(_Gauges(service))
     return service
+
+
+def available_memory() -> int:
+    """Bytes of main memory for this process: its container's limit, or half of the machine's memory."""
+    machine = machine_memory()
+    limit = total_memory(machine)
+    return limit if limit < machine else machine // 2
 
 
 class _Gauges(Collector):
@@ -222,6 +272,8 @@ class _Gauges(Collector):
         yield gauge("swin2sr_ready", "Whether new requests should be sent here.", ready)
         yield gauge("swin2sr_queue_requests", "Requests that wait.", status.waiting_requests)
         yield gauge("swin2sr_queue_pixels", "Pixels that wait.", status.waiting_cost)
+        responses = self._service.responses.held
+        yield gauge("swin2sr_response_bytes", "Bytes of responses that are being sent.", responses)
         yield gauge("swin2sr_batch_budget_pixels", "Pixels that a batch may have now.", status.batch_budget)
         yield counter("swin2sr_out_of_memory", "Batches that ran out of memory.", status.out_of_memory)
         yield counter("swin2sr_log_dropped", "Log lines that nobody will read.", logs.dropped())

@@ -48,6 +48,16 @@ class Settings(HttpSettings):
     max_inflight_bytes: int = Field(
         512 * MEBIBYTE, ge=1, description="bytes of all uploads held at once; more is refused with 429"
     )
+    max_response_bytes: int = Field(
+        512 * MEBIBYTE, ge=1, description="bytes of encoded responses held while they are sent; further requests wait"
+    )
+    max_memory_bytes: int | Literal["auto"] = Field(
+        "auto",
+        description=(
+            "bytes of decoded images, results and encoders; auto: what the container, else half of the machine, leaves "
+            "beside the variants"
+        ),
+    )
     max_input_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels, checked before decoding")
     max_output_pixels: int = Field(200_000_000, ge=1, description="largest upscaled image, pixels")
     tile_size: int = Field(544, ge=16, description="largest side computed at once, pixels; more memory, fewer seams")
@@ -106,7 +116,7 @@ class Settings(HttpSettings):
             raise ValueError(f"{value} is not a folder")
         return value
 
-    @field_validator("threads", "max_batch_pixels")
+    @field_validator("threads", "max_batch_pixels", "max_memory_bytes")
     @classmethod
     def _positive(cls, value: int | str) -> int | str:
         if isinstance(value, int) and value < 1:

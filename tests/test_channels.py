@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.imaging.channels import TURNS, fit, fit_transparency, is_constant, turn, turn_back
+from app.imaging.channels import AUGMENTATIONS, adapt, adapt_alpha, augment, deaugment, is_constant
 
 RNG = np.random.default_rng(1)
 
@@ -22,10 +22,10 @@ def test_a_network_that_changes_nothing_changes_nothing(dtype, have, channels):
     """Every way into the network and back is the identity when the network is."""
     limit = np.iinfo(dtype).max
     pixels = RNG.integers(0, limit + 1, (9, 11, have), dtype)
-    each = fit(pixels, channels)
-    assert each.seen.shape == (9, 11, channels)
-    assert each.seen.dtype in (np.uint8, np.uint16)
-    restored = each.restore(unit(each.seen), each.source)
+    each = adapt(pixels, channels)
+    assert each.pixels.shape == (9, 11, channels)
+    assert each.pixels.dtype in (np.uint8, np.uint16)
+    restored = each.restore(unit(each.pixels), each.source)
     assert restored.shape == pixels.shape
     np.testing.assert_array_equal(np.rint(restored * limit), pixels)
 
@@ -33,8 +33,8 @@ def test_a_network_that_changes_nothing_changes_nothing(dtype, have, channels):
 def test_gray_is_replicated_and_averaged_back():
     """A colour network sees equal channels; what it makes of them is their mean."""
     gray = RNG.integers(0, 256, (4, 5, 1), np.uint8)
-    each = fit(gray, 3)
-    np.testing.assert_array_equal(each.seen, gray.repeat(3, 2))
+    each = adapt(gray, 3)
+    np.testing.assert_array_equal(each.pixels, gray.repeat(3, 2))
     values = np.stack([np.full((8, 10), value, np.float32) for value in (0.1, 0.2, 0.6)], axis=2)
     np.testing.assert_allclose(each.restore(values, each.source), np.full((8, 10, 1), 0.3), rtol=1e-6)
 
@@ -42,8 +42,8 @@ def test_gray_is_replicated_and_averaged_back():
 def test_colour_through_a_gray_network_keeps_its_chroma():
     """Only the luma changes: differences between channels stay what they were."""
     colours = RNG.integers(60, 200, (6, 6, 3), np.uint8)
-    each = fit(colours, 1)
-    brighter = each.restore(unit(each.seen) + np.float32(0.1), each.source)
+    each = adapt(colours, 1)
+    brighter = each.restore(unit(each.pixels) + np.float32(0.1), each.source)
     np.testing.assert_allclose(brighter, unit(colours) + 0.1, atol=1e-4)
 
 
@@ -53,30 +53,30 @@ def test_the_luma_is_jpegs():
 
     colours = RNG.integers(0, 256, (16, 16, 3), np.uint8)
     witness = np.asarray(Image.fromarray(colours).convert("YCbCr"))[:, :, 0]
-    seen = fit(colours, 1).seen[:, :, 0] / 257
+    seen = adapt(colours, 1).pixels[:, :, 0] / 257
     np.testing.assert_allclose(seen, witness, atol=1.01)
 
 
 def test_chroma_is_enlarged_where_the_network_enlarges():
     """A gray network of scale 2 gives a colour image of twice the size, with flat colours untouched."""
     colours = np.full((4, 6, 3), (200, 100, 50), np.uint8)
-    each = fit(colours, 1)
-    restored = each.restore(unit(each.seen).repeat(2, 0).repeat(2, 1), each.source)
+    each = adapt(colours, 1)
+    restored = each.restore(unit(each.pixels).repeat(2, 0).repeat(2, 1), each.source)
     np.testing.assert_allclose(restored, unit(colours.repeat(2, 0).repeat(2, 1)), atol=1e-4)
 
 
-@given(st.integers(0, TURNS - 1), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3))
+@given(st.integers(0, AUGMENTATIONS - 1), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3))
 def test_every_turn_is_undone(index, height, width, scale):
     """Turning, enlarging and turning back is enlarging."""
     pixels = np.arange(height * width * 3).reshape(height, width, 3).astype(np.uint16)
-    enlarged = turn(pixels, index).repeat(scale, 0).repeat(scale, 1)
-    np.testing.assert_array_equal(turn_back(enlarged, index), pixels.repeat(scale, 0).repeat(scale, 1))
+    enlarged = augment(pixels, index).repeat(scale, 0).repeat(scale, 1)
+    np.testing.assert_array_equal(deaugment(enlarged, index), pixels.repeat(scale, 0).repeat(scale, 1))
 
 
 def test_the_eight_turns_are_different():
     """Averaging over one of them twice would be no ensemble."""
     pixels = np.arange(4).reshape(2, 2, 1)
-    assert len({turn(pixels, index).tobytes() for index in range(TURNS)}) == TURNS
+    assert len({augment(pixels, index).tobytes() for index in range(AUGMENTATIONS)}) == AUGMENTATIONS
 
 
 def test_a_constant_transparency_is_recognised():
@@ -94,8 +94,8 @@ def test_transparency_stays_within_its_neighbours(channels, dtype):
     limit = np.iinfo(dtype).max
     alpha = np.zeros((12, 20, 1), dtype)
     alpha[:, 10:] = limit
-    each = fit_transparency(alpha, channels)
-    values = unit(each.seen).repeat(2, 0).repeat(2, 1)
+    each = adapt_alpha(alpha, channels)
+    values = unit(each.pixels).repeat(2, 0).repeat(2, 1)
     noisy = values + np.float32(0.02) * RNG.standard_normal(values.shape, np.float32)
     restored = each.restore(noisy, each.source)
     assert restored.shape == (24, 40, 1)
@@ -108,7 +108,7 @@ def test_transparency_stays_within_its_neighbours(channels, dtype):
 def test_transparency_of_any_size_is_bounded_as_it_should_be(height, width, scale):
     """Against a search through every neighbourhood, one by one."""
     alpha = np.random.default_rng(height * width).integers(0, 256, (height, width, 1), np.uint8)
-    each = fit_transparency(alpha, 1)
+    each = adapt_alpha(alpha, 1)
     for extreme, choose in ((-1, np.min), (2, np.max)):
         values = np.full((height * scale, width * scale, 1), extreme, np.float32)
         restored = each.restore(values, each.source)[::scale, ::scale, 0]

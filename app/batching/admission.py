@@ -60,7 +60,7 @@ class AdmissionQueue(Generic[T, R]):
     @property
     def requests(self) -> int:
         """Number of requests that wait or have a reservation."""
-        return len(self._queue) + len(self._reservations)
+        return len(self._queue) + sum(not each.is_used for each in self._reservations)
 
     @property
     def cost(self) -> int:
@@ -93,7 +93,7 @@ class AdmissionQueue(Generic[T, R]):
             self._reservations.discard(reservation)
             self.changed.notify_all()
 
-    def admit(self, submission: Submission[T, R], reservation: Reservation | None) -> None:
+    def admit(self, submission: Submission[T, R], reservation: Reservation | None, *, is_last: bool = True) -> None:
         """Admit all waiting jobs of a submission, or none; see ``Batcher.admit``."""
         self._check_job(max(job.cost for job in submission.waiting))
         cost = submission.cost
@@ -101,7 +101,9 @@ class AdmissionQueue(Generic[T, R]):
             reserved = reservation in self._reservations and reservation is not None
             fits = reserved and reservation is not None and cost <= reservation.cost and self._is_alive()
             if reservation is not None:
-                self._reservations.discard(reservation)
+                reservation.cost, reservation.is_used = max(0, reservation.cost - cost), True
+                if is_last:
+                    self._reservations.discard(reservation)
             if not fits:
                 self._check_capacity(cost, submission.client, promised=reservation is not None)
             self._queue.add(submission)
@@ -189,7 +191,7 @@ class AdmissionQueue(Generic[T, R]):
         costs, requests = Counter[str](), Counter[str]()
         for each in (*self._queue, *self._reservations):
             costs[each.client] += each.cost
-            requests[each.client] += 1
+            requests[each.client] += not (isinstance(each, Reservation) and each.is_used)
         self._check_limit("pixels", self._max_cost, costs, cost, client)
         self._check_limit("requests", self._max_requests, requests, 1, client)
 

@@ -122,6 +122,7 @@ class Batcher(Generic[T, R]):
         deadline: float | None = None,
         on_progress: Callable[[Progress], None] | None = None,
         reservation: Reservation | None = None,
+        is_last: bool = True,
         result_window: int | None = None,
     ) -> Submission[T, R]:
         """Admit all items of a request, or none.
@@ -133,7 +134,8 @@ class Batcher(Generic[T, R]):
             deadline: time of the clock after which the items are not run any more.
             on_progress: called when the position or the number of finished items changes, mostly in the worker thread;
                 must neither block nor call the batcher.
-            reservation: an earlier reservation, which is used up.
+            reservation: an earlier reservation, whose cost is reduced by that of the items.
+            is_last: whether the rest of the reservation is not needed.
             result_window: how many results may be computed and not yet released with ``Submission.release``. While
                 there are as many, none of the other items is run. Unlimited by default.
 
@@ -151,7 +153,7 @@ class Batcher(Generic[T, R]):
         submission.cost = sum(job.cost for job in submission.waiting)
         with self._queue.changed:
             self._record_if_idle()
-            self._queue.admit(submission, reservation)
+            self._queue.admit(submission, reservation, is_last=is_last)
         return submission
 
     def lower_budget(self, cost: int) -> None:

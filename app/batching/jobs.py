@@ -130,11 +130,18 @@ class Status:
 
 
 class Reservation:
-    """Room in the queue for a request whose jobs do not exist yet. If it is not used, leaving the block frees it."""
+    """Room in the queue for jobs that do not exist yet. Leaving the block frees what was not used.
+
+    Attributes:
+        cost: what is still reserved.
+        client: who reserved it.
+        is_used: whether some of the jobs were admitted; then the request is counted with them.
+    """
 
     def __init__(self, cost: int, client: str, on_exit: Callable[[Reservation], None]) -> None:
         self.cost = cost
         self.client = client
+        self.is_used = False
         self._on_exit = on_exit
 
     def __enter__(self) -> Self:

@@ -15,11 +15,12 @@ from app.codec.errors import (
     TooLargeForFormat,
     UnsupportedImage,
 )
-from app.codec.formats import READABLE, WRITABLE, Format, check_output, output_format, sniff
+from app.codec.formats import LOSSY, READABLE, WRITABLE, Format, check_output, output_format, sniff
 from app.codec.image import DecodeLimits, Encoded, EncodeOptions, Header, Image, Metadata, Pixels, Resolution
 from app.codec.planes import fill_transparent
 
 __all__ = [
+    "LOSSY",
     "READABLE",
     "WRITABLE",
     "BrokenImage",

@@ -58,6 +58,9 @@ WRITABLE: Mapping[str, Format] = MappingProxyType(
 )
 """Formats that are written, by name."""
 
+LOSSY = frozenset(("jpeg", "webp", "avif"))
+"""Formats whose size depends on a quality."""
+
 READABLE = ("png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif")
 """Formats that are read, HEIF where its package is installed."""
 

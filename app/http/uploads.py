@@ -22,13 +22,17 @@ UNSPECIFIC = frozenset({b"application/octet-stream", b"binary/octet-stream", b"a
 """Content types that clients send where nobody chose one: curl, S3 and PHP. The bytes decide whether it is an image."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Upload:
     """One file as it was sent: its bytes, its name where one was given, and text fields beside it in a form."""
 
     body: bytes
     filename: str
     fields: Mapping[str, str] = field(default_factory=dict)
+
+    def discard(self) -> None:
+        """Free the bytes, when the image was decoded."""
+        self.body = b""
 
 
 class UploadBudget:
@@ -52,7 +56,7 @@ class UploadBudget:
         try:
             yield reservation
         finally:
-            self.held -= reservation.bytes
+            reservation.release()
 
 
 @dataclass
@@ -86,6 +90,11 @@ class UploadReservation:
         self.check_capacity(received)
         self.bytes += received
         self.budget.held += received
+
+    def release(self) -> None:
+        """Hold nothing any more, when the image was decoded or the request has ended."""
+        self.budget.held -= self.bytes
+        self.bytes = 0
 
 
 async def read_upload(

@@ -1,8 +1,8 @@
-"""An image's channels as the network takes them, and the network's answers as channels again.
+"""Converts between the channels of an image and those of a network.
 
-Networks have three channels or one. Gray through a colour network is replicated and averaged back; colour through a
-gray network is its luma, and the chroma is kept. Transparency goes through as gray of its own. All functions are pure
-and work on any rectangle, so tiles are treated as whole images are.
+Networks have three channels or one. A color network sees gray replicated, and its channels are averaged afterwards. A
+gray network sees the luma of colors, and their chroma is kept. An alpha plane is computed as gray of its own. All
+functions are pure and work on any rectangle, so a tile is treated as a whole image is.
 """
 
 from __future__ import annotations
@@ -20,65 +20,65 @@ Pixels = NDArray[Any]
 Values = NDArray[np.float32]
 """About [0,1], (H,W,C)."""
 
-TURNS = 8
-"""Flips and rotations of a rectangle: the self-ensemble."""
+AUGMENTATIONS = 8
+"""Number of flips and rotations of a rectangle: the self-ensemble."""
 
 _NEIGHBOURS = 1
-"""Low-resolution pixels on each side of one that bound its transparency: two or more pixels from a hard edge the
-result is exactly transparent, or exactly opaque."""
+"""Low-resolution pixels on each side of one that bound its alpha: two or more pixels from a hard edge the result is
+exactly transparent, or exactly opaque."""
 
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 """Weights of R, G, B in JPEG's Y (ITU-R BT.601)."""
 
 
 @dataclass(frozen=True)
-class Pass:
-    """One pass of the network over an image.
+class NetworkInput:
+    """What a network sees of an image.
 
     Attributes:
-        seen: what the network sees, (H,W,C) with its own number of channels.
-        source: the image's pixels of the same place, (H,W,C).
-        restore: turns the network's answer, given the source of the same rectangle, into the image's channels.
+        pixels: (H,W,C) with the network's number of channels.
+        source: the image's pixels of the same rectangle, (H,W,C).
+        restore: turns the network's output, given the source of the same rectangle, into the image's channels.
     """
 
-    seen: Pixels
+    pixels: Pixels
     source: Pixels
     restore: Callable[[Values, Pixels], Values]
 
 
-def fit(pixels: Pixels, channels: int) -> Pass:
-    """Make pixels of one or three channels fit a network of ``channels`` channels."""
+def adapt(pixels: Pixels, channels: int) -> NetworkInput:
+    """Convert pixels of one or three channels for a network of ``channels`` channels."""
     have = pixels.shape[2]
     if have == channels:
-        return Pass(pixels, pixels, _keep)
+        return NetworkInput(pixels, pixels, _keep)
     if have == 1:
-        return Pass(np.broadcast_to(pixels, (*pixels.shape[:2], channels)), pixels, _average)
-    return Pass(_luma(pixels), pixels, _with_chroma)
+        return NetworkInput(np.broadcast_to(pixels, (*pixels.shape[:2], channels)), pixels, _average)
+    return NetworkInput(_luma(pixels), pixels, _with_chroma)
 
 
-def fit_transparency(alpha: Pixels, channels: int) -> Pass:
-    """Make transparency (H,W,1) fit a network of ``channels`` channels; what comes back stays within its neighbours.
+def adapt_alpha(alpha: Pixels, channels: int) -> NetworkInput:
+    """Convert alpha (H,W,1) for a network of ``channels`` channels; the output is limited to the range around it.
 
-    A network draws edges well, but leaves a level or two where nothing is, and dark corners: a background that was
-    wholly transparent or wholly opaque has to stay so.
+    A network draws edges well, but adds a level or two to empty areas, and dark corners. A background that is wholly
+    transparent or wholly opaque has to stay so.
     """
-    each = fit(alpha, channels)
-    return Pass(each.seen, each.source, _within_neighbours)
+    each = adapt(alpha, channels)
+    return NetworkInput(each.pixels, each.source, _within_neighbours)
 
 
 def is_constant(alpha: Pixels) -> bool:
-    """Whether a transparency is the same everywhere, so that there is nothing to compute."""
+    """Whether alpha is the same everywhere, so that nothing has to be computed."""
     return bool((alpha == alpha.flat[0]).all())
 
 
-def turn(pixels: Pixels, index: int) -> Pixels:
+def augment(pixels: Pixels, index: int) -> Pixels:
     """One of the eight flips and rotations of (H,W,C); index 0 leaves it as it is."""
-    turned = np.rot90(pixels, index % 4)
-    return turned[:, ::-1] if index >= 4 else turned
+    rotated = np.rot90(pixels, index % 4)
+    return rotated[:, ::-1] if index >= 4 else rotated
 
 
-def turn_back(values: Values, index: int) -> Values:
-    """Undo :func:`turn`."""
+def deaugment(values: Values, index: int) -> Values:
+    """Undo :func:`augment`."""
     return np.rot90(values[:, ::-1] if index >= 4 else values, -(index % 4))
 
 
@@ -92,7 +92,7 @@ def _average(values: Values, _source: Pixels) -> Values:
 
 
 def _within_neighbours(values: Values, source: Pixels) -> Values:
-    """The mean of the channels, no less and no more than the source has within one pixel."""
+    """The mean of the channels, limited to the range of the source within one pixel."""
     scale = values.shape[0] // source.shape[0]
     lowest, highest = (
         _over_neighbours(source, choose).repeat(scale, 0).repeat(scale, 1) for choose in (np.minimum, np.maximum)
@@ -115,15 +115,15 @@ def _unit(pixels: Pixels) -> Values:
 
 
 def _luma(pixels: Pixels) -> Pixels:
-    """Y in 16 bit, so that rounding it costs nothing that 8-bit colours could show."""
+    """Y in 16 bits, so that rounding loses nothing of 8-bit colors."""
     luma: Pixels = np.rint(_unit(pixels) @ _LUMA[:, None] * np.float32(65535)).astype(np.uint16)
     return luma
 
 
 def _with_chroma(luma: Values, source: Pixels) -> Values:
-    """RGB of a restored luma and the source's chroma, which is enlarged bicubically where the network enlarges."""
+    """RGB of a restored luma and the source's chroma, resized with a bicubic filter if the network enlarges."""
     rgb = _unit(source)
-    difference = rgb - rgb @ _LUMA[:, None]  # R - Y, G - Y, B - Y: the chroma, free of brightness
+    difference = rgb - rgb @ _LUMA[:, None]  # R - Y, G - Y, B - Y: the chroma
     height, width = luma.shape[:2]
     if (height, width) != source.shape[:2]:
         enlarged = [

@@ -1,118 +1,197 @@
-"""What a request will cost and become, known from its header and options before anything is decoded."""
+"""The plan of a request, made once from its header and options, before anything is decoded.
+
+Size checks, refusals, the reservation in the queue, the memory budget and the response headers all read it.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
-
-from app.errors import ImageTooLarge, InvalidOption
-from app.imaging.channels import TURNS
+from app import codec
+from app.errors import InvalidOption
+from app.imaging import memory
+from app.imaging.channels import AUGMENTATIONS
+from app.imaging.target_size import find_target
 from app.schemas import UpscaleOptions
 from app.settings import Settings
 from model.padding import padded_size
 from model.tiling import Tile, plan
 
-_LANCZOS_RADIUS = 3
-_BAND_ROWS = 256
+RESULT_WINDOW = 4
+"""Tiles of a request that may be computed and not yet stitched; with the self-ensemble, all versions of two tiles."""
 
 
 @dataclass(frozen=True)
-class Outline:
-    """The work that one pass over an image is.
+class Network:
+    """What a plan needs to know of a variant: side of its output over side of its input, window and channels."""
+
+    name: str
+    scale: int
+    window_size: int
+    channels: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of a network over the whole image.
 
     Attributes:
+        network: which.
+        height, width: of the image that it takes, in pixels, without padding.
         tiles: what is computed, in reading order; they cover the padded image.
-        turns: 1, or 8 with the self-ensemble.
+        augmentations: 1, or 8 with the self-ensemble.
+        alpha: whether the network also computes the alpha plane, unless that is constant.
     """
 
+    network: Network
+    height: int
+    width: int
     tiles: list[Tile]
-    turns: int
+    augmentations: int
+    alpha: bool
+
+    @cached_property
+    def cost(self) -> int:
+        """Pixels that the network computes for the colors; as many again for an alpha plane."""
+        return self.augmentations * sum(tile.area for tile in self.tiles)
+
+    @property
+    def jobs(self) -> int:
+        """Number of tiles that the network computes."""
+        return len(self.tiles) * self.augmentations * (2 if self.alpha else 1)
+
+    @property
+    def result_window(self) -> int:
+        """Results that may be computed and not yet stitched."""
+        return max(RESULT_WINDOW, 2 * self.augmentations)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """Height and width of what it makes, in pixels."""
+        return self.height * self.network.scale, self.width * self.network.scale
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The last step, with Lanczos: the box (left, top, right, bottom) of the upscaled image becomes height x width."""
+
+    height: int
+    width: int
+    box: tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class WorkPlan:
+    """What a request will cost and become.
+
+    Attributes:
+        steps: passes of networks, at least one.
+        resize: None if the last pass makes the wanted size.
+        format: name of the output format.
+        memory_bytes: largest amount of memory for planes, results and the encoder at a time.
+        response_bytes: estimate of the encoded result.
+    """
+
+    steps: tuple[Step, ...]
+    resize: Resize | None
+    format: str
+    memory_bytes: int
+    response_bytes: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the result in pixels."""
+        return (self.resize.height, self.resize.width) if self.resize else self.steps[-1].output_size
+
+    @property
+    def color_cost(self) -> int:
+        """Pixels that the networks compute without the alpha plane."""
+        return sum(step.cost for step in self.steps)
 
     @property
     def cost(self) -> int:
-        """Pixels that the network computes in this pass."""
-        return self.turns * sum(tile.area for tile in self.tiles)
+        """Pixels that the networks compute at most."""
+        return sum(step.cost * (2 if step.alpha else 1) for step in self.steps)
+
+    @property
+    def tiles(self) -> int:
+        """Number of tiles over all steps."""
+        return sum(len(step.tiles) for step in self.steps)
+
+    @property
+    def scale(self) -> int:
+        """Side of the image after the last pass over side of the input."""
+        return math.prod(step.network.scale for step in self.steps)
+
+    def describe(self) -> str:
+        """The steps as a response header shows them."""
+        names = [step.network.name for step in self.steps]
+        return "; ".join([*names, *([f"resize {self.resize.width}x{self.resize.height}"] if self.resize else [])])
 
 
-def outline(
-    height: int, width: int, options: UpscaleOptions, settings: Settings, *, scale: int, window: int
-) -> Outline:
-    """Plan one pass over an image of ``height`` x ``width`` pixels; the same work if the image stands on its side.
+def plan_work(
+    header: codec.Header, options: UpscaleOptions, settings: Settings, networks: Sequence[Network]
+) -> WorkPlan:
+    """Plan the passes of networks over an image, and the final size.
+
+    Args:
+        header: of the upload.
+        options: of the request.
+        settings: limits and tiles.
+        networks: of the passes, in order.
 
     Raises:
-        ImageTooLarge: if the upscaled image would have too many pixels.
-        InvalidOption: if the wished tile is larger than can be had.
+        InvalidOption: if the wanted tile is larger than the largest tile of this server, or an option and the output
+            format exclude each other.
+        codec.CodecError: if the output format cannot hold the result.
     """
-    pixels = height * width * scale * scale
-    if pixels > settings.max_output_pixels:
-        raise ImageTooLarge(
-            f"{width}x{height} would become {width * scale}x{height * scale}, and an upscaled image may have "
-            f"{settings.max_output_pixels} pixels at most. Send a smaller image.",
-            limit=settings.max_output_pixels,
-            actual=pixels,
+    format_ = codec.output_format(options.format, header.format)
+    if options.max_bytes is not None and format_ not in codec.LOSSY:
+        raise InvalidOption(
+            f"max_bytes needs a lossy format, and the response would be {format_}. Use format=jpeg, webp or avif.",
+            errors=[f"max_bytes: {format_} is lossless"],
         )
+    height, width = header.upright_height, header.upright_width
+    steps: list[Step] = []
+    for network in networks:
+        tiles = _plan_tiles(height, width, network.window_size, options, settings)
+        augmentations = AUGMENTATIONS if options.ensemble else 1
+        steps.append(Step(network, height, width, tiles, augmentations, header.alpha and network.scale > 1))
+        height, width = steps[-1].output_size
+    resize = _plan_resize(header, options, (height, width))
+    tall, wide = (resize.height, resize.width) if resize else (height, width)
+    codec.check_output(format_, wide, tall)
+    return WorkPlan(
+        tuple(steps),
+        resize,
+        format_,
+        memory.peak_bytes(header, steps, (tall, wide), format_, options.quality),
+        memory.response_bytes(header, (tall, wide), format_, options.max_bytes),
+    )
+
+
+def _plan_tiles(height: int, width: int, window: int, options: UpscaleOptions, settings: Settings) -> list[Tile]:
     tile_size, overlap = settings.tile_size, settings.tile_overlap
     if options.tile != "auto":
         tile_size, overlap = options.tile, min(overlap, options.tile // 2)
     if tile_size > settings.tile_size:
         raise InvalidOption(
-            f"A tile may have {settings.tile_size} pixels a side at most here.",
-            errors=["tile: too large"],
+            f"tile={tile_size} is larger than the largest tile of this server: {settings.tile_size} pixels a side. "
+            "Use a smaller tile, or auto.",
+            errors=[f"tile: larger than {settings.tile_size}"],
             limit=settings.tile_size,
             actual=tile_size,
         )
-    tiles = plan(padded_size(height, window), padded_size(width, window), tile_size, overlap, window)
-    return Outline(tiles, TURNS if options.ensemble else 1)
+    return plan(padded_size(height, window), padded_size(width, window), tile_size, overlap, window)
 
 
-def final_size(height: int, width: int, scale: int, options: UpscaleOptions) -> tuple[int, int]:
-    """Height and width of the answer: the upscaled image, reduced to the wish with its aspect kept.
-
-    Raises:
-        InvalidOption: if the wish is larger than the upscaled image.
-    """
-    ratios = [
-        wish / side
-        for wish, side in ((options.width, width), (options.height, height), (options.factor, 1))
-        if wish is not None
-    ]
-    if not ratios:
-        return height * scale, width * scale
-    ratio = min(ratios)
-    if ratio > scale:
-        raise InvalidOption(
-            f"The upscaled image has {width * scale}x{height * scale} pixels and is only ever reduced. Ask for less, "
-            "or for a variant of a larger scale.",
-            errors=["width, height or factor: larger than the upscaled image"],
-            limit=scale,
-            actual=ratio,
-        )
-    return max(1, round(height * ratio)), max(1, round(width * ratio))
-
-
-def reduce_to(pixels: NDArray[Any], height: int, width: int) -> NDArray[Any]:
-    """Reduce pixels (H,W,C) uint8 or uint16 to ``height`` x ``width`` with Pillow's antialiased Lanczos.
-
-    Band by band, because in float an image has four times its bytes.
-    """
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    limit = np.iinfo(pixels.dtype).max
-    ratio = pixels.shape[0] / height
-    reach = math.ceil(_LANCZOS_RADIUS * max(ratio, 1)) + 1
-    reduced = np.empty((height, width, pixels.shape[2]), pixels.dtype)
-    for top in range(0, height, _BAND_ROWS):
-        bottom = min(top + _BAND_ROWS, height)
-        first = max(math.floor(top * ratio) - reach, 0)
-        seen = pixels[first : math.ceil(bottom * ratio) + reach]
-        box = (0, top * ratio - first, pixels.shape[1], min(bottom * ratio - first, len(seen)))
-        for channel in range(pixels.shape[2]):
-            values = Image.fromarray(seen[:, :, channel].astype(np.float32))
-            band = np.asarray(values.resize((width, bottom - top), Image.Resampling.LANCZOS, box))
-            reduced[top:bottom, :, channel] = np.rint(np.clip(band, 0, limit))
-    return reduced
+def _plan_resize(header: codec.Header, options: UpscaleOptions, size: tuple[int, int]) -> Resize | None:
+    target = find_target(header.upright_height, header.upright_width, options)
+    if target is None or (target.height, target.width) == size:
+        return None
+    height, width = size
+    left, top, right, bottom = target.crop
+    return Resize(target.height, target.width, (left * width, top * height, right * width, bottom * height))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Annotated
 from urllib.parse import quote
@@ -11,6 +12,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.types import Scope
 
 from app import errors
+from app.batching.byte_budget import ByteReservation
 from app.batching.jobs import Progress
 from app.http.forms import PART
 from app.http.middleware import add_log_fields, arrived_at
@@ -62,6 +64,9 @@ _HEADERS = {
     "X-Swin2SR-Scale": "Its scale.",
     "X-Swin2SR-Precision": "What it computed in: exact, high or fast.",
     "X-Swin2SR-Tiles": "How many tiles the image was cut into.",
+    "X-Swin2SR-Steps": "The passes and the resizing, for example `small-jpeg; small-x4; resize 2000x1500`.",
+    "X-Swin2SR-Restored": "The variant that removed compression artefacts first, and the upload's estimated quality.",
+    "X-Swin2SR-Quality": "The quality that was chosen for `max_bytes`.",
     "X-Swin2SR-Notice": "What the format could not hold, where it is so.",
     "Server-Timing": "Milliseconds: decode, queue, forward, encode.",
 }
@@ -74,13 +79,30 @@ _IMAGE: dict[int | str, dict[str, object]] = {
 }
 
 
-async def current_reservation(service: ServiceDependency) -> AsyncIterator[UploadReservation]:
-    """The request's reservation of the room for bodies, until its answer was sent."""
-    with service.uploads.reserve() as reservation:
-        yield reservation
+@dataclass(frozen=True)
+class Holdings:
+    """What a request holds of the budgets for uploads, memory and responses, until its response was sent."""
+
+    upload: UploadReservation
+    memory: ByteReservation
+    response: ByteReservation
+
+    def caller(self, deadline: float, client: str, on_progress: Callable[[Progress], None] | None = None) -> Caller:
+        """The caller that these reservations belong to."""
+        return Caller(deadline, client, on_progress, self.upload.release, response=self.response, memory=self.memory)
 
 
-ReservationDependency = Annotated[UploadReservation, Depends(current_reservation)]
+async def current_holdings(service: ServiceDependency) -> AsyncIterator[Holdings]:
+    """The reservations of this request."""
+    with (
+        service.uploads.reserve() as upload,
+        service.memory.open() as memory,
+        service.responses.open() as response,
+    ):
+        yield Holdings(upload, memory, response)
+
+
+HoldingsDependency = Annotated[Holdings, Depends(current_holdings)]
 
 
 @router.post(
@@ -94,7 +116,7 @@ async def upscale(
     request: Request,
     service: ServiceDependency,
     client: ClientDependency,
-    reservation: ReservationDependency,
+    holdings: HoldingsDependency,
     options: Annotated[UpscaleOptions, Query()],
 ) -> Response:
     """Send the image as the part ``file`` of a form, or as the body itself.
@@ -107,14 +129,15 @@ async def upscale(
     deadline = _deadline(request, options, settings)
     upload_timeout = settings.upload_timeout_ms / 1000
     upload = await read_upload(
-        request, reservation, max_bytes=settings.max_body_bytes, upload_timeout=upload_timeout, deadline=deadline
+        request, holdings.upload, max_bytes=settings.max_body_bytes, upload_timeout=upload_timeout, deadline=deadline
     )
     options, notice = with_fields(options, upload.fields, request.query_params)
     deadline = _deadline(request, options, settings)
     add_log_fields(request.scope, variant=service.registry.resolve(options.variant).name)
 
     async def answer(on_progress: Callable[[Progress], None] | None = None) -> Response:
-        upscaled = await service.pipeline.upscale(upload, options, Caller(deadline, client, on_progress))
+        caller = holdings.caller(deadline, client, on_progress)
+        upscaled = await service.pipeline.upscale(upload, options, caller)
         log_result(request.scope, upscaled)
         return Response(
             upscaled.encoded.body,
@@ -155,10 +178,15 @@ def _headers(upscaled: Upscaled, filename: str, notice: str) -> dict[str, str]:
         "X-Swin2SR-Scale": str(upscaled.scale),
         "X-Swin2SR-Precision": upscaled.precision,
         "X-Swin2SR-Tiles": str(upscaled.tiles),
+        "X-Swin2SR-Steps": upscaled.steps,
         "Server-Timing": ", ".join(
             f"{stage};dur={upscaled.seconds[stage] * 1000:.1f}" for stage in ("decode", "queue", "forward", "encode")
         ),
     }
+    if upscaled.restored:
+        headers["X-Swin2SR-Restored"] = upscaled.restored
+    if upscaled.quality is not None:
+        headers["X-Swin2SR-Quality"] = str(upscaled.quality)
     if notices := [each for each in (upscaled.encoded.notice, notice) if each]:
         headers["X-Swin2SR-Notice"] = "; ".join(notices)
     return headers

@@ -71,8 +71,17 @@ def measure(device: torch.device) -> Iterator[tuple[str, float]]:
         yield "used", float(torch.cuda.memory_reserved(device))
         yield "total", float(torch.cuda.get_device_properties(device).total_memory)
         return
+    if (used := resident_memory()) is not None:
+        yield "used", float(used)
+        yield "total", float(total_memory(machine_memory()))
+
+
+def machine_memory() -> int:
+    """Bytes of main memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def resident_memory() -> int | None:
+    """Bytes of main memory that this process uses; None on another system than Linux."""
     statm = Path("/proc/self/statm")
-    if statm.is_file():
-        page = os.sysconf("SC_PAGE_SIZE")
-        yield "used", float(int(statm.read_text().split()[1]) * page)
-        yield "total", float(total_memory(os.sysconf("SC_PHYS_PAGES") * page))
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else None

@@ -25,7 +25,6 @@ class TileUpscaler(Protocol):
     window_size: int
     channels: int
     device: Any
-    precision: str
 
     @property
     def bytes_per_pixel(self) -> int:
@@ -53,6 +52,12 @@ class LoadedModel:
     key: str
     """Only pieces of the same weights share a batch."""
     upscaler: TileUpscaler
+
+    @property
+    def precision(self) -> str:
+        """How it computes. A stand-in that does not say computes in float32."""
+        return getattr(self.upscaler, "precision", "exact")
+
     digest: str | None = None
     """SHA-256 of the file of weights, in hexadecimal."""
     parameters: int | None = None

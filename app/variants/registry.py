@@ -92,8 +92,26 @@ class ModelRegistry:
     @property
     def precision(self) -> str:
         """What the loaded variants compute in, comma separated if they differ; the setting before one is loaded."""
-        used = {each.loaded.upscaler.precision for each in self._conditions.values() if each.loaded is not None}
+        used = {each.loaded.precision for each in self._conditions.values() if each.loaded is not None}
         return ",".join(sorted(used)) or self._precision
+
+    def is_alias(self, name: str | None) -> bool:
+        """Whether a name, or the default for None, is a task alias."""
+        return (name or self.default).lower() in self._catalogue.aliases
+
+    def is_loaded(self, entry: Entry) -> bool:
+        """Whether a variant is loaded now."""
+        return self._conditions[entry.name].loaded is not None
+
+    def available(self) -> list[Entry]:
+        """Variants that a request gets, after loading if need be."""
+        return [each for each in self._catalogue.entries.values() if self._conditions[each.name].serves(each)]
+
+    def scale_of(self, entry: Entry) -> int:
+        """Scale of an official variant: that of its weights if they are loaded, else that of the table."""
+        loaded = self._conditions[entry.name].loaded
+        assert loaded is not None or entry.variant is not None, "only official variants are asked for"
+        return loaded.upscaler.scale if loaded is not None else entry.variant.scale  # type: ignore[union-attr]
 
     def aliases(self) -> Mapping[str, str | None]:
         """What each alias stands for on this server; None where none of its variants is present."""
@@ -244,10 +262,10 @@ class ModelRegistry:
             upscaler = self._load(entry.name, entry.path)
             warm_up(upscaler)
             key = f"{entry.name} {next(self._versions)}"
-            condition.loaded = LoadedModel(key, upscaler, digest, count_parameters(upscaler))
+            loaded = condition.loaded = LoadedModel(key, upscaler, digest, count_parameters(upscaler))
             condition.state, condition.reason, reason = "ready", None, None
-            logger.info("variant %s is ready on %s, precision %s", entry.name, upscaler.device, upscaler.precision)
-            if self._precision not in ("auto", upscaler.precision):
+            logger.info("variant %s is ready on %s, precision %s", entry.name, upscaler.device, loaded.precision)
+            if self._precision not in ("auto", loaded.precision):
                 logger.warning("variant %s: precision %s is not available here", entry.name, self._precision)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             reason = str(error) or type(error).__name__

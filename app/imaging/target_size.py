@@ -1,0 +1,150 @@
+"""The size that a request asks for, and the passes of networks that reach it."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from app.errors import ImageTooLarge, InvalidOption
+from app.schemas import UpscaleOptions
+
+MAX_PASSES = 3
+"""Passes of networks that enlarge one image; each sees what the one before has invented."""
+
+_TOLERANCE = 1 + 1e-9
+
+
+@dataclass(frozen=True)
+class Target:
+    """The size of the result.
+
+    Attributes:
+        height, width: in pixels.
+        ratio: side of the image that the result is cut from, over the side of the input.
+        crop: left, top, right and bottom of the part that is kept, as fractions of the upscaled image.
+        option: the option that asks for it, with its value, for error messages.
+    """
+
+    height: int
+    width: int
+    ratio: float
+    crop: tuple[float, float, float, float]
+    option: str
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass of a variant over the whole image.
+
+    Attributes:
+        variant: its name.
+        scale: side of the output over side of the input.
+    """
+
+    variant: str
+    scale: int
+
+
+def find_target(height: int, width: int, options: UpscaleOptions) -> Target | None:
+    """The size that the options ask for; None for the scale of the variant.
+
+    Args:
+        height, width: of the upright input in pixels.
+        options: at most one of width/height, factor and megapixels is given.
+    """
+    whole = (0.0, 0.0, 1.0, 1.0)
+    if options.factor is not None:
+        return _scaled(height, width, options.factor, f"factor={options.factor:g}")
+    if options.megapixels is not None:
+        ratio = math.sqrt(options.megapixels * 1e6 / (height * width))
+        return _scaled(height, width, ratio, f"megapixels={options.megapixels:g}")
+    wanted = {"width": options.width, "height": options.height}
+    option = " and ".join(f"{name}={value}" for name, value in wanted.items() if value is not None)
+    if options.width is not None and options.height is not None and options.fit != "inside":
+        ratio = max(options.width / width, options.height / height)
+        if options.fit == "exact":
+            return Target(options.height, options.width, ratio, whole, option)
+        across, down = options.width / (width * ratio), options.height / (height * ratio)
+        crop = ((1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2)
+        return Target(options.height, options.width, ratio, crop, option)
+    ratios = [value / side for value, side in ((options.width, width), (options.height, height)) if value is not None]
+    return _scaled(height, width, min(ratios), option) if ratios else None
+
+
+def choose_passes(
+    firsts: Sequence[Pass],
+    others: Sequence[Pass],
+    size: tuple[int, int],
+    target: Target | None,
+    *,
+    max_pixels: int,
+    enlarge: bool,
+) -> list[Pass]:
+    """The cheapest sequence of passes that reaches a target.
+
+    Args:
+        firsts: possible first passes, the requested one first.
+        others: possible further passes.
+        size: height and width of the input in pixels.
+        target: None for one pass of the requested variant.
+        max_pixels: largest image at any point.
+        enlarge: whether a sequence that does not reach the target will do.
+
+    Raises:
+        ImageTooLarge: if one pass makes too large an image, or the target is too large.
+        InvalidOption: if no sequence reaches the target; names the largest size.
+    """
+    pixels = size[0] * size[1]
+    if target is not None and enlarge and target.height * target.width > max_pixels:
+        raise _too_large(size, (target.height, target.width), max_pixels)
+    if target is None:
+        firsts, others = firsts[:1], ()
+    sequences = [
+        [first, *more]
+        for first in firsts
+        for count in range(MAX_PASSES)
+        for more in itertools.product(others, repeat=count)
+    ]
+    allowed = [each for each in sequences if pixels * _product(each) ** 2 <= max_pixels]
+    if not allowed:
+        scale = min(_product(each) for each in sequences)
+        raise _too_large(size, (size[0] * scale, size[1] * scale), max_pixels)
+    if target is None:
+        return allowed[0]
+    reaching = [each for each in allowed if _product(each) * _TOLERANCE >= target.ratio]
+    largest = max(_product(each) for each in allowed)
+    if not reaching and not enlarge:
+        raise InvalidOption(
+            f"{target.option} is more than the largest size that {firsts[0].variant} reaches for this image: "
+            f"{size[1] * largest}x{size[0] * largest} pixels. Use enlarge=true, or ask for less.",
+            errors=[f"{target.option}: larger than {size[1] * largest}x{size[0] * largest} pixels"],
+            limit=largest,
+            actual=target.ratio,
+            max_width=size[1] * largest,
+            max_height=size[0] * largest,
+        )
+    return min(reaching or [each for each in allowed if _product(each) == largest], key=_cost)
+
+
+def _scaled(height: int, width: int, ratio: float, option: str) -> Target:
+    return Target(max(1, round(height * ratio)), max(1, round(width * ratio)), ratio, (0.0, 0.0, 1.0, 1.0), option)
+
+
+def _product(passes: Sequence[Pass]) -> int:
+    return math.prod(each.scale for each in passes)
+
+
+def _cost(passes: Sequence[Pass]) -> int:
+    """Pixels that the networks compute, for each pixel of the input."""
+    return sum(_product(passes[:index]) ** 2 for index in range(len(passes)))
+
+
+def _too_large(size: tuple[int, int], result: tuple[int, int], limit: int) -> ImageTooLarge:
+    return ImageTooLarge(
+        f"{size[1]}x{size[0]} would become {result[1]}x{result[0]}, and an upscaled image may have {limit} pixels at "
+        "most. Send a smaller image, or ask for less.",
+        limit=limit,
+        actual=result[0] * result[1],
+    )
