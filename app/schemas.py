@@ -108,6 +108,7 @@ class VariantDescription(BaseModel):
                     "reason": None,
                     "device": "cpu",
                     "precision": "high",
+                    "pixels_per_second": 214000.0,
                     "aliases": ["x2"],
                     "replaces": None,
                 }
@@ -131,6 +132,9 @@ class VariantDescription(BaseModel):
     )
     device: str | None = None
     precision: str | None = Field(None, description="What the variant computes in: `exact`, `high` or `fast`.")
+    pixels_per_second: float | None = Field(
+        None, description="Measured speed in input pixels, of recent requests; null before the first one."
+    )
     aliases: list[str] = Field(description="Aliases that resolve to this variant on this server.")
     replaces: Literal["official", "embedded"] | None = Field(
         None, description="Which weights of this name a file in MODEL_DIR overrides; null if none."

@@ -201,6 +201,7 @@ def build_service(
     def count(report: BatchReport) -> None:
         metrics.batch_images.observe(report.jobs)
         metrics.batch_pixels.observe(report.cost)
+        registry.record_batch(report.key, report.cost, report.seconds)
         for wait in report.waits:
             metrics.queue_wait.observe(wait)
 

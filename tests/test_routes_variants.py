@@ -7,9 +7,10 @@ import hashlib
 
 import pytest
 
+from app.variants.loaded_model import Throughput
 from model.variants import ALIASES, VARIANTS, embedded_path
 from tests.scripted import ScriptedUpscaler
-from tests.service import running, scripted_app
+from tests.service import noise, png, running, scripted_app
 
 
 @pytest.fixture
@@ -76,3 +77,29 @@ def test_an_unknown_variant_is_404(ask):
     response = ask("/v1/variants/x3")
     assert response.status_code == 404
     assert response.json()["code"] == "unknown_variant"
+
+
+def test_a_variant_tells_its_measured_speed(tmp_path):
+    """Unknown before the first request, then input pixels per second of its forward passes."""
+    app = scripted_app(tmp_path, classical_x2=ScriptedUpscaler(), realworld_x4=ScriptedUpscaler(scale=4))
+
+    async def scenario():
+        async with running(app) as client:
+            await app.state.service.boot(lambda: None)
+            before = (await client.get("/v1/variants/classical-x2")).json()["pixels_per_second"]
+            response = await client.post("/v1/upscale", files={"file": png(noise(64, 64))})
+            assert response.status_code == 200
+        return before
+
+    assert asyncio.run(scenario()) is None
+    described = {each.name: each.pixels_per_second for each in app.state.service.registry.describe_all()}
+    assert described["classical-x2"] > 0
+    assert described["realworld-x4"] is None
+
+
+def test_recent_forward_passes_count_more():
+    """A variant that became ten times slower says so after a few requests."""
+    throughput = Throughput()
+    for seconds in [0.1] * 20 + [1.0] * 20:
+        throughput.record(1000, seconds)
+    assert 1000 <= throughput.pixels_per_second < 1500

@@ -241,6 +241,12 @@ class ModelRegistry:
             raise NotReady(f"The variant {entry.name!r} could not be loaded: {condition.reason}", retry_after=60)
         return loaded
 
+    def record_batch(self, key: str, pixels: int, seconds: float) -> None:
+        """Count a forward pass in the measured speed of the weights that ran it."""
+        for condition in self._conditions.values():
+            if condition.loaded is not None and condition.loaded.key == key:
+                condition.loaded.throughput.record(pixels, seconds)
+
     # In the loading thread.
 
     def _make_ready(self, entry: Entry) -> str | None:

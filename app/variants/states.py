@@ -46,7 +46,8 @@ def describe(entry: Entry, condition: VariantState, aliases: list[str]) -> Varia
         available=condition.serves(entry),
         reason=absent(entry.name, entry.name).detail if lacking else condition.reason,
         device=str(upscaler.device) if upscaler else None,
-        precision=condition.loaded.precision if condition.loaded else None,
+        precision=loaded.precision if loaded else None,
+        pixels_per_second=loaded.throughput.pixels_per_second if loaded else None,
         aliases=aliases,
         replaces=entry.replaces,
     )
