@@ -26,9 +26,10 @@ install: $(VENV)/.installed-dev ## install everything that developing needs
 test: $(VENV)/.installed-dev ## run the tests; TEST="-k words" chooses some
 	$(BIN)/python -m pytest $(TEST)
 
-prove: $(VENV)/.installed-dev ## the promises in their long forms, and that breaking one is noticed: half an hour
+prove: $(VENV)/.installed-dev ## the promises in their long forms, and that breaking one is noticed: an hour and a half
 	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz \
 	  tests/test_packaging.py tests/test_open_inference.py tests/test_other_processors.py
+	PROVE=1 $(BIN)/python -m pytest --timeout 4200 -s tests/test_promise_proxy.py
 	$(BIN)/python -m tests.broken.prove
 
 image: ## build the container image, and see that it keeps what is said of it

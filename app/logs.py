@@ -173,7 +173,7 @@ def leave(status: int) -> NoReturn:
     A thread that still loads weights or encodes for nobody must not keep the process, nor a log that nobody reads.
     """
     if finish():
-        for stream in (sys.stdout, sys.stderr):
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where they are closed
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
     os._exit(status)

@@ -127,7 +127,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         kind, start = (RaySettings, serve_on_ray) if options.ray else (Settings, serve)
         settings = kind(model_dir=model_dir(Path(folder), "classical-x2", "classical-x4"))
-        return start(settings, lambda line: print(line, flush=True), load=load)
+        return start(settings, lambda line: print(f"{line}\n", end="", flush=True), load=load)
 
 
 if __name__ == "__main__":

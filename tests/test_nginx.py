@@ -193,6 +193,77 @@ def test_the_services_own_words_come_through(balance, pair):
     assert (named.status_code, named.json()["request_id"]) == (404, "mine")
 
 
+def test_a_public_name_reaches_the_processes(balance):
+    """The name that clients use is passed on: it works where ALLOWED_HOSTS has it, and the client is in the log."""
+    settings = {"allowed_hosts": "images.example", "trusted_proxies": "127.0.0.1"}
+    with ScriptedServer(**settings) as one, ScriptedServer(**settings) as other:
+        url = balance(port_of(one), port_of(other))
+        named = {**PNG, "host": "images.example"}
+        assert [post(url, headers=named).status_code for _ in range(4)] == [200] * 4
+        refused = post(url, headers={**PNG, "host": "rebound.example"})
+        assert (refused.status_code, refused.json()["code"]) == (421, "misdirected_request")
+        forwarded = {**named, "x-forwarded-for": "203.0.113.9"}
+        assert post(url, headers=forwarded).status_code == 200
+        for server in (one, other):
+            server.stop()
+        lines = [line for line in one.output + other.output if "POST /v1/upscale" in line]
+    assert lines
+    assert all("client=127.0.0.1" in line or "client=203.0.113.9" in line for line in lines)
+
+
+SUB_PATH = """
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log stderr warn;
+events {{ worker_connections 64; }}
+http {{
+    access_log off;
+    server {{
+        listen 127.0.0.1:{front};
+        location /tools/upscaler/ {{
+            proxy_set_header Host $http_host;
+            {how}
+        }}
+    }}
+}}
+"""
+STRIPPED = "proxy_set_header X-Forwarded-Prefix /tools/upscaler; proxy_pass http://127.0.0.1:{port}/;"
+WHOLE = "proxy_pass http://127.0.0.1:{port};"
+
+
+@pytest.mark.parametrize(
+    ("how", "settings"),
+    [(STRIPPED, {"trusted_proxies": "127.0.0.1"}), (STRIPPED, {"root_path": "/tools/upscaler"}),
+     (WHOLE, {"root_path": "/tools/upscaler"})],
+    ids=["X-Forwarded-Prefix", "ROOT_PATH, stripped", "ROOT_PATH, not stripped"],
+)  # fmt: skip
+def test_it_lives_under_a_sub_path(tmp_path, how, settings):
+    """Page, its files, documents, openapi.json and the API, through a proxy; probes come without the prefix."""
+    with ScriptedServer(**settings) as server:
+        [front] = free_ports(1)
+        text = SUB_PATH.format(folder=tmp_path, front=front, how=how.format(port=port_of(server)))
+        (tmp_path / "nginx.conf").write_text(text)
+        command = [NGINX, "-p", tmp_path, "-c", tmp_path / "nginx.conf", "-g", "daemon off;"]
+        master = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        try:
+            base = f"http://127.0.0.1:{front}/tools/upscaler"
+            with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:
+                page = client.get(f"{base}/", timeout=PATIENCE)
+            assert "<html" in page.text
+            linked = re.findall(r'(?:src|href)="([^"#:]+)"', page.text)
+            assert linked
+            for path in (*linked, "docs", "openapi.json", "v1/variants", "health/ready"):
+                assert not path.startswith("/"), "the page's links are relative"
+                assert httpx.get(f"{base}/{path}").status_code == 200, path
+            document = httpx.get(f"{base}/openapi.json").json()
+            assert document["servers"] == [{"url": "/tools/upscaler"}]
+            assert post(base).status_code == 200
+            assert httpx.get(f"{server.url}/health/ready").status_code == 200
+        finally:
+            master.terminate()
+            master.wait(PATIENCE)
+
+
 def test_where_nobody_is_ready_the_client_is_told_to_wait(balance, pair):
     """503 with ``Retry-After`` and the problem document of ``not_ready``, with the service's own fields."""
     answer = post(balance(*free_ports(2)))
