@@ -20,6 +20,7 @@ from app.http.middleware import FailureResponses, RequestContext
 from app.routes import health, open_inference, pages, upscale, variants
 from app.service import Service, build_service
 from app.settings import Settings
+from app.tracing import Tracer, make_tracer
 from app.variants.loaded_model import Load
 from app.version import service_version
 
@@ -61,6 +62,8 @@ def create_app(
     """
     service = build_service(settings or Settings(), load, on_fatal=on_fatal, clock=clock)
 
+    tracer = make_tracer()
+
     def end_if_failed(boot: asyncio.Task[None]) -> None:
         if not boot.cancelled() and (error := boot.exception()):
             logger.critical("the start failed", exc_info=error)
@@ -76,6 +79,7 @@ def create_app(
         yield
         boot.cancel()
         await service.close()
+        tracer.close()
 
     app = FastAPI(
         title="Swin2SR",
@@ -85,7 +89,7 @@ def create_app(
         docs_url=None,  # the framework's own load their script from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        middleware=middleware(service),
+        middleware=middleware(service, tracer),
         exception_handlers=dict(EXCEPTION_HANDLERS),
     )
     app.state.service = service
@@ -94,7 +98,7 @@ def create_app(
     return app
 
 
-def middleware(service: Service) -> list[Middleware]:
+def middleware(service: Service, tracer: Tracer) -> list[Middleware]:
     """What every request passes, the outermost first."""
     settings = service.settings
 
@@ -108,6 +112,7 @@ def middleware(service: Service) -> list[Middleware]:
             RequestContext,
             on_start=service.metrics.start_request,
             on_end=service.metrics.end_request,
+            tracer=tracer,
             is_leaving=is_leaving,
         ),
         *cross_origin,  # around failures: a page may read them too

@@ -14,7 +14,7 @@ PACKAGES = ("model", "app")
 FRAMEWORK_MODULES = {"app.main", "app.routes", "app.http", "app.ray"}
 """Where FastAPI and Starlette may be imported."""
 
-THREAD_MODULES = {"app.batching", "app.variants", "app.imaging", "app.pipeline", "app.logs"}
+THREAD_MODULES = {"app.batching", "app.variants", "app.imaging", "app.pipeline", "app.logs", "app.tracing"}
 """Where threads and their futures may be imported."""
 
 LIGHT_MODULES = {"app.__main__", "app.cli.commands", "app.ray.deployment", "app.logs"}

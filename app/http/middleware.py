@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Draining, InternalError, ServiceError
+from app.tracing import Tracer
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
@@ -69,6 +70,7 @@ class RequestContext:
         app: what answers.
         on_start: told the path of each request.
         on_end: told its path again, its log fields, and the seconds that it took.
+        tracer: exports the spans of requests for images.
         is_leaving: whether the server is about to end; every response closes its connection then.
     """
 
@@ -77,11 +79,13 @@ class RequestContext:
         app: ASGIApp,
         on_start: Callable[[str], None],
         on_end: Callable[[str, dict[str, object], float], None],
+        tracer: Tracer,
         is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.app = app
         self.on_start = on_start
         self.on_end = on_end
+        self.tracer = tracer
         self.is_leaving = is_leaving
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,6 +121,9 @@ class RequestContext:
         finally:
             seconds = time.monotonic() - started
             self.on_end(counted, log_fields, seconds)
+            if not counted.startswith(PROBES):
+                name = f"{scope['method']} {counted or scope['path']}"
+                self.tracer.record(name, headers, {**log_fields, "status": status}, seconds)
             _log(scope, status, {"request_id": identity, "seconds": round(seconds, 4), **log_fields})
 
 
