@@ -24,6 +24,7 @@ DASHBOARD = json.loads((ROOT / "docker" / "grafana" / "dashboards" / "swin2sr.js
 PANELS = DASHBOARD["panels"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 PNG = {"content-type": "image/png"}
+SCALED_OBJECT = ROOT / "docker" / "kubernetes" / "components" / "keda" / "scaledobject.yaml"
 
 with_prometheus = pytest.mark.skipif(
     not (shutil.which("promtool") and shutil.which("prometheus")), reason="Prometheus is not installed"
@@ -182,6 +183,8 @@ def test_prometheus_scrapes_the_service_and_the_dashboard_shows_it(tmp_path):
             assert prometheus.values("sum(swin2sr_rejected_total)")[0] > 0
             empty = [title for title, expr in QUERIES if not prometheus.values(query_of(expr))]
             assert empty == []
+            scaled = yaml.safe_load(SCALED_OBJECT.read_text("utf-8"))
+            assert prometheus.values(scaled["spec"]["triggers"][0]["metadata"]["query"])
             [group] = prometheus.get("/rules")["groups"]
             assert {(rule["name"], rule["health"]) for rule in group["rules"]} == {
                 (rule["alert"], "ok") for rule in RULES
