@@ -61,6 +61,12 @@ def test_every_alert_is_tested_both_ways():
     assert tested == {(rule["alert"], fires) for rule in RULES for fires in (True, False)}
 
 
+def test_every_alert_says_what_to_do():
+    """The operations guide has a row for each, and for no other."""
+    guide = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    assert re.findall(r"^\| `(Swin2sr\w+)` \|", guide, re.M) == [rule["alert"] for rule in RULES]
+
+
 @with_prometheus
 def test_the_dashboards_queries_are_queries(tmp_path):
     """Each is accepted where a rule's expression stands."""
