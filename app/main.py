@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware import Middleware
@@ -18,6 +19,7 @@ from app.http.head import HeadAsGet
 from app.http.hosts import AllowedHosts
 from app.http.middleware import FailureResponses, RequestContext
 from app.routes import health, open_inference, pages, upscale, variants
+from app.schemas import Problem
 from app.service import Service, build_service
 from app.settings import Settings
 from app.tracing import Tracer, make_tracer
@@ -35,6 +37,16 @@ ROUTERS = (
 )
 
 logger = logging.getLogger(__name__)
+
+
+class Application(FastAPI):
+    """FastAPI, with the problem document among the schemas that its OpenAPI document refers to."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document."""
+        document = super().openapi()
+        document["components"]["schemas"].setdefault("Problem", Problem.model_json_schema())
+        return document
 
 
 def create_app(
@@ -81,7 +93,7 @@ def create_app(
         await service.close()
         tracer.close()
 
-    app = FastAPI(
+    app = Application(
         title="Swin2SR",
         version=service_version(),
         summary="Super-resolution and restoration of compressed images.",

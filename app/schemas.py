@@ -61,7 +61,13 @@ class UpscaleOptions(BaseModel):
     metadata: Literal["keep", "strip"] = Field(
         "keep", description="keep: keep EXIF, ICC profile and XMP; strip: convert to sRGB and remove all metadata."
     )
-    tile: int | Literal["auto"] = Field("auto", description="Largest side of a tile in pixels, or auto.")
+    tile: int | Literal["auto"] = Field(
+        "auto",
+        description="Largest side of a tile in pixels, or auto.",
+        json_schema_extra={
+            "anyOf": [{"type": "integer", "minimum": SMALLEST_TILE}, {"type": "string", "const": "auto"}]
+        },
+    )
     timeout_ms: int | None = Field(None, ge=1, description="Client deadline in milliseconds.")
 
     @field_validator("tile")

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from app import errors
 from app.cli.commands import build
 from app.routes.examples import example_errors, problems
+from app.schemas import SMALLEST_TILE
 from tests.scripted import ScriptedUpscaler
 from tests.service import noise, png, png_header, running, scripted_app
 
@@ -55,6 +56,42 @@ def test_every_route_says_what_it_does_and_shows_its_errors(operation):
             assert examples
             number = 500 if status == "default" else int(status)
             assert all(example["value"]["status"] == number for example in examples.values())
+
+
+def nodes(node):
+    """Every object in a document."""
+    if isinstance(node, dict):
+        yield node
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from nodes(child)
+
+
+def test_the_problem_document_is_described_once():
+    """Generators make one class of it: all errors refer to the schema."""
+    document = json.loads(COMMITTED.read_text("utf-8"))
+    described = [each for each in nodes(document) if {"title", "status", "detail"} <= each.get("properties", {}).keys()]
+    assert described == [document["components"]["schemas"]["Problem"]]
+    bodies = [each["application/problem+json"] for each in nodes(document) if "application/problem+json" in each]
+    assert len(bodies) > 10
+    assert all(body["schema"] == {"$ref": "#/components/schemas/Problem"} for body in bodies)
+
+
+def test_every_reference_leads_somewhere():
+    """Within the document."""
+    document = json.loads(COMMITTED.read_text("utf-8"))
+    names = {each["$ref"] for each in nodes(document) if isinstance(each.get("$ref"), str)}
+    assert names
+    assert {name.removeprefix("#/components/schemas/") for name in names} <= document["components"]["schemas"].keys()
+
+
+def test_options_have_their_limits_in_the_query_and_in_the_form():
+    """The same schema in both places, with the smallest tile."""
+    operation = json.loads(COMMITTED.read_text("utf-8"))["paths"]["/v1/upscale"]["post"]
+    query = {each["name"]: each["schema"] for each in operation["parameters"] if each["in"] == "query"}
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert set(form) - {"file"} == set(query)
+    for schema in (query["tile"], form["tile"]):
+        assert {"type": "integer", "minimum": SMALLEST_TILE} in schema["anyOf"]
 
 
 def leaves(error):

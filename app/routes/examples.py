@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from app import errors
-from app.schemas import Problem
 
 REQUEST_ID = "9f2c1e0b7a6d4c3f8e5d2b1a09c8d7e6"
 
@@ -117,7 +116,7 @@ def problems(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, obj
 
 def _response(shown: Sequence[errors.ServiceError]) -> dict[str, object]:
     examples = {error.code: {"summary": error.title, "value": error.problem(REQUEST_ID)} for error in shown}
-    content = {"schema": Problem.model_json_schema(), "examples": examples}
+    content = {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": examples}
     response: dict[str, object] = {
         "description": "; ".join(error.title for error in shown) + ".",
         "content": {"application/problem+json": content},
