@@ -16,7 +16,7 @@ from model.training.crops import Crops
 from model.training.fonts import built_in, find_fonts
 from model.training.graphics import ALIGNED, KINDS, Sketch, draw_graphic
 from model.training.held_out import HeldOut, draw_held_out
-from model.training.loop import reconstruction_loss
+from model.training.losses import reconstruction_loss
 from model.training.pairs import Photo, cut
 from tests.test_training import draw, tiny
 
@@ -146,8 +146,8 @@ def test_padding_does_not_count_in_the_loss() -> None:
     wrong[0, :, 12:], wrong[1, :, :, 10:] = 9.0, 9.0
     wrong_aux[0, :, 6:], wrong_aux[1, :, :, 5:] = 9.0, 9.0
     result = Reconstruction(wrong, wrong_aux)
-    assert reconstruction_loss(result, sharp, clean, 1.0, torch.tensor([[6, 8], [8, 5]])) == 0
-    assert reconstruction_loss(result, sharp, clean, 1.0, torch.tensor([[7, 8], [8, 5]])) > 0
+    assert reconstruction_loss(result, sharp, clean, torch.tensor([[6, 8], [8, 5]]), aux_weight=1.0) == 0
+    assert reconstruction_loss(result, sharp, clean, torch.tensor([[7, 8], [8, 5]]), aux_weight=1.0) > 0
 
 
 def test_an_exact_answer_is_a_finite_score() -> None:

@@ -35,7 +35,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     network, continued = build(RECIPES[options.variant], options.init)
     recipe = _override(RECIPES[options.variant], options, continued=continued)
     bfloat16 = device.type == "cuda" if options.bfloat16 is None else options.bfloat16
-    trainer = Trainer(network.to(device), recipe, bfloat16=bfloat16, compiled=options.compile, flat=recipe.flat)
+    trainer = Trainer(
+        network.to(device),
+        recipe,
+        bfloat16=bfloat16,
+        compiled=options.compile,
+        flat=recipe.flat,
+    )
     folder = options.out or Path("build") / "training" / options.variant
     if options.resume:
         trainer.resume(folder)
@@ -59,10 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         HeldOut(
             held_out, draw_held_out(recipe.config.upscale, recipe.config.num_channels), recipe.quality, window
         ),
-        Limits(steps=options.steps, minutes=options.minutes),
+        None if options.steps is options.minutes is None else Limits(steps=options.steps, minutes=options.minutes),
         folder=folder,
         weights=f"{options.variant}.safetensors",
         every=options.every,
+        fit_batches=options.fit,
+        fit_iterations=options.fit_iterations,
         on_report=_print_report,
     )  # fmt: skip
     return 0
@@ -126,20 +134,22 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, help="of torch, on a CPU")
     parser.add_argument("--loaders", type=int, help="threads that cut and compress crops (one per core, 8 at most)")
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="forward passes (on a GPU)")
+    parser.add_argument("--fit", type=int, default=0, help="batches to which the head is fitted first (0: not fitted)")
+    parser.add_argument("--fit-iterations", type=int, default=60, help="of that fit")
     parser.add_argument("--compile", action="store_true", help="let torch compile the network first")
     parser.add_argument("--crop", type=int, help="low-resolution pixels a side, instead of the recipe's")
     parser.add_argument("--batch", type=int, help="crops a step, instead of the recipe's")
     parser.add_argument("--learning-rate", type=float, help="peak (the recipe's, which is lower with --init)")
     parser.add_argument("--every", type=int, default=500, help="steps between reports and checkpoints")
     options = parser.parse_args(arguments)
-    if options.steps is None and options.minutes is None:
-        parser.error("give --steps or --minutes")
+    if options.steps is None and options.minutes is None and not options.fit:
+        parser.error("give --steps or --minutes, or --fit")
     return options
 
 
 def _override(recipe: Recipe, options: argparse.Namespace, *, continued: bool) -> Recipe:
     if continued:
-        recipe = dataclasses.replace(recipe, learning_rate=recipe.continued_rate)
+        recipe = dataclasses.replace(recipe, learning_rate=recipe.continued_rate, warmup=recipe.continued_warmup)
     given = {name: getattr(options, name) for name in ("crop", "batch", "learning_rate", "graphics", "flat")}
     return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
 

@@ -57,8 +57,8 @@ class Crops:
         self._channels = first.sharp.shape[2]
 
     def batch(self, step: int) -> Batch:
-        """Return the batch of a step, counted from 0."""
-        generator = np.random.default_rng((self._seed, step))
+        """Return the batch of a step; steps of training count from 0, negative ones are other batches."""
+        generator = np.random.default_rng((self._seed, step) if step >= 0 else (self._seed, -step, 1))
         return stack([self._sample(generator) for _ in range(self._batch)])
 
     def _sample(self, generator: np.random.Generator) -> Sample:

@@ -56,10 +56,15 @@ def can_keep_flat(config: Swin2SRConfig) -> bool:
     return config.upsampler in ("pixelshuffledirect", None) and config.resi_connection == "1conv"
 
 
-def _paths(network: Swin2SR) -> _Paths:
-    config = network.config
+def check_can_keep_flat(config: Swin2SRConfig) -> None:
+    """Raise ValueError if a network with this configuration cannot be held to the construction."""
     if not can_keep_flat(config):
         raise ValueError(f"flat areas cannot be kept by construction with {config.upsampler}, {config.resi_connection}")
+
+
+def _paths(network: Swin2SR) -> _Paths:
+    config = network.config
+    check_can_keep_flat(config)
     same = torch.eye(config.num_channels, dtype=torch.float64)
 
     def layer(name: str) -> nn.Conv2d:
@@ -95,14 +100,51 @@ def keep_flat(network: Swin2SR) -> None:
     lacking = paths.wanted.to(gains.device) - last.weight.double().sum((2, 3)) @ gains
     change = lacking @ torch.linalg.pinv(gains) / 9
     last.weight += change[:, :, None, None].to(last.weight.dtype)
-    _balance_bias(first, last)
+    _balance_bias(paths)
 
 
-def _balance_bias(first: nn.Conv2d, last: nn.Conv2d) -> None:
-    """Set the last bias so that the linear path adds no constant."""
+def _balance_bias(paths: _Paths) -> None:
+    first, last = paths.first, paths.last
     assert first.bias is not None
     assert last.bias is not None
     last.bias.copy_(-(last.weight.double().sum((2, 3)) @ first.bias.double()))
+
+
+@torch.no_grad()
+def balance(network: Swin2SR) -> None:
+    """Set the last bias so that the linear path adds no constant."""
+    _balance_bias(_paths(network))
+
+
+def fixed_parameters(network: Swin2SR) -> list[Tensor]:
+    """Return what an optimiser of ``constrain_gradients`` must leave alone.
+
+    These are the biases that are zero or follow from other weights, and the first layer of the linear path.
+    """
+    paths = _paths(network)
+    layers = [paths.first, paths.ending, paths.last, *([] if paths.unbiased is None else [paths.unbiased])]
+    biases = [layer.bias for layer in layers if layer.bias is not None]
+    return [paths.first.weight, *biases]
+
+
+@torch.no_grad()
+def constrain_gradients(network: Swin2SR) -> None:
+    """Project gradients so that steps along them keep flat areas, given ``balance`` after each step.
+
+    The gradient of the last bias, which ``balance`` sets, becomes a part of that of the last weight.
+    """
+    paths = _paths(network)
+    first, last = paths.first, paths.last
+    assert first.bias is not None
+    assert last.bias is not None
+    assert paths.ending.weight.grad is not None
+    assert last.weight.grad is not None
+    assert last.bias.grad is not None
+    paths.ending.weight.grad -= paths.ending.weight.grad.mean((2, 3), keepdim=True)
+    last.weight.grad -= (last.bias.grad[:, None] * first.bias)[:, :, None, None]
+    gains = first.weight.double().sum((2, 3))
+    change = last.weight.grad.double().sum((2, 3)) @ gains @ torch.linalg.pinv(gains) / 9
+    last.weight.grad -= change[:, :, None, None].to(last.weight.dtype)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,8 +17,10 @@ from model.checkpoints import write_official
 from model.network import Swin2SR
 from model.reconstruction import Reconstruction
 from model.training.crops import Crops
-from model.training.flat_areas import keep_flat, round_to_bfloat16
+from model.training.fit import fit_behind_body
+from model.training.flat_areas import check_can_keep_flat, keep_flat, round_to_bfloat16
 from model.training.held_out import HeldOut, Score
+from model.training.losses import reconstruction_loss
 from model.training.pairs import Batch
 from model.training.recipe import Recipe
 
@@ -80,35 +82,6 @@ def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
     return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * cosine
 
 
-def reconstruction_loss(
-    result: Reconstruction, sharp: Tensor, clean: Tensor, aux_weight: float, sizes: Tensor
-) -> Tensor:
-    """Return the L1 distance to the wanted image, plus that of the auxiliary image to the uncompressed input.
-
-    Padding does not count, because serving cuts it off.
-
-    Args:
-        result: of the network.
-        sharp: wanted image (B, C, s H, s W).
-        clean: input before JPEG (B, C, H, W).
-        aux_weight: of the auxiliary image's distance.
-        sizes: (B, 2), height and width of the inputs without padding.
-
-    Source: Swin2SR, the auxiliary loss of compressed super-resolution.
-    """
-    loss = _distance(result.image, sharp, sizes * (sharp.shape[2] // clean.shape[2]))
-    if result.aux is not None:
-        loss = loss + aux_weight * _distance(result.aux, clean, sizes)
-    return loss
-
-
-def _distance(image: Tensor, wanted: Tensor, sizes: Tensor) -> Tensor:
-    rows = torch.arange(image.shape[2], device=image.device) < sizes[:, :1]  # (B, H)
-    columns = torch.arange(image.shape[3], device=image.device) < sizes[:, 1:]  # (B, W)
-    inside = rows[:, None, :, None] & columns[:, None, None, :]
-    return ((image.float() - wanted).abs() * inside).sum() / (inside.sum() * image.shape[1])
-
-
 def parameter_groups(network: nn.Module, weight_decay: float) -> list[dict[str, object]]:
     """Part the parameters: matrices and convolutions decay, biases, norms and logit scales do not."""
     decayed = [p for name, p in network.named_parameters() if p.ndim > 1 and not name.endswith("logit_scale")]
@@ -143,7 +116,8 @@ class Trainer:
         self.flat = flat
         self.start: tuple[float, float] | None = None
         if flat:
-            keep_flat(network)
+            check_can_keep_flat(network.config)
+        self._untouched = True
         self.network = network.train()
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.step = 0
@@ -156,14 +130,31 @@ class Trainer:
             parameter_groups(network, recipe.weight_decay), lr=recipe.learning_rate, betas=(0.9, 0.99), foreach=True
         )
 
+    def fit(self, batches: Iterable[Batch], iterations: int) -> None:
+        """Fit ``conv_after_body`` and the head to batches, before the first step."""
+        self._begin()
+        fit_behind_body(self.network, batches, iterations=iterations, aux_weight=self.recipe.aux_weight, flat=self.flat)
+        self.network.train()
+        self.average.load_state_dict(self.network.state_dict())
+
+    def _begin(self) -> None:
+        """Hold the weights to the construction, which until now are those that the run was given."""
+        if self._untouched and self.flat:
+            keep_flat(self.network)
+            self.average.load_state_dict(self.network.state_dict())
+        self._untouched = False
+
     def learn(self, batch: Batch, progress: float) -> Tensor:
         """Take one step and return its loss, a scalar tensor left on the device."""
+        self._begin()
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, progress)
         degraded, clean, sharp = (self._to_unit(image) for image in (batch.degraded, batch.clean, batch.sharp))
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
-            result = self._forward(degraded)
-        loss = reconstruction_loss(result, sharp, clean, self.recipe.aux_weight, batch.sizes.to(self._device))
+            result: Reconstruction = self._forward(degraded)
+        loss = reconstruction_loss(
+            result, sharp, clean, batch.sizes.to(self._device), aux_weight=self.recipe.aux_weight
+        )
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip, foreach=True)
@@ -185,9 +176,12 @@ class Trainer:
 
     @torch.no_grad()
     def finish(self) -> Swin2SR:
-        """Return the averaged weights as a file would hold them: rounded to bfloat16, in float32."""
+        """Return the averaged weights as a file would hold them: rounded to bfloat16, in float32.
+
+        Before the first step they are those that the run was given, whether they keep flat areas or not.
+        """
         network = copy.deepcopy(self.average).eval()
-        if self.flat:
+        if self.flat and not self._untouched:
             keep_flat(network)  # an average of networks that keep flat areas need not keep them
             round_to_bfloat16(network)
         else:
@@ -219,6 +213,7 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds, self.start = state["step"], state["seconds"], state["start"]
+        self._untouched = False
 
 
 def export(network: Swin2SR, file: Path) -> None:
@@ -233,11 +228,13 @@ def train(
     trainer: Trainer,
     crops: Crops,
     held_out: HeldOut,
-    limits: Limits,
+    limits: Limits | None,
     *,
     folder: Path,
     weights: str,
     every: int,
+    fit_batches: int = 0,
+    fit_iterations: int = 60,
     on_report: Callable[[Report], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> None:
@@ -247,10 +244,12 @@ def train(
         trainer: fresh or resumed.
         crops: training data.
         held_out: images on which progress is measured.
-        limits: when the run ends.
+        limits: when the run ends; None after the fit.
         folder: where checkpoint, history and weights go; created if absent.
         weights: file name of the exported weights.
         every: steps between reports.
+        fit_batches: number of batches, counted down from -1 as steps, to which the head is fitted first; 0 for none.
+        fit_iterations: of that.
         on_report: called with each report.
         clock: seconds that only grow.
 
@@ -271,15 +270,23 @@ def train(
             trainer.start = photos.psnr, graphics.psnr
         rate = learning_rate(trainer.recipe, trainer.step, progress)
         state = Report(trainer.step, trainer.seconds, progress, rate, loss, photos, graphics, trainer.start)
-        if trainer.step:
+        if trainer.step or fitted:
             trainer.save(folder)
             export(network, folder / weights)
         with (folder / HISTORY_NAME).open("a", encoding="utf-8") as history:
             history.write(json.dumps(asdict(state)) + "\n")
         on_report(state)
 
-    if trainer.step == 0:
+    fitted = False
+    if trainer.start is None:
         report(0.0)
+        if fit_batches:
+            began = clock()
+            trainer.fit((crops.batch(-1 - number) for number in range(fit_batches)), fit_iterations)
+            trainer.seconds, fitted = clock() - began, True
+            report(0.0)
+    if limits is None:
+        return
     began = clock() - trainer.seconds
     for batch in crops.batches(trainer.step):
         progress = limits.progress(trainer.step, trainer.seconds)

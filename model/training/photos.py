@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from model.evaluate import list_photos, read_photo
 from model.training.pairs import Photo
 
 HELD_OUT_EVERY = 40
+T = TypeVar("T")
 
 
 def read_photos(folder: Path, scale: int, channels: int, least: int, threads: int) -> list[Photo]:
@@ -43,11 +45,16 @@ def read_photos(folder: Path, scale: int, channels: int, least: int, threads: in
     return photos
 
 
+def hold_out(series: Sequence[T]) -> list[T]:
+    """Return every fortieth of a series, or its last where it is shorter than that."""
+    return list(series[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]) or [series[-1]]
+
+
 def split(photos: Sequence[Photo]) -> tuple[list[Photo], list[Photo]]:
     """Part the photos into those to train on and every fortieth, held out to measure progress.
 
     With a single photo, both parts are that photo.
     """
-    held_out = list(photos[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]) or [photos[-1]]
+    held_out = hold_out(photos)
     names = {photo.name for photo in held_out}
     return [photo for photo in photos if photo.name not in names] or held_out, held_out

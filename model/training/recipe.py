@@ -26,6 +26,7 @@ class Recipe:
         quality: lowest and highest JPEG quality of the inputs, as ``cut`` draws them; None leaves them uncompressed.
         aux_weight: weight of the auxiliary loss, for ``pixelshuffle_aux``.
         continued_rate: peak of the learning rate where all weights come from ``--init``.
+        continued_warmup: steps of warm-up there.
         graphics: share of drawn graphics among the crops, 0 to 1.
         flat: whether flat areas keep their value by construction.
     """
@@ -42,13 +43,18 @@ class Recipe:
     quality: tuple[int, int] | None = None
     aux_weight: float = 1.0
     continued_rate: float = 2e-5
+    continued_warmup: int = 50
     graphics: float = 0.0
     flat: bool = False
 
     def __post_init__(self) -> None:
         if self.crop < 1 or self.crop % self.config.window_size:
             raise ValueError(f"crop must be a multiple of the window {self.config.window_size}, not {self.crop}")
-        if min(self.batch, self.warmup) < 1 or self.learning_rate <= 0 or not 0 <= self.ema_decay < 1:
+        if (
+            min(self.batch, self.warmup, self.continued_warmup) < 1
+            or self.learning_rate <= 0
+            or not 0 <= self.ema_decay < 1
+        ):
             raise ValueError("batch and warmup must be 1 or more, learning_rate positive, ema_decay in [0, 1)")
         if not 0 <= self.graphics <= 1 or self.continued_rate <= 0:
             raise ValueError("graphics must be a share from 0 to 1, continued_rate positive")
@@ -89,11 +95,11 @@ def _embedded(
     return Recipe(
         config=config,
         learning_rate=learning_rate,
-        continued_rate=5e-4,
+        continued_rate=2e-4,
         crop=crop,
         batch=batch,
         quality=quality,
-        graphics=0.4,
+        graphics=0.3,
         flat=True,
     )
 

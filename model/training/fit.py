@@ -1,0 +1,127 @@
+"""Fit what lies behind the body, ``conv_after_body`` and the head, to a fixed set of crops.
+
+The body computes once for each crop, without gradients. The rest has a few thousand weights, which L-BFGS fits to all
+crops at once, in minutes of one core. Use it before training all of a network, after a constraint or new kinds of
+images have changed what is wanted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.network import Swin2SR, to_image
+from model.reconstruction import Reconstruction
+from model.training.flat_areas import balance, constrain_gradients, fixed_parameters
+from model.training.losses import reconstruction_loss
+from model.training.pairs import Batch
+
+BODY_ENDS = "swin2sr.conv_after_body."
+SMOOTHING = 0.003
+HISTORY = 20
+"""Steps that L-BFGS remembers."""
+
+
+def is_behind_body(name: str) -> bool:
+    """Whether a weight with this name is fitted: that of ``conv_after_body`` or of the head."""
+    return name.startswith(BODY_ENDS) or not name.startswith("swin2sr.")
+
+
+@dataclass(frozen=True)
+class BodyFeatures:
+    """What a body makes of images.
+
+    Attributes:
+        deep: input of ``conv_after_body`` (B, embed_dim, H, W).
+        shallow: what is added to its output, of the same shape.
+        images: (B, C, H, W) in [0, 1].
+    """
+
+    deep: Tensor
+    shallow: Tensor
+    images: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def compute(cls, network: Swin2SR, images: Tensor) -> BodyFeatures:
+        """Run the body of a network on images (B, C, H, W) in [0, 1]."""
+        body = network.swin2sr
+        size = (images.shape[2], images.shape[3])
+        shallow = body.first_convolution(body.normalise(images))  # (B, embed_dim, H, W)
+        encoded = body.encoder(body.embeddings(shallow), size).last_hidden_state
+        return cls(to_image(body.layernorm(encoded), size), shallow, images)
+
+    def reconstruct(self, network: Swin2SR) -> Reconstruction:
+        """Return the network's result, with gradients for what lies behind the body."""
+        return network.reconstruct(network.swin2sr.conv_after_body(self.deep) + self.shallow, self.images)
+
+
+def fit_behind_body(
+    network: Swin2SR,
+    batches: Iterable[Batch],
+    *,
+    iterations: int,
+    aux_weight: float = 1.0,
+    flat: bool = False,
+    on_loss: Callable[[float], None] = lambda _: None,
+) -> None:
+    """Minimise the reconstruction loss over all batches at once; the weights of the body stay.
+
+    Args:
+        network: fitted in place.
+        batches: kept in memory with their features: 6 KB a low-resolution pixel of a network 40 wide in float32.
+        iterations: of L-BFGS; each passes once or twice over all batches.
+        aux_weight: as in ``reconstruction_loss``.
+        flat: whether the network keeps flat areas by construction and is to do so afterwards.
+        on_loss: called with each loss.
+
+    Raises:
+        ValueError: if ``flat`` is asked for and the network's head does not allow it.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    fitted = {name: weight for name, weight in network.named_parameters() if is_behind_body(name)}
+    if flat:
+        fixed = {id(weight) for weight in fixed_parameters(network)}
+        fitted = {name: weight for name, weight in fitted.items() if id(weight) not in fixed}
+    cached = []
+    for batch in batches:
+        degraded, clean, sharp = (image.to(device) for image in (batch.degraded, batch.clean, batch.sharp))
+        cached.append((BodyFeatures.compute(network, degraded.float() / 255), clean, sharp, batch.sizes.to(device)))
+    optimiser = torch.optim.LBFGS(
+        list(fitted.values()),
+        max_iter=iterations,
+        history_size=HISTORY,
+        tolerance_grad=0,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> float:
+        network.zero_grad(set_to_none=True)
+        if flat:
+            balance(network)
+        total = 0.0
+        for features, clean, sharp, sizes in cached:
+            loss = reconstruction_loss(
+                features.reconstruct(network),
+                sharp.float() / 255,
+                clean.float() / 255,
+                sizes,
+                aux_weight=aux_weight,
+                smoothing=SMOOTHING,
+            ) / len(cached)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+        if flat:
+            constrain_gradients(network)
+        on_loss(total)
+        return total
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    if flat:
+        balance(network)
+    network.zero_grad(set_to_none=True)
