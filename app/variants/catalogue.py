@@ -117,7 +117,7 @@ class Catalogue:
             try:
                 entry = self.find(wish)
                 if entry.path is None:
-                    self._official.make_sure_of_leave(fetchable(entry))
+                    self._official.check_allowed(fetchable(entry))
             except (UnknownVariant, NotReady, FetchError) as error:
                 raise ValueError(f"VARIANTS names {wish!r}: {error}") from error
             names[entry.name] = None

@@ -1,7 +1,7 @@
-"""Official weights: found in the cache, or brought there from the hub or the authors' release, and verified.
+"""Official weights: found in the local cache, or downloaded from the hub or the authors' release, and verified.
 
-A hub's files lie in the cache as huggingface_hub lays them out, so that what other programs downloaded counts too.
-Beside them, a folder ``swin2sr`` holds the release's files, and what is known of every file that was fetched.
+Files of the hub are in the cache of huggingface_hub, so that what other programs downloaded is used too. A folder
+``swin2sr`` holds the release's files, and a record of the digest of each downloaded file.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from model.official.http import FetchError, OnStep, Step, Unreachable, discard_parts, download, megabytes, writing
-from model.official.hub import HubFile, blob_place, cached_file, describe_file, enter_into_cache
+from model.official.http import FetchError, OnStep, Step, Unreachable, download, megabytes, writing
+from model.official.hub import cached_file, download_file
 from model.variants import RELEASE, Variant
 
 __all__ = ["FetchError", "OfficialWeights", "OnStep", "Step", "Unreachable", "file_digest", "megabytes"]
@@ -30,30 +29,20 @@ _CONFIG = "config.json"
 _PROCESSOR = "preprocessor_config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_PATIENCE_S = 0.1
-
-
-@dataclass(frozen=True)
-class _Arrival:
-    """A file that came whole: its name and address, where it lies, where it belongs, and the hub's ETag."""
-
-    name: str
-    url: str
-    part: Path
-    place: Path
-    etag: str = ""
+_LOCK_TIMEOUT_S = 0.1
+"""Seconds to wait for the lock before reporting that another process has it."""
 
 
 @dataclass(frozen=True)
 class OfficialWeights:
-    """Where the authors' weights lie on this machine, and how they get there.
+    """The authors' weights on this machine, and their download.
 
     Attributes:
-        cache_dir: folder that they lie in; huggingface_hub's own where None.
-        offline: whether nothing may be downloaded.
+        cache_dir: folder of the weights; None uses huggingface_hub's own.
+        offline: whether downloads are forbidden.
         release_url: folder of the release's files, the authors' or a mirror's.
-        hub_url: of the hub; huggingface_hub's own choice where None, which ``HF_ENDPOINT`` changes.
-        wait: between tries, seconds.
+        hub_url: URL of the hub; None uses huggingface_hub's own, which ``HF_ENDPOINT`` changes.
+        wait: waits between attempts, with seconds.
     """
 
     cache_dir: Path | None = None
@@ -63,10 +52,10 @@ class OfficialWeights:
     wait: Callable[[float], None] = time.sleep
 
     def find(self, variant: Variant) -> Path | None:
-        """Find a variant's file of weights in the cache, without a look into it.
+        """Find the weights of a variant in the cache, without verifying them.
 
         Returns:
-            A file of the hub with its ``config.json`` beside it, or a file of the release; None if neither is here.
+            A file of the hub with its ``config.json`` beside it, or a file of the release; None if there is neither.
         """
         for name in _hub_names(variant):
             file = cached_file(variant.hub_id or "", name, cache_dir=self.cache_dir)
@@ -76,7 +65,7 @@ class OfficialWeights:
         return released if released is not None and os.access(released, os.R_OK) else None
 
     def digest(self, variant: Variant, file: Path) -> str | None:
-        """The SHA-256 that a variant's file should have, where that is known from anywhere.
+        """The SHA-256 that a variant's file must have: published, recorded, or announced by the hub; None if unknown.
 
         Raises:
             FetchError: if the record of an earlier download is broken.
@@ -85,63 +74,62 @@ class OfficialWeights:
         return known or (blob if _SHA256.fullmatch(blob := file.resolve().name) else None)
 
     def verify(self, variant: Variant, file: Path) -> None:
-        """Make sure that a file of the cache is the one that was downloaded.
+        """Check the digest of a file in the cache.
 
         Raises:
-            FetchError: if it is not, or cannot be read; the text says what to do.
+            FetchError: if it is wrong, or the file cannot be read.
         """
         expected = self.digest(variant, file)
         try:
             found = file_digest(file)
         except OSError as error:
-            raise FetchError(f"{file} cannot be read: {error.strerror}.") from error
+            raise FetchError(f"Cannot read {file}: {error.strerror}.") from error
         if found != (expected or found):
             raise FetchError(
-                f"{file} is not the file that was downloaded: its SHA-256 is {found}, not {expected}. Delete "
+                f"{file} has changed since its download: its SHA-256 is {found}, not {expected}. Delete "
                 f"{file.resolve()} and run `swin2sr fetch {variant.name}`."
             )
 
     def fetch(self, variant: Variant, on_step: OnStep = lambda _step: None) -> Path:
-        """Bring an official variant's weights into the cache, from the hub, else from the release; verify them if here.
+        """Download a variant's weights from the hub, else from the release; verify those that are in the cache.
 
-        Any number of processes may do so at the same time: one downloads, the others wait for it.
+        Any number of processes can call this at a time: one downloads, the others wait for it.
 
         Args:
-            variant: of the table.
-            on_step: told how far it is, in the calling thread.
+            variant: an official one.
+            on_step: called with the progress, in this thread.
 
         Returns:
             The file of weights.
 
         Raises:
-            Unreachable: if nobody gives it; what came stays for the next time.
-            FetchError: for all other reasons; the text says what to do.
+            Unreachable: if neither the hub nor the release sends it.
+            FetchError: for all other reasons.
         """
         if not variant.embedded and (file := self._verified(variant)) is not None:
             return file
-        self.make_sure_of_leave(variant)
-        with self._alone(variant, on_step):
-            return self._verified(variant) or self._bring(variant, on_step)
+        self.check_allowed(variant)
+        with self._locked(variant, on_step):
+            return self._verified(variant) or self._download(variant, on_step)
 
-    def make_sure_of_leave(self, variant: Variant) -> None:
-        """Raise the reason why a variant's weights would not even be asked for, if there is one.
+    def check_allowed(self, variant: Variant) -> None:
+        """Check that a variant can be downloaded at all.
 
         Raises:
-            FetchError: if they belong to the package, or nothing may be downloaded; the text says what to do.
+            FetchError: if its weights are part of the package, or downloads are forbidden.
         """
         if variant.embedded:
-            raise FetchError(f"{variant.name!r} comes with the package and is never fetched.")
+            raise FetchError(f"The weights of {variant.name!r} are part of the package and are not downloaded.")
         if self.offline:
             place = self.cache_dir or "the Hugging Face cache"
             raise FetchError(
-                f"The weights of {variant.name!r} are not in {place}, and SWIN2SR_OFFLINE forbids to download them. "
-                f"Unset it, or run `swin2sr fetch {variant.name}` where there is a network, with its SWIN2SR_CACHE_DIR "
-                "set to a folder that can be brought here."
+                f"The weights of {variant.name!r} are not in {place}, and SWIN2SR_OFFLINE forbids downloads. Unset it, "
+                f"or run `swin2sr fetch {variant.name}` on a machine with a network and copy its SWIN2SR_CACHE_DIR."
             )
 
     @property
     def _folder(self) -> Path:
-        """For what is not the hub's."""
+        """Folder of the release's files, the records and the locks."""
         from huggingface_hub import constants  # noqa: PLC0415
 
         return Path(self.cache_dir or constants.HF_ASSETS_CACHE) / "swin2sr"
@@ -152,101 +140,95 @@ class OfficialWeights:
         return file
 
     @contextmanager
-    def _alone(self, variant: Variant, on_step: OnStep) -> Iterator[None]:
-        from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]  # noqa: PLC0415 (exported lazily)
+    def _locked(self, variant: Variant, on_step: OnStep) -> Iterator[None]:
+        from filelock import FileLock, Timeout  # noqa: PLC0415 - needed by downloads only
 
-        lock = self._folder / f"{variant.name}.lock"
+        lock = FileLock(self._folder / f"{variant.name}.lock")
         with ExitStack() as stack:
-            with writing(lock):
-                lock.parent.mkdir(parents=True, exist_ok=True)
+            with writing(self._folder):
+                self._folder.mkdir(parents=True, exist_ok=True)
                 try:
-                    stack.enter_context(WeakFileLock(lock, timeout=_PATIENCE_S))
-                except TimeoutError:
-                    on_step(Step("waiting for another process that fetches it"))
-                    stack.enter_context(WeakFileLock(lock))
+                    stack.enter_context(lock.acquire(timeout=_LOCK_TIMEOUT_S))
+                except Timeout:
+                    on_step(Step("waiting for another process that downloads it"))
+                    stack.enter_context(lock.acquire())
             yield
 
-    def _bring(self, variant: Variant, on_step: OnStep) -> Path:
+    def _download(self, variant: Variant, on_step: OnStep) -> Path:
         sources = [(variant.hub_id, self._from_hub), (variant.release_file, self._from_release)]
         if set(variant.digests) == {variant.release_file}:
-            sources.reverse()  # what can be checked comes first
+            sources.reverse()  # the file with a published digest comes first
         refusals: list[str] = []
-        for source, bring in sources:
+        for source, fetch in sources:
             if source is None:
                 continue
             if refusals:
-                on_step(Step(f"{refusals[-1]}; looking elsewhere"))
+                on_step(Step(f"{refusals[-1]}; trying the next source"))
             try:
-                return bring(variant, on_step)
+                return fetch(variant, on_step)
             except Unreachable as error:
                 refusals.append(str(error))
         raise Unreachable(
-            f"{'. '.join(refusals)}. Behind a proxy, set HTTPS_PROXY; mirrors are named by HF_ENDPOINT and "
+            f"{'. '.join(refusals)}. Behind a proxy, set HTTPS_PROXY. Name mirrors with HF_ENDPOINT and "
             "SWIN2SR_RELEASE_URL."
         )
 
     def _from_hub(self, variant: Variant, on_step: OnStep) -> Path:
-        assert variant.hub_id is not None, "the caller looked"
-        ask = partial(describe_file, variant.hub_id, hub_url=self.hub_url)
-        wanted = {name: ask(name) for name in (_CONFIG, _PROCESSOR)}
-        weights = next(filter(None, map(ask, _hub_names(variant))), None)
-        if wanted[_CONFIG] is None or weights is None:
+        assert variant.hub_id is not None, "checked by the caller"
+
+        def get(name: str, report: OnStep = lambda _step: None) -> Path | None:
+            with writing(Path(self.cache_dir or "the Hugging Face cache")):
+                return download_file(variant.hub_id or "", name, report, cache_dir=self.cache_dir, hub_url=self.hub_url)
+
+        config, _ = get(_CONFIG), get(_PROCESSOR)
+        file = next(filter(None, (get(name, on_step) for name in _hub_names(variant))), None)
+        if config is None or file is None:
             raise Unreachable(f"the hub has {variant.hub_id}, but without {_CONFIG} or weights")
-        for small in filter(None, wanted.values()):
-            self._enter(variant, small, lambda _step: None)
-        file = self._enter(variant, weights, on_step)
-        self.verify(variant, file)  # also where its content was in the cache before
+        self._accept(variant, file, file.name, file.resolve(), self.hub_url or "the hub")
         return file
 
-    def _enter(self, variant: Variant, file: HubFile, on_step: OnStep) -> Path:
-        blob = blob_place(file, cache_dir=self.cache_dir)
-        if not blob.is_file():
-            part = download(file.url, blob, on_step, name=file.name, headers=file.headers, wait=self.wait)
-            if file.size is not None and part.stat().st_size != file.size:
-                discard_parts(blob)
-                raise Unreachable(f"{file.name} came truncated: {megabytes(file.size)} MB were announced")
-            if file.name in _WEIGHTS:
-                self._accept(variant, _Arrival(file.name, file.url, part, blob, file.etag))
-            else:
-                with writing(blob):
-                    part.replace(blob)
-        with writing(blob):
-            return enter_into_cache(file, cache_dir=self.cache_dir, hub_url=self.hub_url)
-
     def _from_release(self, variant: Variant, on_step: OnStep) -> Path:
-        assert variant.release_file is not None, "the caller looked"
+        assert variant.release_file is not None, "checked by the caller"
         url, target = f"{self.release_url.rstrip('/')}/{variant.release_file}", self._folder / variant.release_file
-        part = download(url, target, on_step, wait=self.wait)
-        self._accept(variant, _Arrival(variant.release_file, url, part, target))
+        part = target.with_name(f"{target.name}.part")
+        download(url, part, on_step, wait=self.wait)
+        self._accept(variant, part, target.name, part, url)
+        with writing(target):
+            part.replace(target)
         return target
 
-    def _accept(self, variant: Variant, arrival: _Arrival) -> None:
-        """Look at a file that came whole; put it into its place and on record, or forget it."""
-        name, host = arrival.name, urlsplit(arrival.url).netloc
-        if not _looks_like_weights(arrival.part, name):
-            discard_parts(arrival.place)
-            raise Unreachable(f"what {host} gave for {name} is no file of weights; a page of a proxy or a login?")
-        found = file_digest(arrival.part)
-        expected, whence = self._expected(variant, name)
-        if expected is None and _SHA256.fullmatch(arrival.etag):
-            expected, whence = arrival.etag, "which the hub announced"
-        if expected is not None and found != expected:
-            discard_parts(arrival.place)
+    def _accept(self, variant: Variant, file: Path, name: str, content: Path, url: str) -> None:
+        """Verify a downloaded file and record its digest. A file that is refused is removed.
+
+        Args:
+            variant, name: the file's variant, and its name there.
+            file: its path.
+            content: the file behind a link, removed with it.
+            url: where it came from.
+        """
+        host = urlsplit(url).netloc or url
+        found, (expected, source) = file_digest(file), self._expected(variant, name)
+        if expected is None and _SHA256.fullmatch(content.name):
+            expected, source = content.name, "which the hub announced"
+        looks_right = _looks_like_weights(file, name)
+        if not looks_right or found != (expected or found):
+            file.unlink(missing_ok=True)
+            content.unlink(missing_ok=True)
+        if not looks_right:
+            raise Unreachable(f"{host} did not send weights for {name}, but perhaps the page of a proxy or a login")
+        if found != (expected or found):
             raise FetchError(
-                f"{name} from {host} is not the file it should be, and was not kept: its SHA-256 is {found}, not "
-                f"{expected}, {whence}."
+                f"{name} from {host} is not the expected file and was not kept: its SHA-256 is {found}, not "
+                f"{expected}, {source}."
             )
-        self._write_record(variant, arrival, found)
-        with writing(arrival.place):
-            arrival.part.replace(arrival.place)
-        discard_parts(arrival.place)
+        self._write_record(variant, name, url, found)
 
     def _expected(self, variant: Variant, name: str) -> tuple[str | None, str]:
-        """The SHA-256 of a file, and from where it is known."""
+        """The SHA-256 of a file, and the source of that."""
         if name in variant.digests:
             return variant.digests[name], (
-                "which is known of the authors' file. If you trust this one all the same, download it yourself and "
-                "serve it from SWIN2SR_MODEL_DIR"
+                "which the authors' file has. If you trust this one nevertheless, download it yourself and serve it "
+                "from SWIN2SR_MODEL_DIR"
             )
         entry = self._read_record(variant).get(name)
         if entry is None:
@@ -268,12 +250,12 @@ class OfficialWeights:
                 return record
         except (AttributeError, LookupError, OSError, TypeError, ValueError):
             pass
-        raise FetchError(f"{place} is no record of what was downloaded. Delete it.")
+        raise FetchError(f"{place} is not a valid record of downloads. Delete it.")
 
-    def _write_record(self, variant: Variant, arrival: _Arrival, digest: str) -> None:
+    def _write_record(self, variant: Variant, name: str, url: str, digest: str) -> None:
         place = self._record(variant)
-        entry = {"sha256": digest, "url": arrival.url, "fetched": datetime.now(UTC).strftime("%Y-%m-%d")}
-        record = {**self._read_record(variant), arrival.name: entry}
+        entry = {"sha256": digest, "url": url, "fetched": datetime.now(UTC).strftime("%Y-%m-%d")}
+        record = {**self._read_record(variant), name: entry}
         with writing(place):
             place.parent.mkdir(parents=True, exist_ok=True)
             draft = place.with_suffix(f".{os.getpid()}.draft")
@@ -282,18 +264,18 @@ class OfficialWeights:
 
 
 def file_digest(file: str | Path) -> str:
-    """Compute a file's SHA-256 in hexadecimal, without reading it into memory at once."""
+    """The SHA-256 of a file in hexadecimal, read in chunks."""
     with Path(file).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _hub_names(variant: Variant) -> list[str]:
-    """The files of weights that a hub may have, those with a known digest first."""
+    """File names of weights on the hub, those with a published digest first."""
     return sorted(_WEIGHTS, key=lambda name: name not in variant.digests) if variant.hub_id else []
 
 
 def _looks_like_weights(file: Path, name: str) -> bool:
-    """Whether a file begins as its kind does: a header's length and JSON, a zip archive, or a pickle."""
+    """Whether a file starts like a safetensors file, a zip archive or a pickle."""
     with file.open("rb") as stream:
         begin = stream.read(9)
     return begin[8:] == b"{" if name.endswith(".safetensors") else begin.startswith((b"PK\x03\x04", b"\x80"))
