@@ -7,6 +7,7 @@ or without a ``module.`` prefix. Pickled files are opened with ``weights_only=Tr
 
 import json
 import pickle
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -99,8 +100,12 @@ def load_network(
     return network.to(device=device, dtype=dtype).eval()
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(path: str | Path, config: Swin2SRConfig | None = None) -> Checkpoint:
     """Read a checkpoint's weights and configuration without building a network.
+
+    Args:
+        path: as of ``load_network``.
+        config: in place of that in the files.
 
     Raises:
         CheckpointError: if files are absent, broken or unsafe, or the configuration is not supported.
@@ -108,7 +113,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     path = Path(path)
     file = _find_weights(path) if path.is_dir() else path
     state, metadata = _read_file(file)
-    config = _find_config(file, state, metadata)
+    config = config or _find_config(file, state, metadata)
     return Checkpoint(file, config, {key: tensor for key, tensor in state.items() if not is_derived(key)})
 
 
@@ -187,27 +192,101 @@ def write_official(network: Swin2SR, file: str | Path) -> None:
         raise ValueError(f"official weights are written to .safetensors or .pth, not to {file.name!r}")
 
 
-def write_pretrained(network: Swin2SR | Swin2SRBody, folder: str | Path) -> None:
-    """Write ``config.json`` and ``model.safetensors`` as Transformers does, creating the folder.
+def write_pretrained(
+    network: Swin2SR | Swin2SRBody,
+    folder: str | Path,
+    *,
+    state: Mapping[str, Tensor] | None = None,
+    max_shard_size: int | str = "50GB",
+    safe_serialization: bool = True,
+) -> None:
+    """Write ``config.json`` and weights as Transformers does, creating the folder.
 
     Transformers itself cannot load weights with ``resi_connection="3conv"``; this project can.
+
+    Args:
+        network: whose configuration and weights are written.
+        folder: where; weights that lie there are replaced.
+        state: weights in place of the network's own.
+        max_shard_size: bytes, or a string such as ``"200MB"``: larger weights are written to several files.
+        safe_serialization: whether to write ``.safetensors``, else ``.bin``.
+
+    Raises:
+        ValueError: if ``max_shard_size`` cannot be understood.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    shards = _split(_portable(network.state_dict() if state is None else state), _bytes_of(max_shard_size))
+    name = _WEIGHT_FILES[0 if safe_serialization else 1]
     network.config.save_pretrained(folder)
-    save_file(_portable(network.state_dict()), folder / _WEIGHT_FILES[0], metadata={"format": "pt"})
+    for pattern in ("model*.safetensors", "pytorch_model*.bin", "*.index.json"):
+        for old in folder.glob(pattern):
+            old.unlink()
+    if len(shards) == 1:
+        _write_file(shards[0], folder / name)
+        return
+    stem, _, suffix = name.partition(".")
+    places: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"{stem}-{number:05}-of-{len(shards):05}.{suffix}"
+        _write_file(shard, folder / file)
+        places |= dict.fromkeys(shard, file)
+    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
+    index = json.dumps({"metadata": {"total_size": total}, "weight_map": places}, indent=2, sort_keys=True)
+    (folder / f"{name}.index.json").write_text(index + "\n", encoding="utf-8")
+
+
+def _write_file(state: dict[str, Tensor], file: Path) -> None:
+    if file.suffix == ".safetensors":
+        save_file(state, file, metadata={"format": "pt"})
+    else:
+        torch.save(state, file)
+
+
+def _split(state: dict[str, Tensor], most: int) -> list[dict[str, Tensor]]:
+    """Divide weights into groups of at most ``most`` bytes, or of one tensor."""
+    shards: list[dict[str, Tensor]] = [{}]
+    for name, tensor in state.items():
+        if shards[-1] and sum(kept.nbytes for kept in shards[-1].values()) + tensor.nbytes > most:
+            shards.append({})
+        shards[-1][name] = tensor
+    return shards
+
+
+def _bytes_of(size: int | str) -> int:
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "": 1}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", str(size).strip().upper())
+    if match is None or match[2] not in units:
+        raise ValueError(f"max_shard_size={size!r} is not a number of bytes, such as 1000000 or '200MB'")
+    return int(float(match[1]) * units[match[2]])
 
 
 def _find_weights(folder: Path) -> Path:
-    for name in _WEIGHT_FILES:
+    for name in (*_WEIGHT_FILES, *(f"{name}.index.json" for name in _WEIGHT_FILES)):
         if (folder / name).is_file():
             return folder / name
     raise CheckpointError(f"{folder} holds neither {' nor '.join(_WEIGHT_FILES)}")
 
 
+def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read the files that an index names, which must lie beside it."""
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{index} is not a readable index of weights: {error}") from error
+    if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise CheckpointError(f"{index} names files that do not lie beside it: {outside}")
+    state: dict[str, Tensor] = {}
+    for name in names:
+        state |= _read_file(index.with_name(name))[0]
+    return state, {}
+
+
 def _read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if not file.is_file():
         raise CheckpointError(f"{file} does not exist")
+    if file.name.endswith(".index.json"):
+        return _read_shards(file)
     if file.suffix == ".safetensors":
         try:
             with safe_open(file, "pt") as opened:
@@ -245,12 +324,13 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _find_config(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Swin2SRConfig:
-    beside = file.with_name("config.json") if file.name in _WEIGHT_FILES else file.with_suffix(".json")
+    in_folder = file.name.removesuffix(".index.json") in _WEIGHT_FILES
+    beside = file.with_name("config.json") if in_folder else file.with_suffix(".json")
     try:
         if "config" in metadata:
-            return Swin2SRConfig.from_dict(json.loads(metadata["config"]))
+            return cast("Swin2SRConfig", Swin2SRConfig.from_dict(json.loads(metadata["config"])))
         if beside.is_file():
-            return Swin2SRConfig.from_pretrained(beside)
+            return Swin2SRConfig.from_json_file(beside)
         if is_huggingface(state):
             raise CheckpointError(f"weights under Hugging Face's names need {beside.name} beside them")
         return infer_config(state)

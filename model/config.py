@@ -8,9 +8,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from model.official.hub import local_folder
+from model.repository import find_folder
 
 UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv", "pixelshuffle_aux")
 SCALES = {
@@ -24,16 +24,45 @@ ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 CONFIG_NAME = "config.json"
 
 
-@dataclass(frozen=True, kw_only=True)
+GENERIC: dict[str, Any] = {
+    "return_dict": True,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "dtype": None,
+    "architectures": None,
+    "problem_type": None,
+    "is_encoder_decoder": False,
+    "is_decoder": False,
+    "tie_word_embeddings": False,
+    "chunk_size_feed_forward": 0,
+    "torchscript": False,
+}
+"""Attributes that every configuration of Transformers has, and their defaults."""
+
+_BOOKKEEPING = ("architectures", "dtype", "transformers_version")
+"""What two equal configurations may differ in."""
+
+
+def _alias(name: str) -> Any:  # noqa: ANN401 (a property for type checkers)
+    def read(config: Swin2SRConfig) -> Any:  # noqa: ANN401
+        return getattr(config, name)
+
+    def write(config: Swin2SRConfig, value: Any) -> None:  # noqa: ANN401
+        setattr(config, name, value)
+
+    return property(read, write, doc=f"Another name of ``{name}``.")
+
+
+@dataclass(init=False, eq=False)
 class Swin2SRConfig:
-    """What a Swin2SR network is made of; the defaults are the classical x2 network.
+    """The dimensions of a Swin2SR network; the defaults are the classical x2 network.
 
     Source: Transformers 4.37.2, ``Swin2SRConfig``; the official constructor's names are ``img_size`` (image_size),
     ``in_chans`` (num_channels), ``ape`` (use_absolute_embeddings).
 
     Attributes:
         image_size: side in pixels of the training crops; the network takes any size.
-        patch_size: 1; the released networks know no other.
+        patch_size: 1; the released networks have no other.
         num_channels, num_channels_out: channels in and out; ``num_channels_out`` follows ``num_channels`` where None.
         embed_dim: channels of the body.
         depths, num_heads: blocks and attention heads of each stage.
@@ -49,10 +78,22 @@ class Swin2SRConfig:
         img_range: factor on pixel values in [0, 1] before the network, 255 for the released JPEG network.
         resi_connection: ``1conv`` or ``3conv``, the convolutions that end a stage.
         upsampler: the head, None for restoration.
+        return_dict, output_attentions, output_hidden_states: what the models return unless a call says otherwise.
+
+    Keywords of other names are kept as attributes, as Transformers does; all attributes can be changed.
 
     Raises:
         ValueError: if a value is impossible, naming the field.
     """
+
+    model_type: ClassVar[str] = "swin2sr"
+    attribute_map: ClassVar[dict[str, str]] = {
+        "hidden_size": "embed_dim",
+        "num_attention_heads": "num_heads",
+        "torch_dtype": "dtype",
+        "use_return_dict": "return_dict",
+        "name_or_path": "_name_or_path",
+    }
 
     image_size: int = 64
     patch_size: int = 1
@@ -76,14 +117,53 @@ class Swin2SRConfig:
     resi_connection: str = "1conv"
     upsampler: str | None = "pixelshuffle"
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "depths", tuple(self.depths))
-        object.__setattr__(self, "num_heads", tuple(self.num_heads))
-        object.__setattr__(self, "upsampler", self.upsampler or None)
+    if TYPE_CHECKING:
+        return_dict: bool = True
+        output_attentions: bool = False
+        output_hidden_states: bool = False
+        dtype: Any = None
+        architectures: list[str] | None = None
+
+    def __init__(self, *values: Any, **options: Any) -> None:  # noqa: ANN401 (fields of several types)
+        names = [field.name for field in dataclasses.fields(self)]
+        if len(values) > len(names):
+            raise TypeError(f"a configuration has {len(names)} fields, not {len(values)}")
+        given = dict(zip(names, values, strict=False)) | options
+        given = {self.attribute_map.get(name, name): value for name, value in given.items()}
+        labels = given.pop("id2label", None) or {0: "LABEL_0", 1: "LABEL_1"}
+        self._name_or_path = str(given.pop("_name_or_path", ""))
+        self.id2label = {int(number): name for number, name in labels.items()}
+        self.label2id = given.pop("label2id", None) or {name: number for number, name in self.id2label.items()}
+        defaults = {field.name: field.default for field in dataclasses.fields(self)} | GENERIC
+        for name, value in (defaults | given).items():
+            setattr(self, name, value)
+        self.validate()
+
+    def validate(self) -> None:
+        """Check all fields, after a change too.
+
+        Raises:
+            ValueError: if a value is impossible, naming the field.
+        """
+        self.depths, self.num_heads = tuple(self.depths), tuple(self.num_heads)
+        self.upsampler = self.upsampler or None
         if self.num_channels_out is None:
-            object.__setattr__(self, "num_channels_out", self.num_channels)
+            self.num_channels_out = self.num_channels
+        if isinstance(self.dtype, str):
+            import torch  # noqa: PLC0415 (a configuration is read without it)
+
+            self.dtype = getattr(torch, self.dtype.removeprefix("torch."), self.dtype)
         self._refuse_unsupported()
         self._refuse_impossible()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Swin2SRConfig) and self._compared() == other._compared()
+
+    __hash__ = None  # type: ignore[assignment]  # it can be changed
+
+    def _compared(self) -> dict[str, Any]:
+        hidden = ("_", *_BOOKKEEPING)
+        return {name: value for name, value in vars(self).items() if not name.startswith(hidden)}
 
     def _refuse_unsupported(self) -> None:
         if self.patch_size != 1:
@@ -137,60 +217,167 @@ class Swin2SRConfig:
         assert self.num_channels_out is not None
         return self.num_channels_out
 
-    @property
-    def hidden_size(self) -> int:
-        """The name that Transformers gives to ``embed_dim``."""
-        return self.embed_dim
+    hidden_size = _alias("embed_dim")
+    num_attention_heads = _alias("num_heads")
+    torch_dtype = _alias("dtype")
+    use_return_dict = _alias("return_dict")
+    name_or_path = _alias("_name_or_path")
 
     @property
     def num_layers(self) -> int:
         """Number of stages, as Transformers counts layers."""
         return len(self.depths)
 
+    num_hidden_layers = num_layers
+
+    @property
+    def num_labels(self) -> int:
+        """Number of entries of ``id2label``; networks for images do not use it."""
+        return len(self.id2label)
+
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Swin2SRConfig:
-        """Build from the content of a ``config.json``; unknown fields (``path_norm``, versions) are passed over.
+    def from_dict(cls, config_dict: Mapping[str, Any], *, return_unused_kwargs: bool = False, **options: Any) -> Any:  # noqa: ANN401 (with return_unused_kwargs a pair)
+        """Build from the content of a ``config.json``; ``options`` that are attributes replace those of the file.
+
+        Returns:
+            The configuration; with ``return_unused_kwargs`` also the options that are no attributes.
 
         Raises:
             ValueError: if a known field has an impossible value or type.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        values = {name: value for name, value in config_dict.items() if name not in _DERIVED}
+        known = {field.name for field in dataclasses.fields(cls)} | GENERIC.keys() | cls.attribute_map.keys()
+        used = {name: value for name, value in options.items() if name in known or not return_unused_kwargs}
         try:
-            return cls(**{name: value for name, value in values.items() if name in known})
+            config = cls(**{**values, **used})
         except TypeError as error:
             raise ValueError(f"The configuration has a field of the wrong type: {error}.") from error
+        unused = {name: value for name, value in options.items() if name not in used}
+        return (config, unused) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as JSON can hold them, with Hugging Face's ``model_type`` and ``architectures``."""
-        fields = dataclasses.asdict(self)
-        fields["depths"], fields["num_heads"] = list(self.depths), list(self.num_heads)
-        fields["upsampler"] = self.upsampler or ""
-        return {"architectures": ["Swin2SRForImageSuperResolution"], "model_type": "swin2sr", **fields}
+        """All attributes as JSON can hold them, with Hugging Face's ``model_type``."""
+        found = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        found["depths"], found["num_heads"] = list(self.depths), list(self.num_heads)
+        found["upsampler"] = self.upsampler or ""
+        found["dtype"] = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
+        found["architectures"] = self.architectures or ["Swin2SRForImageSuperResolution"]
+        return {"model_type": self.model_type, **found}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """The attributes that differ from the defaults, and ``model_type``."""
+        default = Swin2SRConfig().to_dict()
+        found = self.to_dict().items()
+        return {name: value for name, value in found if name == "model_type" or value != default.get(name, _MISSING)}
+
+    def to_json_string(self, use_diff: bool = True) -> str:
+        """The configuration as JSON: what differs from the defaults, or all."""
+        values = self.to_diff_dict() if use_diff else self.to_dict()
+        return json.dumps(values, indent=2, sort_keys=True, default=str) + "\n"
+
+    def to_json_file(self, json_file_path: str | Path, use_diff: bool = True) -> None:
+        """Write ``to_json_string`` to a file."""
+        Path(json_file_path).write_text(self.to_json_string(use_diff), encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Swin2SRConfig:
-        """Read ``config.json`` in a folder, or the file itself, or that of a hub id in the local Hugging Face cache.
+    def from_json_file(cls, json_file: str | Path) -> Self:
+        """Read a JSON file.
+
+        Raises:
+            ValueError: if it is not a Swin2SR configuration, naming the file.
+        """
+        file = Path(json_file)
+        try:
+            found: Self = cls.from_dict(_read(file))
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}" if str(file) not in str(error) else str(error)) from error
+        return found
+
+    def update(self, config_dict: Mapping[str, Any]) -> None:
+        """Change attributes; aliases of Transformers are understood."""
+        for name, value in config_dict.items():
+            setattr(self, name, value)
+        self.validate()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        cache_dir: str | Path | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        subfolder: str | None = None,
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 (as from_dict)
+        """Read ``config.json`` in a folder, or the file itself, or that of a hub id.
+
+        Args:
+            pretrained_model_name_or_path: a folder, a file, or a hub id.
+            cache_dir, revision, token, local_files_only, force_download, subfolder: as of ``find_folder``.
+            options: as of ``from_dict``.
 
         Raises:
             ValueError: if there is no such file, or it is not a Swin2SR configuration, naming the file.
         """
-        file = Path(folder) if Path(folder).suffix == ".json" else local_folder(folder)
+        name = pretrained_model_name_or_path
+        file = Path(name) if Path(name).suffix == ".json" else find_folder(
+            name, cache_dir=cache_dir, revision=revision, token=token, local_files_only=local_files_only,
+            force_download=force_download, subfolder=subfolder,
+        )  # fmt: skip
         file = file / CONFIG_NAME if file.is_dir() else file
         try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
+            return cls.from_dict(_read(file) | {"_name_or_path": str(name)}, **options)
         except ValueError as error:
-            raise ValueError(f"{file} is not JSON: {error}.") from error
-        if not isinstance(values, dict) or values.get("model_type", "swin2sr") != "swin2sr":
-            raise ValueError(f"{file} is not the configuration of a Swin2SR network.")
-        try:
-            return cls.from_dict(values)
-        except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise ValueError(f"{file}: {error}" if str(file) not in str(error) else str(error)) from error
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` into a folder, which is made where it is missing."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
-        (Path(folder) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> None:  # noqa: ANN401
+        """Write ``config.json`` into a folder, which is made where it is missing.
+
+        Raises:
+            ValueError: if ``push_to_hub`` is asked for.
+        """
+        refuse_push(push_to_hub)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        extras = {name: value for name, value in self.to_diff_dict().items() if name not in _DERIVED}
+        whole = {name: value for name, value in self.to_dict().items() if name in _field_names()}
+        kept = {"architectures": self.to_dict()["architectures"], "model_type": self.model_type}
+        text = json.dumps({**kept, **whole, **extras}, indent=2, sort_keys=True, default=str)
+        (Path(save_directory) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+
+
+_DERIVED = ("model_type", "label2id", "num_labels")
+"""What files hold and a constructor does not take."""
+
+_MISSING = object()
+
+
+def _field_names() -> set[str]:
+    return {field.name for field in dataclasses.fields(Swin2SRConfig)}
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}.") from error
+    if not isinstance(values, dict) or values.get("model_type", "swin2sr") != "swin2sr":
+        raise ValueError(f"{file} is not the configuration of a Swin2SR network.")
+    return values
+
+
+def refuse_push(push: bool) -> None:
+    """Refuse ``push_to_hub``.
+
+    Raises:
+        ValueError: if it is asked for.
+    """
+    if push:
+        raise ValueError("push_to_hub is not supported: save to a folder and upload it, for example with 'hf upload'")

@@ -4,20 +4,24 @@ Source: Transformers 4.37.2, ``Swin2SRImageProcessor``, which pads and never cro
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import warnings
+from collections import UserDict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from model.official.hub import local_folder
+from model.config import refuse_push
 from model.padding import padded_size, source_indices
+from model.repository import find_folder
 
 CONFIG_NAME = "preprocessor_config.json"
 _FIRST, _LAST, _NONE = "channels_first", "channels_last", "none"
+_IGNORED = ("image_processor_type", "processor_class", "_processor_class", "feature_extractor_type")
 _FOREIGN = ("tensorflow", "jax", "jaxlib", "mlx")
 
 PixelValues = Tensor | np.ndarray | list[np.ndarray]
@@ -32,25 +36,42 @@ class Reconstructed(Protocol):
         ...
 
 
-class ProcessedImages(dict[str, PixelValues]):
+class ProcessedImages(UserDict[str, PixelValues]):
     """``pixel_values`` by key and by attribute, to be passed on as ``model(**inputs)``.
 
     Attributes:
+        data: the dictionary.
         original_sizes: (height, width) of every image before padding, for ``post_process_super_resolution``; not a
             key, because networks do not take it.
     """
 
     original_sizes: tuple[tuple[int, int], ...] = ()
 
-    @property
-    def pixel_values(self) -> PixelValues:
-        """The images, (B, C, H, W) unless another format was asked for."""
-        return self["pixel_values"]
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (a tensor, an array or a list)
+        if name != "data" and name in self.data:
+            return self.data[name]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
-    def to(self, target: str | torch.device | torch.dtype) -> Self:
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+
+    def to(self, *args: Any, **options: Any) -> Self:  # noqa: ANN401 (as Tensor.to)
         """Move the tensors to a device or convert them to a type, in place; arrays stay as they are."""
-        if isinstance(self.pixel_values, Tensor):
-            self["pixel_values"] = self.pixel_values.to(target)
+        options.pop("non_blocking", None)
+        for key, value in self.data.items():
+            if isinstance(value, Tensor):
+                self.data[key] = value.to(*args, **options)
+        return self
+
+    def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
+        """Stack lists of arrays: ``"pt"`` or ``"np"``; None leaves them."""
+        kind = _option("tensor_type", tensor_type, ("pt", "np", None))
+        for key, value in self.data.items():
+            if kind is not None and isinstance(value, list):
+                self.data[key] = _gather(value, kind)
         return self
 
 
@@ -67,44 +88,107 @@ class Swin2SRImageProcessor:
         pad_size: what sides become multiples of, in pixels; the network's window.
     """
 
+    model_input_names: ClassVar[list[str]] = ["pixel_values"]
+
     def __init__(
-        self, do_rescale: bool = True, rescale_factor: float = 1 / 255, do_pad: bool = True, pad_size: int = 8
+        self,
+        do_rescale: bool = True,
+        rescale_factor: float = 1 / 255,
+        do_pad: bool = True,
+        pad_size: int = 8,
+        **options: Any,  # noqa: ANN401
     ) -> None:
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
         self.do_pad = do_pad
-        self.pad_size = _checked_pad_size(pad_size)
+        self.pad_size = _checked_pad_size(_pad_size(options, pad_size))
+        _warn_unknown(type(self).__name__, options)
+
+    @property
+    def size_divisor(self) -> int:
+        """The name of ``pad_size`` in Transformers 5."""
+        return self.pad_size
+
+    @size_divisor.setter
+    def size_divisor(self, size: int) -> None:
+        self.pad_size = _checked_pad_size(size)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, *, cache_dir: str | Path | None = None, **overrides: float) -> Self:
-        """Read ``preprocessor_config.json`` from a folder, or from the local cache of a hub id.
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        cache_dir: str | Path | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        subfolder: str | None = None,
+        **overrides: Any,  # noqa: ANN401
+    ) -> Self:
+        """Read ``preprocessor_config.json`` from a folder, or of a hub id.
 
         Args:
-            name: a folder, or a hub id.
-            cache_dir: folder of the Hugging Face cache, where it is not the usual one.
+            pretrained_model_name_or_path: a folder, the file, or a hub id.
+            cache_dir, revision, token, local_files_only, force_download, subfolder: as of ``find_folder``.
             overrides: constructor arguments that replace those of the file.
 
         Raises:
             ValueError: if there is no such file, or it is not readable.
         """
-        file = local_folder(name, cache_dir=cache_dir) / CONFIG_NAME
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file} is not a readable image processor configuration: {error}") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{file} does not hold a JSON object")  # noqa: TRY004 (a file is no argument)
-        if "size_divisor" in values:  # the name of Transformers 5
-            values.setdefault("pad_size", values["size_divisor"])
-        known = {key: values[key] for key in ("do_rescale", "rescale_factor", "do_pad", "pad_size") if key in values}
-        return cls(**{**known, **overrides})
+        file = find_folder(
+            pretrained_model_name_or_path, cache_dir=cache_dir, revision=revision, token=token,
+            local_files_only=local_files_only, force_download=force_download, subfolder=subfolder,
+        )  # fmt: skip
+        return cls.from_dict(_read(file / CONFIG_NAME if file.is_dir() else file), **overrides)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``preprocessor_config.json`` as Transformers does, creating the folder."""
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        values = {"image_processor_type": "Swin2SRImageProcessor", **vars(self)}
-        text = json.dumps(values, indent=2, sort_keys=True) + "\n"
-        (Path(folder) / CONFIG_NAME).write_text(text, encoding="utf-8")
+    @classmethod
+    def from_dict(cls, image_processor_dict: Mapping[str, Any], **overrides: Any) -> Self:  # noqa: ANN401
+        """Build from the content of a ``preprocessor_config.json``; its unknown fields are passed over."""
+        known = ("do_rescale", "rescale_factor", "do_pad", "pad_size", "size_divisor")
+        values = {name: value for name, value in image_processor_dict.items() if name in known and value is not None}
+        if "pad_size" in overrides or "size_divisor" in overrides or "pad_size" in values:
+            values = {name: value for name, value in values.items() if name != "size_divisor"}
+        overrides = {name: value for name, value in overrides.items() if name not in ("use_fast", "trust_remote_code")}
+        return cls(**{**values, **overrides})
+
+    @classmethod
+    def from_json_file(cls, json_file: str | Path) -> Self:
+        """Build from a file.
+
+        Raises:
+            ValueError: if it is not readable.
+        """
+        return cls.from_dict(_read(Path(json_file)))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, with the class's name, as Transformers writes them."""
+        return {"image_processor_type": "Swin2SRImageProcessor", **vars(self)}
+
+    def to_json_string(self) -> str:
+        """The settings as JSON."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def to_json_file(self, json_file_path: str | Path) -> None:
+        """Write the settings to a file."""
+        Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
+
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> None:  # noqa: ANN401
+        """Write ``preprocessor_config.json`` as Transformers does, creating the folder.
+
+        Raises:
+            ValueError: if ``push_to_hub`` is asked for.
+        """
+        refuse_push(push_to_hub)
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self.to_json_file(Path(save_directory) / CONFIG_NAME)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__} {self.to_json_string()}"
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoImageProcessor") -> None:
+        """Accepted for code written for Transformers; has no effect."""
 
     def preprocess(  # noqa: PLR0917 (the order of Transformers)
         self,
@@ -116,8 +200,9 @@ class Swin2SRImageProcessor:
         return_tensors: str | None = None,
         data_format: str | None = _FIRST,
         input_data_format: str | None = None,
+        **options: Any,  # noqa: ANN401
     ) -> ProcessedImages:
-        """Scale and pad images.
+        """Scale and pad images; unknown options are ignored with a warning.
 
         Args:
             images: a PIL image, an array or a PyTorch tensor of one or several images, or a list of these; pixel
@@ -139,7 +224,9 @@ class Swin2SRImageProcessor:
         do_rescale = self.do_rescale if do_rescale is None else do_rescale
         factor = self.rescale_factor if rescale_factor is None else rescale_factor
         do_pad = self.do_pad if do_pad is None else do_pad
-        window = self.pad_size if pad_size is None else _checked_pad_size(pad_size)
+        given = _pad_size(options, pad_size)
+        window = self.pad_size if given is None else _checked_pad_size(given)
+        _warn_unknown("preprocess", options)
         values, sizes = [], []
         for image, known in _flatten(images):
             found = known or source or _infer_format(image)
@@ -154,7 +241,26 @@ class Swin2SRImageProcessor:
         result.original_sizes = tuple(sizes)
         return result
 
-    __call__ = preprocess
+    def __call__(self, images: object, *args: Any, **options: Any) -> ProcessedImages:  # noqa: ANN401
+        """As ``preprocess``."""
+        return self.preprocess(images, *args, **options)
+
+    def pad(
+        self,
+        image: np.ndarray,
+        size: int | None = None,
+        data_format: str | None = None,
+        input_data_format: str | None = None,
+    ) -> np.ndarray:
+        """Pad one image (C, H, W) or (H, W, C), as ``preprocess`` does."""
+        found = _option("input_data_format", input_data_format, (_FIRST, _LAST, _NONE, None)) or _infer_format(image)
+        planes = _pad_planes(_planes(image, found), self.pad_size if size is None else _checked_pad_size(size))
+        return _arrange(planes, data_format or found)
+
+    def rescale(self, image: np.ndarray, scale: float, **_: Any) -> np.ndarray:  # noqa: ANN401
+        """Multiply pixel values."""
+        scaled: np.ndarray = (image * scale).astype(np.float32)
+        return scaled
 
     def post_process_super_resolution(
         self,
@@ -194,6 +300,28 @@ class Swin2SRImageProcessor:
             scale = int(scales[0])
             images.append(image[:, : height * scale, : width * scale])
         return images
+
+
+def _pad_size(options: dict[str, Any], pad_size: Any) -> Any:  # noqa: ANN401
+    """Take the pad size under either name out of the options."""
+    other = options.pop("size_divisor", None)
+    return pad_size if other is None else other
+
+
+def _warn_unknown(where: str, options: Mapping[str, Any]) -> None:
+    unknown = sorted(name for name in options if name not in _IGNORED)
+    if unknown:
+        warnings.warn(f"{where} does not have the options {', '.join(unknown)}; they are ignored", stacklevel=3)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not a readable image processor configuration: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} does not hold a JSON object")  # noqa: TRY004 (a file is no argument)
+    return values
 
 
 def _checked_pad_size(pad_size: int) -> int:

@@ -5,6 +5,7 @@ multiple of the window. *Script*, as in the official test script and Transformer
 included, always up to the next larger multiple. Both repeat if an image is smaller than the padding.
 """
 
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,13 +74,23 @@ def _pad(pixels: np.ndarray, window: int, rule: Rule) -> np.ndarray:
 
 
 def pad_tensor(images: Tensor, window: int, rule: Rule = "direct") -> Tensor:
-    """Pad images (..., H, W) by a rule, differentiably."""
-    height, width = images.shape[-2:]
+    """Pad images (..., H, W) by a rule, differentiably. Returns the same tensor where nothing is to be added."""
+    height, width = _sides(images)
+    if rule == "direct" and height % window == 0 and width % window == 0 and height and width:
+        return images
     rows = torch.from_numpy(source_indices(height, padded_size(height, window, rule), rule)).to(images.device)
     columns = torch.from_numpy(source_indices(width, padded_size(width, window, rule), rule)).to(images.device)
-    if len(rows) == height and len(columns) == width:
-        return images
     return images[..., rows[:, None], columns]
+
+
+def _sides(images: Tensor) -> tuple[int, int]:
+    """Height and width; while a program is traced, as the numbers that they are then."""
+    height, width = images.shape[-2:]
+    if torch._C._get_tracing_state() is None:  # noqa: SLF001
+        return height, width
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return int(height), int(width)
 
 
 def to_tensor(pixels: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -106,6 +106,11 @@ class DirectHead(nn.Module):
         self.conv = conv3x3(config.embed_dim, config.out_channels * config.upscale**2)
         self.pixel_shuffle = nn.PixelShuffle(config.upscale)
 
+    @property
+    def final_convolution(self) -> nn.Conv2d:
+        """The convolution that makes the image, by the name that it has in the other heads."""
+        return self.conv
+
     def forward(self, features: Tensor) -> Tensor:
         """Features (B, embed_dim, H, W) to a normalised image (B, C, s * H, s * W)."""
         return self.pixel_shuffle(for_pixel_shuffle(self.conv(features)))

@@ -1,0 +1,362 @@
+"""What the model classes have from Transformers' ``PreTrainedModel``: folders, flags and small questions."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from model.checkpoints import Checkpoint, load_body_weights, load_weights, read_checkpoint, write_pretrained
+from model.config import GENERIC, Swin2SRConfig, refuse_push
+from model.inference import Inference, Workspace, can_infer, infer
+from model.network import Swin2SR, Swin2SRBody
+from model.packing import PackedLayout
+from model.padding import pad_tensor
+from model.repository import find_folder
+from model.state_dict_keys import is_head, is_huggingface, to_huggingface
+
+_REFUSED = ("from_tf", "from_flax", "quantization_config", "gguf_file")
+_FOLDER = ("cache_dir", "revision", "token", "local_files_only", "force_download", "subfolder")
+
+
+class PreTrained(nn.Module):
+    """What both classes share: the ways from and to a folder, and the choice of the forward pass."""
+
+    config_class: ClassVar[type[Swin2SRConfig]] = Swin2SRConfig
+    base_model_prefix: ClassVar[str] = "swin2sr"
+    main_input_name: ClassVar[str] = "pixel_values"
+    supports_gradient_checkpointing: ClassVar[bool] = True
+    framework: ClassVar[str] = "pt"
+
+    config: Swin2SRConfig
+
+    def __init__(self, config: Swin2SRConfig) -> None:
+        config.validate()
+        super().__init__(config)
+        self.workspace = Workspace(config.window_size, config.shift_size)
+        self.name_or_path = config.name_or_path
+
+    # Folders.
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path | None,
+        *,
+        config: Swin2SRConfig | str | Path | None = None,
+        state_dict: Mapping[str, Tensor] | None = None,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: Any = None,  # noqa: ANN401 (a device in one of many forms)
+        device: str | torch.device | None = None,
+        output_loading_info: bool = False,
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 (a model; with output_loading_info a pair)
+        """Load weights; the result is in evaluation mode.
+
+        Weights are read without running code from the file. Every weight must be there, except that a body alone loads
+        into ``Swin2SRForImageSuperResolution`` with a new head, and a warning names the new weights.
+
+        Args:
+            pretrained_model_name_or_path: a folder, an official ``.pth`` or ``.safetensors`` file, or a hub id; None
+                with ``config`` and ``state_dict``.
+            config: in place of that in the folder.
+            state_dict: in place of the weights in the folder.
+            dtype, torch_dtype: of the weights; float32 where None; ``"auto"`` for that of the file.
+            device_map, device: where the model goes: one device.
+            output_loading_info: whether to return the names of missing and unexpected weights too.
+            options: those of ``model.repository.find_folder``, and attributes of the configuration. Others of
+                Transformers (``low_cpu_mem_usage``, ``use_safetensors``) have no effect.
+
+        Raises:
+            ValueError: if there is nothing of that name, or an option is not supported.
+            CheckpointError: if the weights are broken, or do not fit their configuration.
+        """
+        if refused := [name for name in _REFUSED if options.get(name)]:
+            raise ValueError(
+                f"{', '.join(refused)} is not supported: weights are read from safetensors or PyTorch files"
+            )
+        folder_options = {name: options.pop(name) for name in _FOLDER if name in options}
+        checkpoint = _read(pretrained_model_name_or_path, config, state_dict, folder_options)
+        known = set(vars(checkpoint.config)) | GENERIC.keys()
+        checkpoint.config.update({name: value for name, value in options.items() if name in known})
+        checkpoint.config.name_or_path = str(pretrained_model_name_or_path or "")
+        wanted = torch_dtype if dtype is None else dtype
+        if wanted == "auto":
+            wanted = next(iter(checkpoint.state.values())).dtype
+        model = cls(checkpoint.config)
+        missing = model._load(checkpoint)
+        model = model.to(device=_one_device(device_map, device), dtype=_dtype_of(wanted)).eval()
+        info = {"missing_keys": missing, "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
+        return (model, info) if output_loading_info else model
+
+    def _load(self, checkpoint: Checkpoint) -> list[str]:
+        """Load weights and return the names of those that are new."""
+        if isinstance(self, Swin2SRBody):
+            load_body_weights(self, checkpoint)
+            return []
+        network = cast("Swin2SR", self)
+        new: dict[str, Tensor] = {}
+        if not any(is_head(key) for key in checkpoint.state):
+            new = {key: tensor for key, tensor in self.state_dict().items() if is_head(key)}
+            warnings.warn(
+                f"{checkpoint.file} has no head: these weights are new, and should be trained: {', '.join(new)}",
+                stacklevel=3,
+            )
+            state = checkpoint.state
+            if not is_huggingface(state):
+                state = to_huggingface(state, self.config)
+            checkpoint = replace(checkpoint, state={**state, **new})
+        load_weights(network, checkpoint)
+        return list(new)
+
+    def save_pretrained(  # noqa: PLR0917 (the order of Transformers)
+        self,
+        save_directory: str | Path,
+        is_main_process: bool = True,
+        state_dict: Mapping[str, Tensor] | None = None,
+        save_function: Callable[..., Any] | None = None,  # noqa: ARG002 (weights are written by safetensors)
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
+        safe_serialization: bool = True,
+        **_: Any,  # noqa: ANN401
+    ) -> None:
+        """Write ``config.json`` and weights in a form that Transformers loads too.
+
+        Args:
+            save_directory: the folder; it is made where it is missing.
+            is_main_process: False writes nothing.
+            state_dict: weights in place of the model's own.
+            save_function: has no effect.
+            push_to_hub: refused.
+            max_shard_size: bytes, or a string such as ``"200MB"``: larger weights are written to several files.
+            safe_serialization: whether to write ``.safetensors``, else ``.bin``.
+
+        Raises:
+            ValueError: if ``push_to_hub`` is asked for, or ``max_shard_size`` cannot be understood.
+        """
+        refuse_push(push_to_hub)
+        if not is_main_process:
+            return
+        self.config.architectures = [type(self).__name__]
+        write_pretrained(
+            cast("Swin2SR", self),
+            save_directory,
+            state=state_dict,
+            max_shard_size=max_shard_size,
+            safe_serialization=safe_serialization,
+        )
+
+    def push_to_hub(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
+        """Refused: save to a folder and upload that."""
+        refuse_push(True)
+
+    @classmethod
+    def _from_config(cls, config: Swin2SRConfig, **options: Any) -> Self:  # noqa: ANN401
+        return cls(config).to(dtype=_dtype_of(options.get("dtype", options.get("torch_dtype"))))
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
+        """Accepted for code written for Transformers; has no effect."""
+
+    # Weights.
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As the Transformers port, which also draws convolutions."""
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.LayerNorm):
+            nn.init.zeros_(module.bias)
+            nn.init.ones_(module.weight)
+
+    def init_weights(self) -> None:
+        """Draw new weights."""
+        self.apply(self._init_weights)
+
+    def post_init(self) -> None:
+        """Accepted for subclasses written for Transformers; has no effect."""
+
+    def tie_weights(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
+        """Accepted for code written for Transformers; no weights are tied."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return next((each.dtype for each in self.parameters() if each.is_floating_point()), torch.float32)
+
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:  # noqa: ARG002
+        """The number of weights; there are no embeddings of tokens."""
+        return sum(each.numel() for each in self.parameters() if each.requires_grad or not only_trainable)
+
+    def get_memory_footprint(self, return_buffers: bool = True) -> int:
+        """Bytes of weights and buffers."""
+        buffers = list(self.buffers()) if return_buffers else []
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *buffers))
+
+    def estimate_tokens(self, input_dict: Mapping[str, Tensor]) -> int:
+        """Number of input values, as Transformers counts."""
+        return input_dict[self.main_input_name].numel() if self.main_input_name in input_dict else 0
+
+    def floating_point_ops(self, input_dict: Mapping[str, Tensor], exclude_embeddings: bool = True) -> int:
+        """An estimate of the operations of a training step, as Transformers counts."""
+        return 6 * self.estimate_tokens(input_dict) * self.num_parameters(exclude_embeddings=exclude_embeddings)
+
+    # Parts.
+
+    @property
+    def base_model(self) -> nn.Module:
+        """The body."""
+        return cast("nn.Module", getattr(self, self.base_model_prefix, self))
+
+    @property
+    def _trunk(self) -> Swin2SRBody:
+        return cast("Swin2SRBody", self.base_model)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding of pixels."""
+        return self._trunk.embeddings.patch_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding of pixels."""
+        self._trunk.embeddings.patch_embeddings = value  # type: ignore[assignment]  # whatever is given
+
+    def get_output_embeddings(self) -> None:
+        """None: the network has none."""
+
+    def resize_token_embeddings(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
+        """Refused: the network has no tokens of text."""
+        raise NotImplementedError("Swin2SR has no embeddings of tokens to resize")
+
+    def can_generate(self) -> bool:
+        """False: the network does not generate text."""
+        return False
+
+    @property
+    def dummy_inputs(self) -> dict[str, Tensor]:
+        """Inputs of two windows by two."""
+        side = 2 * self.config.window_size
+        return {"pixel_values": torch.zeros(1, self.config.num_channels, side, side, device=self.device)}
+
+    # Training.
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether stages are computed again in the backward pass."""
+        return self._trunk.encoder.gradient_checkpointing
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
+        """Compute stages again in the backward pass, so that training takes less memory."""
+        self._trunk.encoder.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep what the backward pass needs."""
+        self._trunk.encoder.gradient_checkpointing = False
+
+    def enable_input_require_grads(self) -> None:
+        """Let gradients reach the output of the embedding, for adapters in frozen networks."""
+        self._input_hook = self.get_input_embeddings().register_forward_hook(
+            lambda _module, _inputs, output: output.requires_grad_()
+        )
+
+    def disable_input_require_grads(self) -> None:
+        """Undo ``enable_input_require_grads``."""
+        self._input_hook.remove()
+
+    # What both forward passes need.
+
+    def _flag(self, name: str, value: bool | None) -> bool:
+        return bool(getattr(self.config, name)) if value is None else value
+
+    def _pad(self, pixel_values: Tensor) -> Tensor:
+        """Check the input and reflect it to the window grid, in the type of the weights."""
+        channels = self.config.num_channels
+        if not isinstance(pixel_values, Tensor):
+            raise ValueError(f"pixel_values must be a PyTorch tensor, not {type(pixel_values).__name__}")  # noqa: TRY004 (as the shape)
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values must be floating point of shape (B, {channels}, H, W), "
+                f"not {pixel_values.dtype} {tuple(pixel_values.shape)}"
+            )
+        return pad_tensor(pixel_values.to(self.dtype), self.config.window_size)
+
+    def _fast(self, padded: Tensor) -> tuple[Inference, PackedLayout, Tensor] | None:
+        """The fast forward pass with its layout and its input, where it computes the same."""
+        if not can_infer(self, padded):
+            return None
+        inference = infer(cast("Swin2SR", self), self.workspace)
+        if inference is None:
+            return None
+        batch, _, height, width = padded.shape
+        layout = self.workspace.layouts([(height, width)] * batch)
+        return inference, layout, padded.permute(0, 2, 3, 1).flatten(0, 2)
+
+    def _head_masks(self, head_mask: Tensor | None) -> list[Tensor] | None:
+        """A factor (nH,) for every stage, of a mask (nH,) or (stages, nH)."""
+        heads = self.config.num_heads
+        if head_mask is None:
+            return None
+        masks = head_mask.expand(len(heads), -1) if head_mask.ndim == 1 else head_mask
+        if masks.ndim != 2 or len(masks) != len(heads) or any(masks.shape[1] != count for count in heads):
+            raise ValueError(
+                f"head_mask {tuple(head_mask.shape)} is neither (heads,) nor (stages, heads) for the heads {heads}"
+            )
+        return list(masks.to(device=self.device, dtype=self.dtype).unbind())
+
+
+def _read(
+    name: str | Path | None,
+    config: Swin2SRConfig | str | Path | None,
+    state: Mapping[str, Tensor] | None,
+    options: Mapping[str, Any],
+) -> Checkpoint:
+    """The checkpoint of a name, with another configuration and other weights where these are given."""
+    given = Swin2SRConfig.from_pretrained(config) if isinstance(config, str | Path) else config
+    if name is None:
+        if given is None or state is None:
+            raise ValueError("without a name, from_pretrained needs config and state_dict")
+        return Checkpoint(Path("state_dict"), given, state)
+    path = find_folder(name, **options)
+    if path.is_dir() and state is not None and given is not None:
+        return Checkpoint(path, given, state)
+    checkpoint = read_checkpoint(path, given)
+    return checkpoint if state is None else replace(checkpoint, state=state)
+
+
+def _one_device(device_map: Any, device: str | torch.device | None) -> torch.device:  # noqa: ANN401
+    """The device that a map of Transformers names.
+
+    Raises:
+        ValueError: if it names several.
+    """
+    if isinstance(device_map, Mapping):
+        named = set(device_map.values())
+        if len(named) != 1:
+            raise ValueError(f"device_map={device_map} spreads the network: it runs on one device")
+        device_map = named.pop()
+    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
+        device_map = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = device if device_map is None else device_map
+    return torch.device("cpu" if chosen is None else chosen)
+
+
+def _dtype_of(name: torch.dtype | str | None) -> torch.dtype:
+    found = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else name
+    if found is None and name is None:
+        return torch.float32
+    if not isinstance(found, torch.dtype):
+        raise ValueError(  # noqa: TRY004 (as any unknown option)
+            f"dtype={name!r} is not a type of PyTorch, such as 'float32' or 'bfloat16'"
+        )
+    return found
