@@ -31,7 +31,7 @@ from model.state_dict_keys import (
     to_huggingface,
     to_official,
 )
-from model.windows import relative_coords_table, relative_position_index
+from model.windows import relative_coords_table, relative_position_index, shift_mask
 
 __all__ = [
     "Checkpoint",
@@ -174,7 +174,7 @@ def write_official(network: Swin2SR, file: str | Path) -> None:
     """Write weights under their official names.
 
     A ``.safetensors`` file carries the configuration as JSON in its metadata. A ``.pth`` file has no place for it and
-    carries the official index buffers instead, from which the configuration can be told.
+    carries the official buffers instead, from which the configuration can be told.
 
     Raises:
         ValueError: for another ending, and for a ``.pth`` file from which another configuration would be told.
@@ -184,7 +184,7 @@ def write_official(network: Swin2SR, file: str | Path) -> None:
     if file.suffix == ".safetensors":
         save_file(state, file, metadata={"format": "pt", "config": json.dumps(network.config.to_dict())})
     elif file.suffix == ".pth":
-        state |= _index_buffers(network.config)
+        state |= _derived_buffers(network.config)
         if _decisive(infer_config(state)) != _decisive(network.config):
             raise ValueError(f"{file.name} cannot tell this configuration: write it as .safetensors, which carries it")
         torch.save(state, file)
@@ -354,16 +354,22 @@ def _decisive(config: Swin2SRConfig) -> dict[str, object]:
     return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in training}
 
 
-def _index_buffers(config: Swin2SRConfig) -> dict[str, Tensor]:
-    """The two index buffers that the official code keeps with every block."""
+def _derived_buffers(config: Swin2SRConfig) -> dict[str, Tensor]:
+    """The buffers that the official code keeps with every block: index tables, and the mask of shifted blocks.
+
+    The official code loads a mask of its training size only, and spandrel shifts no block without one.
+    """
     window = config.window_size
-    table = relative_coords_table(window).view(1, 2 * window - 1, 2 * window - 1, 2)
+    side = max(config.image_size // window, 2) * window
+    tables = {
+        "attn.relative_coords_table": relative_coords_table(window).view(1, 2 * window - 1, 2 * window - 1, 2),
+        "attn.relative_position_index": relative_position_index(window),
+        "attn_mask": shift_mask(side, side, window, config.shift_size),
+    }
     return {
-        f"layers.{stage}.residual_group.blocks.{block}.attn.{name}": buffer
+        f"layers.{stage}.residual_group.blocks.{block}.{name}": buffer
         for stage, depth in enumerate(config.depths)
         for block in range(depth)
-        for name, buffer in (
-            ("relative_coords_table", table),
-            ("relative_position_index", relative_position_index(window)),
-        )
+        for name, buffer in tables.items()
+        if block % 2 or name != "attn_mask"
     }

@@ -129,7 +129,7 @@ class Swin2SRConfig:
         if len(values) > len(names):
             raise TypeError(f"a configuration has {len(names)} fields, not {len(values)}")
         given = dict(zip(names, values, strict=False)) | options
-        given = {self.attribute_map.get(name, name): value for name, value in given.items()}
+        given = {self.attribute_map.get(name, name): value for name, value in given.items() if name not in _DERIVED}
         labels = given.pop("id2label", None) or {0: "LABEL_0", 1: "LABEL_1"}
         self._name_or_path = str(given.pop("_name_or_path", ""))
         self.id2label = {int(number): name for number, name in labels.items()}
@@ -351,8 +351,8 @@ class Swin2SRConfig:
         (Path(save_directory) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 
-_DERIVED = ("model_type", "label2id", "num_labels")
-"""What files hold and a constructor does not take."""
+_DERIVED = ("model_type", "num_labels", "num_layers", "num_hidden_layers")
+"""What files may hold and follows from other fields."""
 
 _MISSING = object()
 

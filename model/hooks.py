@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import nn
 from torch.nn.modules import module as everywhere
 
@@ -21,6 +22,11 @@ class HeartbeatHook:
     def __call__(self, _module: nn.Module, _args: object) -> None:
         """What PyTorch calls."""
         self._tell()
+
+
+def is_tracing() -> bool:
+    """Whether torch.jit records the program, so that sizes are tensors and cannot decide anything."""
+    return torch._C._get_tracing_state() is not None  # noqa: SLF001
 
 
 def has_observers(network: nn.Module) -> bool:

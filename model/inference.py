@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import cpu_kernel
-from model.hooks import has_observers
+from model.hooks import has_observers, is_tracing
 from model.network import Embeddings, Encoder, PatchEmbedding, Swin2SR, Swin2SRBody
 from model.operators import PLAIN, EndStage, NormWeights, Operators, add_norm, attend
 from model.packed_weights import (
@@ -354,7 +354,7 @@ def can_infer(network: nn.Module, pixels: Tensor) -> bool:
         and pixels.dtype in (torch.float32, torch.float64)
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
-        and torch._C._get_tracing_state() is None  # noqa: SLF001
+        and not is_tracing()
         and not torch.compiler.is_compiling()
         and torch._C._len_torch_dispatch_stack() == 0  # noqa: SLF001
         and torch._C._functorch.peek_interpreter_stack() is None  # noqa: SLF001

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.config import Swin2SRConfig
+from model.hooks import is_tracing
 from model.reconstruction import Reconstruction, build_head, conv3x3, mean_of
 from model.windows import merge, partition, relative_coords_table, relative_position_index, shift_mask
 
@@ -84,7 +85,7 @@ class SelfAttention(nn.Module):
         cosines = F.normalize(query.to(exact), dim=-1) @ F.normalize(key.to(exact), dim=-1).transpose(-2, -1)
         logits = cosines * self.scale() + self.position_bias()  # (B nW, nH, N, N)
         if mask is not None:
-            logits = (logits.view(-1, len(mask), *logits.shape[1:]) + mask[:, None].to(logits.dtype)).flatten(0, 1)
+            logits = (logits.view(-1, mask.shape[0], *logits.shape[1:]) + mask[:, None].to(logits.dtype)).flatten(0, 1)
         probabilities = self.dropout(torch.softmax(logits, dim=-1, dtype=exact).to(value.dtype))
         if head_mask is not None:
             probabilities = probabilities * head_mask[:, None, None]
@@ -326,10 +327,10 @@ class Swin2SRBody(nn.Module):
     def check(self, pixel_values: Tensor) -> None:
         """Refuse what is no batch of images on the window grid."""
         channels, window = self.config.num_channels, self.config.window_size
+        if is_tracing():
+            return
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
             raise ValueError(f"Expected (B, {channels}, H, W), not {tuple(pixel_values.shape)}.")
-        if torch._C._get_tracing_state() is not None:  # noqa: SLF001
-            return  # a traced size is a tensor, which cannot decide
         height, width = pixel_values.shape[2:]
         if height % window or width % window:
             raise ValueError(f"Size {height}x{width} is not a multiple of the window {window}: pad the image first.")

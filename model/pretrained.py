@@ -47,7 +47,7 @@ class Swin2SRModel(PreTrained, Swin2SRBody):
         Raises:
             ValueError: if an input has another shape or type.
         """
-        padded = self._pad(pixel_values)
+        padded, is_padded = self._pad(pixel_values)
         attentions = self._flag("output_attentions", output_attentions)
         states = self._flag("output_hidden_states", output_hidden_states)
         fast = None if attentions or states or head_mask is not None else self._fast(padded)
@@ -58,7 +58,7 @@ class Swin2SRModel(PreTrained, Swin2SRBody):
             masks = self._head_masks(head_mask)
             seen = self.extract(padded, masks, output_attentions=attentions, output_hidden_states=states)
         features = seen.last_hidden_state
-        if padded.shape[2:] != pixel_values.shape[2:]:
+        if is_padded:
             features = features[:, :, : pixel_values.shape[2], : pixel_values.shape[3]]
         output = BaseModelOutput(
             last_hidden_state=features,
@@ -103,7 +103,7 @@ class Swin2SRForImageSuperResolution(PreTrained, Swin2SR):
         Raises:
             ValueError: if an input has another shape or type.
         """
-        padded = self._pad(pixel_values)
+        padded, is_padded = self._pad(pixel_values)
         attentions = self._flag("output_attentions", output_attentions)
         states = self._flag("output_hidden_states", output_hidden_states)
         fast = None if attentions or states or head_mask is not None else self._fast(padded)
@@ -114,7 +114,7 @@ class Swin2SRForImageSuperResolution(PreTrained, Swin2SR):
         else:
             seen = self.swin2sr(padded, head_mask, attentions, states, return_dict=True)
             image = self.reconstruct(seen.last_hidden_state, padded).image
-        if padded.shape[2:] != pixel_values.shape[2:]:
+        if is_padded:
             height, width = (side * self.config.upscale for side in pixel_values.shape[2:])
             image = image[:, :, :height, :width]
         output = ImageSuperResolutionOutput(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from model.checkpoints import Checkpoint, load_body_weights, load_weights, read_checkpoint, write_pretrained
 from model.config import GENERIC, Swin2SRConfig, refuse_push
+from model.hooks import is_tracing
 from model.inference import Inference, Workspace, can_infer, infer
 from model.network import Swin2SR, Swin2SRBody
 from model.packing import PackedLayout
@@ -279,17 +280,23 @@ class PreTrained(nn.Module):
     def _flag(self, name: str, value: bool | None) -> bool:
         return bool(getattr(self.config, name)) if value is None else value
 
-    def _pad(self, pixel_values: Tensor) -> Tensor:
-        """Check the input and reflect it to the window grid, in the type of the weights."""
+    def _pad(self, pixel_values: Tensor) -> tuple[Tensor, bool]:
+        """Check the input and reflect it to the window grid; returns it and whether something was added."""
         channels = self.config.num_channels
         if not isinstance(pixel_values, Tensor):
             raise ValueError(f"pixel_values must be a PyTorch tensor, not {type(pixel_values).__name__}")  # noqa: TRY004 (as the shape)
-        if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or not pixel_values.is_floating_point():
+        if pixel_values.ndim != 4 or not pixel_values.is_floating_point():
+            fits = False
+        else:
+            fits = is_tracing() or pixel_values.shape[1] == channels
+        if not fits:
             raise ValueError(
                 f"pixel_values must be floating point of shape (B, {channels}, H, W), "
                 f"not {pixel_values.dtype} {tuple(pixel_values.shape)}"
             )
-        return pad_tensor(pixel_values.to(self.dtype), self.config.window_size)
+        pixels = pixel_values.to(self.dtype)
+        padded = pad_tensor(pixels, self.config.window_size)
+        return padded, padded is not pixels
 
     def _fast(self, padded: Tensor) -> tuple[Inference, PackedLayout, Tensor] | None:
         """The fast forward pass with its layout and its input, where it computes the same."""

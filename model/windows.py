@@ -50,8 +50,8 @@ def shift_mask(height: int, width: int, window: int, shift: int, device: torch.d
         (nW, N, N) float32: 0 where two tokens come from the same region, else ``MASK_VALUE``.
     """
     rows, columns = (
-        (side >= len(side) - window).long() + (side >= len(side) - shift).long()
-        for side in (torch.arange(height, device=device), torch.arange(width, device=device))
+        (side >= size - window).long() + (side >= size - shift).long()
+        for size, side in ((height, torch.arange(height, device=device)), (width, torch.arange(width, device=device)))
     )
     regions = 3 * rows[:, None] + columns  # (H, W)
     region = partition(regions[None, :, :, None], window).squeeze(-1)  # (nW, N)

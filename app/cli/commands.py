@@ -55,6 +55,7 @@ def build() -> typer.Typer:
     app.command("watch")(with_request_options(watch))
     app.command("variants")(list_variants)
     app.command("evaluate")(evaluate)
+    app.command("export")(export)
     app.command("fetch")(fetch)
     app.command("openapi")(openapi)
     app.command("bench")(bench)
@@ -276,6 +277,30 @@ def evaluate(
         typer.echo(tabulate(evaluate_folder(upscaler, folder, quality=quality)))
     except (ValueError, ServiceError, OSError) as error:
         raise failure(_reason(error)) from None
+
+
+def export(
+    variant: Annotated[str, typer.Argument(metavar="VARIANT", help="variant", autocompletion=complete_variant)],
+    file: Annotated[Path, typer.Argument(help="file ending in .onnx, .pth or .safetensors", dir_okay=False)],
+    *,
+    model_dir: ModelDir = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Write a variant's network as ONNX, or in the official layout as .pth or .safetensors."""
+    from app.variants.catalogue import Catalogue  # noqa: PLC0415
+    from model.checkpoints import load_network  # noqa: PLC0415
+    from model.export import export as write  # noqa: PLC0415
+
+    settings = read_settings(Settings, model_dir=model_dir, cache_dir=cache_dir)
+    try:
+        catalogue = Catalogue(settings.model_dir, "cpu", settings.official_weights())
+        entry = catalogue.resolve(variant)
+        assert entry.path is not None, "resolve raises for absent weights"
+        catalogue.verify(entry.name)
+        write(load_network(entry.path), file)
+    except (ValueError, ServiceError, OSError) as error:
+        raise failure(_reason(error)) from None
+    typer.echo(f"{entry.name} written to {file}")
 
 
 def fetch(
