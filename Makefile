@@ -28,7 +28,7 @@ test: $(VENV)/.installed-dev ## run the tests; TEST="-k words" chooses some
 
 prove: $(VENV)/.installed-dev ## the promises in their long forms, and that breaking one is noticed: an hour and a half
 	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz \
-	  tests/test_packaging.py tests/test_open_inference.py tests/test_other_processors.py
+	  tests/test_packaging.py tests/test_open_inference.py tests/test_other_processors.py tests/test_promise_large_image.py
 	PROVE=1 $(BIN)/python -m pytest --timeout 4200 -s tests/test_promise_proxy.py
 	$(BIN)/python -m tests.broken.prove
 

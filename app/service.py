@@ -1,4 +1,4 @@
-"""One complete, independent service: everything that lives as long as the application does."""
+"""A complete, independent service: everything that lives as long as the application."""
 
 from __future__ import annotations
 
@@ -99,18 +99,18 @@ class Service:
             raise NotReady("; ".join(reasons), reasons=reasons)
 
     def begin_shutdown(self) -> None:
-        """Be not ready from now on; what comes is still accepted."""
+        """Report not ready from now on. Requests are still accepted."""
         if not self.state.leaving:
             self.state.leaving = True
             self.state.ends_at = time.monotonic() + self.settings.drain_timeout_ms / 1000
 
     def abort(self) -> None:
-        """Be at the end of the time for what was accepted."""
+        """End the time for accepted requests now."""
         self.begin_shutdown()
         self.state.ends_at = time.monotonic()
 
     async def boot(self, on_ready: Callable[[], None]) -> None:
-        """Load and warm what was asked for."""
+        """Load and warm the wanted variants."""
         started = time.monotonic()
         await self.registry.boot()
         if self.settings.max_batch_pixels == "auto":
@@ -124,7 +124,7 @@ class Service:
         on_ready()
 
     def _fit_batches(self, free_bytes: int | None, bytes_per_pixel: int) -> None:
-        """Let a batch take half of the memory that is free once everything is loaded."""
+        """Bound a batch by half of the memory that is free after loading."""
         if free_bytes is None or not bytes_per_pixel:
             return
         pixels = free_bytes // 2 // bytes_per_pixel
@@ -145,7 +145,7 @@ class Service:
         logger.info("requests share %d MiB of memory", self.memory.limit // 2**20)
 
     async def close(self) -> None:
-        """Finish what was admitted, within what is left of the time for it, and stop every thread."""
+        """Finish admitted requests within the time that is left, and stop every thread."""
         self.begin_shutdown()
         left = max(0.0, self.state.ends_at - time.monotonic())
         self.state.finished = await asyncio.to_thread(self.batcher.close, left)
@@ -155,14 +155,14 @@ class Service:
 
 @dataclass
 class ServiceState:
-    """What changes in a service's life."""
+    """The part of a service that changes."""
 
     leaving: bool = False
-    """Whether the end was announced: not ready any more, still accepting."""
+    """Whether shutdown has begun: not ready, still accepting."""
     ends_at: float = math.inf
-    """Time of ``time.monotonic()`` at which what is not finished will be given up."""
+    """Time of ``time.monotonic()`` at which unfinished requests are aborted."""
     finished: bool = False
-    """Whether everything that was accepted was finished."""
+    """Whether all accepted requests were finished."""
 
 
 def build_service(
@@ -172,13 +172,13 @@ def build_service(
     on_fatal: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Service:
-    """Make a service of settings; no thread is started and nothing is loaded yet.
+    """Build a service from settings. No thread is started and nothing is loaded yet.
 
     Args:
         settings: checked.
-        load: makes weights ready to call; the real thing by default.
-        on_fatal: called, in the worker's thread, when it has died too often in a row.
-        clock: what the queue's times are of; close to ``time.monotonic()``.
+        load: loads the weights of a variant; a stand-in for tests.
+        on_fatal: called in the worker's thread when it died too often in a row.
+        clock: of the queue; close to ``time.monotonic()``.
 
     Raises:
         ValueError: if a wanted variant or the device is not there.
@@ -258,7 +258,7 @@ def available_memory() -> int:
 
 
 class _Gauges(Collector):
-    """What is looked up when somebody asks for the metrics."""
+    """Gauges that are read when the metrics are requested."""
 
     def __init__(self, service: Service) -> None:
         self._service = service

@@ -221,4 +221,5 @@ def _ramp(length: int) -> Values:
 
 
 def _blend(earlier: Values, later: Values, weight: Values) -> Values:
-    return earlier + (later - earlier) * weight
+    with np.errstate(invalid="ignore"):  # infinite values become NaN, which quantise_into refuses
+        return earlier + (later - earlier) * weight

@@ -247,3 +247,72 @@ def test_times_are_measured_by_stage(build):
     seconds = upscale(build(ScriptedUpscaler()), png(noise(8, 8))).seconds
     assert set(seconds) == {"decode", "queue", "forward", "encode"}
     assert min(seconds.values()) >= 0
+
+
+def test_the_upload_is_free_once_it_is_decoded(build):
+    """Before the network has computed anything; its bytes are gone."""
+    upscaler, decoded = ScriptedUpscaler(), threading.Event()
+    service = build(upscaler)
+    upload = Upload(png(noise(8, 8)), "")
+
+    async def exchange():
+        await service.registry.obtain(service.registry.resolve(None))
+        upscaler.gate.close()
+        caller = Caller(time.monotonic() + PATIENCE, on_decoded=decoded.set)
+        task = asyncio.create_task(service.pipeline.upscale(upload, UpscaleOptions(), caller))
+        await asyncio.to_thread(upscaler.gate.wait_until_reached)
+        held = decoded.is_set(), upload.body
+        upscaler.gate.open()
+        await task
+        return held
+
+    assert asyncio.run(exchange()) == (True, b"")
+
+
+def test_a_request_waits_before_encoding_until_its_response_fits(build):
+    """Its deadline applies; then it holds exactly the bytes of its response, and of nothing else."""
+    service = build(ScriptedUpscaler())
+    body = png(noise(8, 8))
+
+    async def exchange():
+        with service.responses.open() as other, service.responses.open() as own, service.memory.open() as memory:
+            await other.reserve(service.responses.limit)
+            caller = Caller(time.monotonic() + 0.5, response=own)
+            with pytest.raises(DeadlineExceeded):
+                await service.pipeline.upscale(Upload(body, ""), UpscaleOptions(), caller)
+            assert (own.held, service.memory.held) == (0, 0)
+            caller = Caller(time.monotonic() + PATIENCE, response=own, memory=memory)
+            task = asyncio.create_task(service.pipeline.upscale(Upload(body, ""), UpscaleOptions(), caller))
+            await asyncio.wait([task], timeout=0.2)
+            assert not task.done()
+            other.shrink(0)
+            upscaled = await task
+            assert own.held == memory.held == len(upscaled.encoded.body)
+        assert service.responses.held == service.memory.held == 0
+
+    asyncio.run(exchange())
+
+
+def test_requests_share_the_memory_and_wait_for_it(build):
+    """What does not fit beside another request begins when that has ended."""
+    upscaler = ScriptedUpscaler()
+    service = build(upscaler)
+
+    async def exchange():
+        await service.registry.obtain(service.registry.resolve(None))
+        service.memory.limit = 400_000  # more than one of them, less than two
+        upscaler.gate.close()
+        tasks = []
+        for _ in range(2):
+            upload, caller = Upload(png(noise(60, 60)), ""), Caller(time.monotonic() + PATIENCE)
+            tasks.append(asyncio.create_task(service.pipeline.upscale(upload, UpscaleOptions(), caller)))
+        await asyncio.to_thread(upscaler.gate.wait_until_reached)
+        await asyncio.wait(tasks, timeout=0.2)
+        waiting = service.batcher.status().waiting_requests
+        upscaler.gate.open()
+        await asyncio.gather(*tasks)
+        return waiting
+
+    assert asyncio.run(exchange()) == 1, "it holds its place in the queue"
+    assert [len(call) for call in upscaler.calls] == [1, 1]
+    assert service.memory.held == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import statistics
 import threading
 import time
@@ -19,6 +20,8 @@ from app.main import create_app
 from app.settings import Settings
 from tests.scripted import model_dir
 from tests.service import running
+
+pytestmark = pytest.mark.skipif(not os.environ.get("PROVE"), reason="measures time; set PROVE=1, or `make prove`")
 
 RATE = 5e6
 """Pixels that the simulated device computes in a second."""
@@ -111,7 +114,6 @@ async def crowd(app, *, interval, query="format=jpeg&restore=never"):
     return alone[1:], beside, large
 
 
-@pytest.mark.slow
 def test_promise_24_beside_a_large_image_a_device_stays_busy_and_small_requests_wait_a_pack(tmp_path, monkeypatch):
     """Small ones take at most 3 times their time alone plus one pack, and the device is busy 95 % of the time.
 
@@ -142,7 +144,6 @@ def test_promise_24_beside_a_large_image_a_device_stays_busy_and_small_requests_
     raise AssertionError(f"(longest wait over its bound, busy) of three rounds: {seen}")
 
 
-@pytest.mark.slow
 def test_promise_24_on_a_processor_small_requests_wait_one_batch(tmp_path):
     """With small-x4: at most the longest batch plus 3 times their time alone."""
     app = create_app(Settings(variants="small-x4", device="cpu", cache_dir=tmp_path))

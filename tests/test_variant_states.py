@@ -1,4 +1,4 @@
-"""Whether a variant can be asked for, in every condition it may be in."""
+"""Whether a variant can be used, in every state."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which variants there are on this server, where their weights lie, and what aliases stand for.
+"""The variants of this server, the paths of their weights, and the aliases.
 
-Found at the start; later nothing changes but what is fetched from then on.
+Read at startup. Later only downloads change it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Entry:
     """A variant on this server.
 
     Attributes:
-        name: what a request writes.
-        variant: its row in the table; None for a name of this server's own.
-        path: where its weights lie; None where they do not.
-        origin: whose weights they are, or would be: from MODEL_DIR, of the package, or the authors'.
-        digest: the SHA-256 that they should have, where it is known; of embedded ones, that they have.
+        name: as in requests.
+        variant: its row in the table; None for an own checkpoint.
+        path: of its weights; None if they are missing.
+        origin: of its weights: MODEL_DIR, the package, or the authors.
+        digest: their expected SHA-256 if it is known; the actual one of embedded weights.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Catalogue:
 
     Args:
         model_dir: folder of checkpoints, each a variant under its own name in lower case.
-        device_type: ``cpu`` or ``cuda``; decides what aliases stand for.
+        device_type: ``cpu`` or ``cuda``; decides how aliases are resolved.
         official: the authors' weights on this machine.
     """
 

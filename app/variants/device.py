@@ -1,4 +1,4 @@
-"""What a device says: that memory ran out, that it is lost, what there is; and giving back what is not needed."""
+"""Memory of a device: how much there is, whether it ran out, and how to return what is unused."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ _PHRASES = (
     "can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "not enough memory",
     "unable to find an engine",
 )  # fmt: skip
-"""How torch's CPU allocator, CUDA and its libraries say it in a RuntimeError that has no class of its own. The last is
-what remains when no way to compute a convolution found the memory that it wanted; what a card cannot compute at all
-fails at the warm-up."""
+"""Messages of RuntimeErrors without a class of their own, from torch's CPU allocator, CUDA and its libraries. cuDNN
+raises the last one if no algorithm for a convolution got the memory that it needs."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -31,7 +30,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_lost(error: BaseException, device: torch.device) -> bool:
-    """Whether an exception says that a GPU computes nothing more in this process, and not only that one call failed."""
+    """Whether the GPU cannot be used any more in this process, as opposed to one failed call."""
     if not isinstance(error, torch.AcceleratorError):
         return False
     try:
@@ -42,7 +41,7 @@ def is_lost(error: BaseException, device: torch.device) -> bool:
 
 
 def release_memory(device: torch.device) -> None:
-    """Return memory that nobody uses to the device and to the operating system."""
+    """Return unused memory to the device and to the operating system."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -60,12 +59,12 @@ def use_threads(count: int) -> None:
 
 
 def free(device: torch.device) -> int | None:
-    """Bytes that a forward pass may still take on a device; None where nobody tells."""
+    """Bytes of free memory for a forward pass on a device; None if unknown."""
     return int(torch.cuda.mem_get_info(device)[0]) if device.type == "cuda" else free_memory()
 
 
 def measure(device: torch.device) -> Iterator[tuple[str, float]]:
-    """Kinds of memory of a device and their bytes: what is ``used`` by this process, and the ``total`` there is."""
+    """Kinds of memory of a device and their bytes: ``used`` by this process, and ``total``."""
     if device.type == "cuda":
         yield "allocated", float(torch.cuda.memory_allocated(device))
         yield "used", float(torch.cuda.memory_reserved(device))

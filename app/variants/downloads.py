@@ -1,4 +1,4 @@
-"""Official weights on their way, each in a thread of its own: nothing waits for them that does not want them."""
+"""Downloads of official weights, each in its own thread."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from model.variants import Variant
 
 
 class Downloads:
-    """What is being fetched.
+    """The running downloads.
 
-    The threads end with the process, in the middle of a download if need be: the next one goes on from there.
+    The threads end with the process, also in the middle of a download; the next process resumes it.
 
     Args:
         official: the authors' weights on this machine.
@@ -25,19 +25,19 @@ class Downloads:
         self._on_the_way: dict[str, Future[Path]] = {}
 
     async def fetch(self, variant: Variant, on_step: OnStep) -> Path:
-        """Fetch a variant's weights, or wait for those that are on their way.
+        """Download the weights of a variant, or wait for the download that runs.
 
         Args:
             variant: of the table.
-            on_step: told how far it is, in another thread.
+            on_step: called with the progress, in another thread.
 
         Raises:
-            FetchError: if that is not to be; the text says why, and what to do.
+            FetchError: if it fails; the message says why, and what to do.
         """
         future = self._on_the_way.get(variant.name)
         if future is None or future.done():
             future = self._on_the_way[variant.name] = Future()
-            future.set_running_or_notify_cancel()  # from here on, whoever stops waiting stops nobody else
+            future.set_running_or_notify_cancel()  # a caller that stops waiting must not cancel it for others
             threading.Thread(
                 target=self._fetch, args=(future, variant, on_step), name="swin2sr-fetch", daemon=True
             ).start()

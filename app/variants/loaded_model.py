@@ -1,4 +1,4 @@
-"""Weights that are ready to call, and what the batcher carries to them."""
+"""A loaded model, and the items that the batcher runs with it."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ class Throughput:
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """Weights that are ready. A reload makes another one; this one lives as long as a request holds it."""
+    """A model that is ready to use. A reload makes another one; requests keep the one they were admitted with."""
 
     key: str
-    """Only pieces of the same weights share a batch."""
+    """Tiles of the same key may share a batch."""
     upscaler: TileUpscaler
 
     digest: str | None = None
@@ -84,7 +84,7 @@ class LoadedModel:
 
 @dataclass(frozen=True, eq=False)
 class TileJob:
-    """What the batcher carries: a tile (H,W,C), and the weights that its request was admitted for."""
+    """An item of the batcher: a tile (H,W,C), and the model that its request was admitted with."""
 
     upscaler: TileUpscaler
     tile: NDArray[Any]
@@ -103,7 +103,7 @@ def count_parameters(upscaler: object) -> int | None:
 
 
 def warm_up(upscaler: TileUpscaler) -> None:
-    """Compute what every first forward pass would compute once, and find out whether the weights work at all."""
+    """Run first forward passes, which are slower, and check that the weights work at all."""
     sides = [-(-side // upscaler.window_size) * upscaler.window_size for side in WARM_UP_SIDES]
     tiles = [np.full((side, side, upscaler.channels), 128, np.uint8) for side in sides]
     for batch in (tiles[:1], tiles):
