@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from model.official.http import ATTEMPTS, FetchError, Step, Unreachable, download, writing
+from model.official.http import ATTEMPTS, FetchError, Step, Unreachable, download, honor_certificate_bundle, writing
 from tests.loopback_hub import LoopbackHub, Mischief
 from tests.scripted import PATIENCE, Gate
 
@@ -181,3 +181,17 @@ def test_a_step_speaks_for_itself():
     """With and without numbers."""
     assert str(Step("waiting")) == "waiting"
     assert str(Step("a from b", 1_500_000, None)) == "a from b: 1.5 of ? MB"
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_bundle_for_requests_counts_where_openssl_has_none(tmp_path, monkeypatch, folder):
+    """A file or a folder; a file that OpenSSL was told itself comes first."""
+    bundle = tmp_path if folder else tmp_path / "authority.pem"
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
+    monkeypatch.setenv("SSL_CERT_DIR", "/elsewhere")
+    monkeypatch.setenv("SSL_CERT_FILE", "/elsewhere.pem")
+    honor_certificate_bundle()
+    assert (os.environ["SSL_CERT_FILE"], os.environ["SSL_CERT_DIR"]) == ("/elsewhere.pem", "/elsewhere")
+    monkeypatch.setenv("SSL_CERT_FILE", "")
+    honor_certificate_bundle()
+    assert os.environ["SSL_CERT_DIR" if folder else "SSL_CERT_FILE"] == str(bundle)

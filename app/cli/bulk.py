@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -102,7 +103,8 @@ class BulkUpscaler:
             bar = bars.add_task(task.source.name if task.source else task.name, total=None)
 
             def show(step: client.Progress, bar: progress.TaskID = bar) -> None:
-                bars.update(bar, total=step.tiles or None, completed=step.tile)
+                with suppress(KeyError):  # the last steps may arrive when the image is done and its bar is gone
+                    bars.update(bar, total=step.tiles or None, completed=step.tile)
 
             try:
                 await self._process(task, show)

@@ -19,7 +19,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from model.official.http import FetchError, OnStep, Step, Unreachable, download, megabytes, writing
+from model.official.http import (
+    FetchError,
+    OnStep,
+    Step,
+    Unreachable,
+    download,
+    honor_certificate_bundle,
+    megabytes,
+    writing,
+)
 from model.official.hub import cached_file, download_file
 from model.variants import RELEASE, Variant
 
@@ -159,6 +168,7 @@ class OfficialWeights:
         if set(variant.digests) == {variant.release_file}:
             sources.reverse()  # the file with a published digest comes first
         refusals: list[str] = []
+        honor_certificate_bundle()
         for source, fetch in sources:
             if source is None:
                 continue
@@ -168,8 +178,11 @@ class OfficialWeights:
                 return fetch(variant, on_step)
             except Unreachable as error:
                 refusals.append(str(error))
+        authority = ""
+        if any("certificate" in refusal.lower() for refusal in refusals):
+            authority = " For your own certificate authority, set SSL_CERT_FILE or REQUESTS_CA_BUNDLE to its PEM file."
         raise Unreachable(
-            f"{'. '.join(refusals)}. Behind a proxy, set HTTPS_PROXY. Name mirrors with HF_ENDPOINT and "
+            f"{'. '.join(refusals)}.{authority} Behind a proxy, set HTTPS_PROXY. Name mirrors with HF_ENDPOINT and "
             "SWIN2SR_RELEASE_URL."
         )
 

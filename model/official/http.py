@@ -73,6 +73,7 @@ def download(url: str, part: Path, on_step: OnStep, *, wait: Callable[[float], N
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise FetchError(f"{url} is not an http or https URL.")
+    honor_certificate_bundle()
     host = urlsplit(url).netloc.rpartition("@")[2]
     with writing(part.parent):
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +91,16 @@ def download(url: str, part: Path, on_step: OnStep, *, wait: Callable[[float], N
             part.unlink(missing_ok=True)
             raise Unreachable(reason)
         wait(2.0**attempt)
+
+
+def honor_certificate_bundle() -> None:
+    """Let ``REQUESTS_CA_BUNDLE``, a PEM file or a folder of them, count where ``SSL_CERT_FILE`` is not set.
+
+    OpenSSL reads SSL_CERT_FILE and SSL_CERT_DIR for every connection, also for those of huggingface_hub.
+    """
+    bundle = os.environ.get("REQUESTS_CA_BUNDLE")
+    if bundle and not os.environ.get("SSL_CERT_FILE"):
+        os.environ["SSL_CERT_DIR" if Path(bundle).is_dir() else "SSL_CERT_FILE"] = bundle
 
 
 @contextmanager
