@@ -51,7 +51,7 @@ class UpscaleOptions(BaseModel):
     ensemble: bool = Field(
         False, description="Average over eight flips and rotations: better quality, eight times slower."
     )
-    format: Literal["png", "jpeg", "webp", "tiff", "avif", "same"] = Field(
+    format: Literal["png", "jpeg", "webp", "tiff", "avif", "jxl", "same"] = Field(
         "png", description="Output format; same: the input's format, or PNG for BMP, GIF and HEIF."
     )
     quality: int = Field(95, ge=1, le=100, description="Quality for lossy formats, 1 to 100.")

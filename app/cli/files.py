@@ -8,7 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".gif", ".heic", ".heif"})
+SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jxl"}
+)
 """Suffixes of the image files that are found in folders and by patterns."""
 
 STREAM = "-"
@@ -132,4 +134,4 @@ def _root(pattern: Path) -> Path:
 def _extension(format_: str, suffix: str) -> str:
     if format_ != "same":
         return EXTENSIONS.get(format_, f".{format_}")
-    return ".png" if suffix.lower() in {"", ".bmp", ".gif", ".heic", ".heif"} else suffix.lower()
+    return ".png" if suffix.lower() in {"", ".bmp", ".gif", ".heic", ".heif", ".jxl"} else suffix.lower()

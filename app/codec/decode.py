@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from app.codec import avif, bmp, color, exif, gif, heif, jpeg, planes, png, tiff, webp, xmp
+from app.codec import avif, bmp, color, exif, gif, heif, jpeg, jxl, planes, png, tiff, webp, xmp
 from app.codec.errors import BrokenImage, TooLarge, UnsupportedImage
 from app.codec.formats import sniff
 from app.codec.image import Decoded, DecodeLimits, Header, Image, Metadata
@@ -100,5 +100,6 @@ _FORMATS: Mapping[str, _Reader] = MappingProxyType(
         "bmp": _Reader(bmp.parse, bmp.read),
         "gif": _Reader(gif.parse, gif.read),
         "heif": _Reader(heif.parse, heif.read),
+        "jxl": _Reader(jxl.parse, jxl.read),
     }
 )

@@ -10,13 +10,15 @@ from types import MappingProxyType
 
 import PIL.Image
 
-from app.codec import color, exif, jpeg_segments, planes, png_chunks, png_writer, tiff_writer, xmp
+from app.codec import color, exif, jpeg_segments, jxl, planes, png_chunks, png_writer, tiff_writer, xmp
 from app.codec.errors import InvalidEncodeOption
 from app.codec.formats import WRITABLE, Format, check_output, output_format
 from app.codec.image import Encoded, EncodeOptions, Image, Metadata
 from app.codec.texts import comment_of
 
 _FULL_CHROMA_QUALITY = 90
+_WITHOUT_IPTC = ("webp", "avif", "jxl")
+"""Formats that hold EXIF and XMP, but neither IPTC nor a resolution."""
 _LOSSLESS_WEBP = MappingProxyType({"method": 1, "quality": 20})
 """Effort, not quality: on an upscaled photo as small as the most thorough setting, in a fifth of its time."""
 _AVIF_SPEED = 9
@@ -104,9 +106,9 @@ def _without_chunks(image: Image, format_: Format, *, gray: bool) -> tuple[Image
     if {b"mDCV", b"cLLI"} & dict(metadata.png_color).keys():
         notices.append(f"{format_.name} has no place for light levels (mDCV, cLLI): they were left out")
     image = replace(image, metadata=replace(metadata, icc=profile, png_color=kept, texts=texts))
-    if metadata.photoshop is not None and format_.name in ("webp", "avif"):
+    if metadata.photoshop is not None and format_.name in _WITHOUT_IPTC:
         notices.append(f"{format_.name} has no place for IPTC: it was left out")
-    if metadata.resolution is not None and format_.name in ("webp", "avif"):
+    if metadata.resolution is not None and format_.name in _WITHOUT_IPTC:
         if metadata.exif is None:
             image = replace(image, metadata=replace(image.metadata, exif=exif.resolution_block(metadata.resolution)))
         elif exif.read_resolution(metadata.exif) is None:
@@ -152,6 +154,11 @@ def _with_description(body: bytes, description: bytes) -> bytes:
     return body[:at] + struct.pack(">HH", description[0], description[1]) + body[at + 4 :]
 
 
+def _write_jxl(image: Image, options: EncodeOptions) -> Written:
+    pixels = image.pixels.repeat(3, axis=2) if image.gray else image.pixels
+    return jxl.encode(planes.join(pixels, image.alpha), image.metadata, options.quality), ()
+
+
 def _packets(metadata: Metadata) -> dict[str, bytes]:
     packets = {"icc_profile": metadata.icc, "exif": metadata.exif, "xmp": metadata.xmp}
     return {name: packet for name, packet in packets.items() if packet is not None}
@@ -165,5 +172,12 @@ def _save(image: Image, name: str, **options: object) -> bytes:
 
 
 _WRITERS: Mapping[str, Callable[[Image, EncodeOptions], Written]] = MappingProxyType(
-    {"png": _write_png, "jpeg": _write_jpeg, "webp": _write_webp, "tiff": _write_tiff, "avif": _write_avif}
+    {
+        "png": _write_png,
+        "jpeg": _write_jpeg,
+        "webp": _write_webp,
+        "tiff": _write_tiff,
+        "avif": _write_avif,
+        "jxl": _write_jxl,
+    }
 )

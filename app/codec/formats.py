@@ -53,25 +53,26 @@ WRITABLE: Mapping[str, Format] = MappingProxyType(
             # libavif reads no longer side by default (AVIF_DEFAULT_IMAGE_DIMENSION_LIMIT). AVIF's profiles end at AV1's
             # level 6.0, and encoding takes sixteen times the bytes of the pixels.
             Format("avif", "image/avif", ".avif", 32_768, 35_651_584, cicp=True),
+            # Level 5 of the codestream, which every decoder reads.
+            Format("jxl", "image/jxl", ".jxl", 2**18, 2**28, gray=False),
         )
     }
 )
 """Formats that are written, by name."""
 
-LOSSY = frozenset(("jpeg", "webp", "avif"))
+LOSSY = frozenset(("jpeg", "webp", "avif", "jxl"))
 """Formats whose size depends on a quality."""
 
-READABLE = ("png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif")
-"""Formats that are read, HEIF where its package is installed."""
+READABLE = ("png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif", "jxl")
+"""Formats that are read, JPEG XL where its package is installed."""
 
-HEIF_PACKAGE = "pi_heif"
+JXL_PACKAGE = "pylibjxl"
+"""Of the extra ``[jxl]``."""
 
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"))
 _REFUSED = (
     (b"%PDF", "PDF"),
     (b"8BPS", "Photoshop"),
-    (b"\xff\x0a", "JPEG XL"),
-    (b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
     (b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
     (b"\xff\x4f\xff\x51", "JPEG 2000"),
     (b"\x00\x00\x01\x00", "ICO"),
@@ -85,7 +86,7 @@ _REFUSED = (
 
 def readable() -> list[str]:
     """The formats of ``READABLE`` that can be read by what is installed."""
-    return [name for name in READABLE if name != "heif" or find_spec(HEIF_PACKAGE)]
+    return [name for name in READABLE if name != "jxl" or find_spec(JXL_PACKAGE)]
 
 
 def sniff(body: bytes) -> str:
@@ -117,6 +118,8 @@ def _magic(head: bytes) -> str | None:
         (b"GIF87a", "gif"),
         (b"GIF89a", "gif"),
         (b"BM", "bmp"),
+        (b"\xff\x0a", "jxl"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "jxl"),
     ):
         if head.startswith(magic):
             return name
@@ -139,6 +142,8 @@ def output_format(wish: str, source: str) -> str:
     """
     if wish == "same":
         return source if source in WRITABLE else "png"
+    if wish == "jxl" and not find_spec(JXL_PACKAGE):
+        raise InvalidEncodeOption("format=jxl needs the extra [jxl] on the server; choose another format.")
     if wish not in WRITABLE:
         raise InvalidEncodeOption(f"format has to be one of {', '.join(WRITABLE)} or same, not {wish!r}.")
     return wish

@@ -68,8 +68,8 @@ def example_errors() -> list[errors.ServiceError]:
             actual=18_000,
         ),
         errors.UnsupportedFormat(
-            "This is not an image of a known format; send one of png, jpeg, webp, tiff, avif, bmp, gif, heif.",
-            supported=["png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif"],
+            "This is not an image of a known format; send one of png, jpeg, webp, tiff, avif, bmp, gif, heif, jxl.",
+            supported=["png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif", "jxl"],
         ),
         errors.MisdirectedRequest(
             "This server does not answer requests for the host 'images.example'. If the name is right, add it to "

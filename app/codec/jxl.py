@@ -1,0 +1,77 @@
+"""Reads and writes JPEG XL, with the extra ``[jxl]``.
+
+pylibjxl (BSD, libjxl) keeps ICC profile, EXIF and XMP, and has 8 bits; imagecodecs decodes 16 bits.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+
+from app.codec import exif, planes
+from app.codec.decoders import blaming_the_file
+from app.codec.errors import UnsupportedImage
+from app.codec.formats import JXL_PACKAGE, readable
+from app.codec.image import Decoded, DecodeLimits, Header, Metadata
+
+_EFFORT = 3
+"""A fifth of the time of libjxl's default, 7."""
+
+
+def parse(body: bytes, _limits: DecodeLimits) -> Header:
+    """The header of a JPEG XL. libjxl turns the picture upright, so the orientation is 1.
+
+    Raises:
+        BrokenImage: if it is damaged.
+        UnsupportedImage: if the extra is missing, or samples are floats.
+    """
+    if "jxl" not in readable():
+        raise UnsupportedImage("JPEG XL is read with the extra [jxl] only; send a PNG, or install swin2sr-serve[jxl].")
+    with blaming_the_file("jxl"):
+        info = import_module(JXL_PACKAGE).probe(body)
+    if info["exponent_bits_per_sample"]:
+        raise UnsupportedImage("This JPEG XL has floating-point samples, which are not read; send 8 or 16 bits.")
+    return Header(
+        "jxl",
+        info["width"],
+        info["height"],
+        mode="gray" if info["color_channels"] == 1 else "color",
+        bits=info["bits_per_sample"],
+        alpha=info["has_alpha"],
+        frames=2 if info["have_animation"] else 1,
+    )
+
+
+def read(body: bytes, header: Header, limits: DecodeLimits) -> Decoded:
+    """The planes of a JPEG XL, with its profile, EXIF and XMP.
+
+    Raises:
+        BrokenImage: if pixel data is damaged or missing.
+    """
+    with blaming_the_file("jxl"), import_module(JXL_PACKAGE).JXL(threads=1) as decoder:
+        samples, packets = decoder.decode(body, metadata=True)
+    if header.bits > 8:
+        with blaming_the_file("jxl"):
+            samples = imagecodecs.jpegxl_decode(body, numthreads=1)
+    found = {"icc_profile": packets.get("icc"), "exif": packets.get("exif"), "xmp": packets.get("xmp")}
+    metadata, notices = exif.read_packets(found, limits)
+    return Decoded(*planes.split(np.asarray(samples)), metadata, notices)
+
+
+def encode(samples: NDArray[Any], metadata: Metadata, quality: int) -> bytes:
+    """A file of (H,W,3) or (H,W,4) uint8; quality 100 is lossless."""
+    distance = 0.1 + (100 - quality) * 0.09 if quality >= 30 else 53 / 3000 * quality**2 - 23 / 20 * quality + 25
+    with import_module(JXL_PACKAGE).JXL(effort=_EFFORT, threads=1) as encoder:
+        body: bytes = encoder.encode(
+            np.require(samples, requirements=("C", "W")),  # its binding refuses arrays that are read-only
+            distance=0.0 if quality == 100 else distance,
+            lossless=quality == 100,
+            icc=metadata.icc,
+            exif=metadata.exif,
+            xmp=metadata.xmp,
+        )
+    return body
