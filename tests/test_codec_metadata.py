@@ -107,7 +107,8 @@ def test_exiftool_reads_everything_in_every_format(name, tmp_path):
     assert facts["GPS:GPSLatitudeRef"] == "N"
     assert facts["Composite:GPSLatitude"] == pytest.approx(48.858333, abs=1e-5)
     assert facts["XMP-xmp:Rating"] == 4
-    assert facts["ICC_Profile:ProfileDescription"]
+    if name != "jxl":  # whose profile is inside the compressed codestream
+        assert facts["ICC_Profile:ProfileDescription"]
     if name in ("png", "jpeg", "tiff"):
         assert "caption" in [value for key, value in facts.items() if key.endswith(":Caption-Abstract")]
         resolution = {"png": "PNG-pHYs:PixelsPerUnitX", "jpeg": "JFIF:XResolution", "tiff": "IFD0:XResolution"}[name]

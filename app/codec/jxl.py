@@ -5,6 +5,7 @@ pylibjxl (BSD, libjxl) keeps ICC profile, EXIF and XMP, and has 8 bits; imagecod
 
 from __future__ import annotations
 
+import struct
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +19,8 @@ from app.codec.errors import UnsupportedImage
 from app.codec.formats import JXL_PACKAGE, readable
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata
 
+_HEAD = b"\0\0\0\x0cJXL \r\n\x87\n\0\0\0\x14ftypjxl \0\0\0\0jxl "
+"""Signature and file type of a container."""
 _EFFORT = 3
 """A fifth of the time of libjxl's default, 7."""
 
@@ -71,7 +74,23 @@ def encode(samples: NDArray[Any], metadata: Metadata, quality: int) -> bytes:
             distance=0.0 if quality == 100 else distance,
             lossless=quality == 100,
             icc=metadata.icc,
-            exif=metadata.exif,
-            xmp=metadata.xmp,
         )
-    return body
+    return _with_packets(body, metadata)
+
+
+def _with_packets(body: bytes, metadata: Metadata) -> bytes:
+    """The file with EXIF and XMP in boxes of their own. The library would compress them, which few programs read."""
+    boxes = []
+    if metadata.exif is not None:
+        boxes.append(_box(b"Exif", bytes(4) + metadata.exif))
+    if metadata.xmp is not None:
+        boxes.append(_box(b"xml ", metadata.xmp))
+    if not boxes:
+        return body
+    if not body.startswith(_HEAD[:12]):
+        body = _HEAD + _box(b"jxlc", body)
+    return b"".join((body[: len(_HEAD)], *boxes, body[len(_HEAD) :]))
+
+
+def _box(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I4s", 8 + len(content), kind) + content
