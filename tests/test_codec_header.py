@@ -123,3 +123,10 @@ def test_orientation_six_swaps_the_sides():
     Image.new("RGB", (30, 20)).save(stream, "JPEG", exif=b"Exif\0\0" + ORIENTED_EXIF)
     header = codec.read_header(stream.getvalue(), LIMITS)
     assert (header.width, header.height, header.upright_width, header.upright_height) == (30, 20, 20, 30)
+
+
+def test_every_format_has_its_memory_factors():
+    """Admission can ask for each format that is read or written."""
+    assert set(codec.DECODE_FACTORS) == set(codec.READABLE)
+    assert set(codec.ENCODE_FACTORS) == set(codec.WRITABLE)
+    assert min(*codec.DECODE_FACTORS.values(), *codec.ENCODE_FACTORS.values()) >= 2

@@ -17,9 +17,13 @@ from app.codec.errors import (
 )
 from app.codec.formats import LOSSY, READABLE, WRITABLE, Format, check_output, output_format, sniff
 from app.codec.image import DecodeLimits, Encoded, EncodeOptions, Header, Image, Metadata, Pixels, Resolution
+from app.codec.memory import DECODE_FACTORS, ENCODE_FACTORS, LOSSLESS_WEBP_FACTOR
 from app.codec.planes import fill_transparent
 
 __all__ = [
+    "DECODE_FACTORS",
+    "ENCODE_FACTORS",
+    "LOSSLESS_WEBP_FACTOR",
     "LOSSY",
     "READABLE",
     "WRITABLE",

@@ -209,7 +209,8 @@ def _scaled(values: NDArray[Any], mask: int, *, deep: bool) -> Any:  # noqa: ANN
     low = (mask & -mask).bit_length() - 1
     most = mask >> low
     parts = (values & values.dtype.type(mask)) >> values.dtype.type(low)
-    return ((parts.astype(np.uint64) * full + most // 2) // most).astype(target)
+    wide = np.uint32 if most < 2**16 else np.uint64  # full times most fits
+    return ((parts.astype(wide) * wide(full) + wide(most // 2)) // wide(most)).astype(target)
 
 
 def _profile(body: bytes) -> bytes | None:

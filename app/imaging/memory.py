@@ -11,20 +11,6 @@ from app import codec
 if TYPE_CHECKING:
     from app.imaging.work_plan import Step
 
-DECODE_FACTOR = 3
-"""Bytes while decoding for each byte of the decoded planes: the library's own, ours, and those turned upright."""
-
-ENCODE_FACTORS: Mapping[str, float] = MappingProxyType(
-    {"png": 2.2, "tiff": 2.3, "jpeg": 2.7, "webp": 11.0, "avif": 16.0, "jxl": 16.0}
-)
-"""Bytes that an encoder takes for each byte of the planes that it is given, output included.
-
-Measured as the growth of the peak of resident memory on noise, which is the worst input, at 2 and 12 megapixels.
-"""
-
-LOSSLESS_WEBP_FACTOR = 13.5
-"""The same for lossless WebP: 13.4 at 8 megapixels, less at more."""
-
 BODY_FACTORS: Mapping[str, float] = MappingProxyType({"jpeg": 0.85, "webp": 0.85, "avif": 0.85, "jxl": 0.85})
 """Bytes of the encoded result for each byte of its planes, noise at quality 95; lossless formats have 1."""
 
@@ -40,7 +26,7 @@ def peak_bytes(header: codec.Header, steps: Sequence[Step], size: tuple[int, int
         quality: of lossy formats; 100 makes WebP lossless.
     """
     per_pixel = _bytes_per_pixel(header)
-    peaks = [DECODE_FACTOR * header.pixels * per_pixel]
+    peaks = [int(codec.DECODE_FACTORS[header.format] * header.pixels * per_pixel)]
     for step in steps:
         pixels = step.height * step.width
         before = pixels * per_pixel * 2  # the image, and the same padded
@@ -52,7 +38,7 @@ def peak_bytes(header: codec.Header, steps: Sequence[Step], size: tuple[int, int
     upscaled = steps[-1].output_size
     result = size[0] * size[1] * per_pixel
     lossless_webp = format_ == "webp" and quality == 100
-    factor = LOSSLESS_WEBP_FACTOR if lossless_webp else ENCODE_FACTORS[format_]
+    factor = codec.LOSSLESS_WEBP_FACTOR if lossless_webp else codec.ENCODE_FACTORS[format_]
     peaks.append(int(result * (1 + factor + header.alpha)))
     if size != upscaled:
         peaks.append(upscaled[0] * upscaled[1] * per_pixel + 2 * result)
