@@ -330,11 +330,11 @@ def test_one_frame_is_no_animation():
         tiff(samples(channels=1), t262=(8,)),
         tiff(samples(channels=1), t259=(32809,)),
         header_of("jpeg", 8, 8).replace(b"\xff\xc0\0\x0b\x08", b"\xff\xc0\0\x0b\x0c"),
-        header_of("jpeg", 8, 8).replace(b"\xff\xc0", b"\xff\xc3"),
+        header_of("jpeg", 8, 8).replace(b"\xff\xc0", b"\xff\xc5"),
     ],
 )
 def test_samples_that_cannot_be_kept_are_refused_by_name(body):
-    """Floats, Lab, ThunderScan in TIFF and lossless JPEG are unsupported, not broken, nor read as something else."""
+    """Floats, Lab, ThunderScan in TIFF and hierarchical JPEG are unsupported, not broken, nor read as something else."""
     with pytest.raises(UnsupportedImage, match=r"bits|[Ss]amples|process|compression"):
         codec.decode(body, LIMITS)
 

@@ -290,6 +290,15 @@ def test_tiff_of_samples_without_a_range_is_refused_by_name(kind):
         decoded(file.getvalue())
 
 
+def test_lossless_jpeg_of_gray_is_read():
+    """As Pillow reads it; cut, it is refused."""
+    planes = samples(64, 64, 1)
+    body = imagecodecs.ljpeg_encode(planes[:, :, 0])
+    assert np.array_equal(decoded(body).pixels, planes)
+    with pytest.raises(codec.BrokenImage):
+        decoded(body[: len(body) // 2])
+
+
 def test_jpeg_ls_is_refused_by_name():
     """It begins like a JPEG."""
     with pytest.raises(codec.UnsupportedImage, match="JPEG-LS"):

@@ -23,6 +23,7 @@ _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))
 _PROGRESSIVE, _ARITHMETIC = frozenset((0xC2, 0xCA)), frozenset((0xC9, 0xCA))
 _END, _SCAN, _INTERVAL = 0xD9, 0xDA, 0xDD
+_LOSSLESS = 0xC3
 _FILLER = b"\xaa\x55\xd2\x4b\x95\xb6\x6d\xa9" * 16
 """Bits that a decoder reads only if a scan ends too early. They begin with 1, libjpeg's own filler is 0."""
 
@@ -153,6 +154,8 @@ def missing_scans(frame: Frame, scans: Sequence[Scan]) -> bool:
 
 def missing_restarts(body: bytes, frame: Frame, scans: Sequence[Scan]) -> bool:
     """Whether the restart markers of a scan are too few, or skip one: then whole intervals are missing."""
+    if frame.marker == _LOSSLESS:  # which counts samples
+        return False
     for scan in scans:
         known = bool(scan.components) and all(component in frame.sampling for component in scan.components)
         if not scan.interval or not known:

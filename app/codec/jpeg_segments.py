@@ -18,7 +18,7 @@ _MAX_PAYLOAD = 65_533
 _MAX_SEGMENTS = 10_000
 _FRAMES = frozenset((*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0), 0xF7))
 _DECODABLE = frozenset((0xC0, 0xC1, 0xC2, 0xC9, 0xCA))
-_JPEG_LS = 0xF7
+_LOSSLESS, _JPEG_LS = 0xC3, 0xF7
 _BARE = frozenset((0x01, *range(0xD0, 0xD9)))
 _END, _SCAN, _INTERVAL = 0xD9, 0xDA, 0xDD
 APP0, APP1, APP2, APP13, APP14, COMMENT = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
@@ -85,7 +85,8 @@ def _check_process(marker: int, data: bytes) -> None:
     if marker == _JPEG_LS:
         raise UnsupportedImage("This is a JPEG-LS file, which is not read; send a PNG.")
     bits, components = data[0], data[5]
-    if marker not in _DECODABLE or bits != 8:
+    lossless_gray = marker == _LOSSLESS and components == 1
+    if not (marker in _DECODABLE or lossless_gray) or bits != 8:
         process = f"{bits} bits a sample" if bits != 8 else "a lossless or hierarchical process"
         raise UnsupportedImage(f"This JPEG has {process}, not read here; send a plain one of 8 bits, or a PNG.")
     if components not in (1, 3, 4):

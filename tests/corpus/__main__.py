@@ -25,6 +25,7 @@ import PIL.Image
 from PIL import ImageOps
 
 from app import codec
+from app.codec import exif
 
 LIMITS = codec.DecodeLimits()
 LEVELS = 12.0
@@ -110,7 +111,7 @@ def read_by_pillow(body: bytes) -> str | None:
 def another_picture(body: bytes, image: codec.Image) -> str | None:
     """A sentence if size or pixels are not Pillow's."""
     picture = opened(body)
-    if picture is None or picture.mode not in PLAIN_MODES:
+    if picture is None or picture.mode not in PLAIN_MODES or image.deep:  # Pillow has 8 bits, and reads few deep files
         return None
     if picture.size != (image.width, image.height):
         return f"{image.width}x{image.height}, and Pillow's is {picture.width}x{picture.height}"
@@ -160,23 +161,21 @@ def find_losses(image: codec.Image, findings: Findings) -> Iterator[str]:
 
 
 def kept_by(image: codec.Image) -> set[str]:
-    """What an image has that a format may lose."""
-    metadata = image.metadata
+    """What an image has that a format may lose; an alpha plane that is opaque everywhere is nothing."""
+    metadata, alpha = image.metadata, image.alpha
+    stated = metadata.exif is not None and exif.read_resolution(metadata.exif) is not None
     have = {
-        "transparency": image.alpha is not None,
+        "transparency": alpha is not None and bool((alpha != np.iinfo(alpha.dtype).max).any()),
         "16 bits": image.deep,
         "profile": metadata.icc is not None,
         "description": bool(metadata.png_color),
         "EXIF": metadata.exif is not None,
         "XMP": metadata.xmp is not None,
         "IPTC": metadata.photoshop is not None,
-        "resolution": metadata.resolution is not None and metadata.exif is None,
+        "resolution": metadata.resolution is not None or stated,
         "texts": bool(metadata.texts),
     }
-    kept = {name for name, there in have.items() if there}
-    if metadata.exif is not None and metadata.resolution is None:
-        kept.discard("resolution")
-    return kept | ({"resolution"} if metadata.exif is not None and "resolution" in kept else set())
+    return {name for name, there in have.items() if there}
 
 
 def table(findings: Findings) -> str:
