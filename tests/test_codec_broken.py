@@ -334,7 +334,7 @@ def test_one_frame_is_no_animation():
     ],
 )
 def test_samples_that_cannot_be_kept_are_refused_by_name(body):
-    """Floats, Lab, ThunderScan in TIFF and hierarchical JPEG are unsupported, not broken, nor read as something else."""
+    """Floats, Lab, ThunderScan in TIFF and hierarchical JPEG are unsupported, and not broken."""
     with pytest.raises(UnsupportedImage, match=r"bits|[Ss]amples|process|compression"):
         codec.decode(body, LIMITS)
 
