@@ -243,9 +243,9 @@ class ModelRegistry:
 
     def record_batch(self, key: str, pixels: int, seconds: float) -> None:
         """Count a forward pass in the measured speed of the weights that ran it."""
-        for condition in self._conditions.values():
-            if condition.loaded is not None and condition.loaded.key == key:
-                condition.loaded.throughput.record(pixels, seconds)
+        for status in self._states.values():
+            if status.loaded is not None and status.loaded.key == key:
+                status.loaded.throughput.record(pixels, seconds)
 
     # In the loading thread.
 
