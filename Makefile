@@ -6,6 +6,8 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 # Further options of `swin2sr serve` and `swin2sr ray`, and of pytest.
 SERVE ?=
 TEST ?=
+# Processes that run tests; auto: one for each processor.
+WORKERS ?= auto
 # What builds and runs images where there is no Docker; see docker/verify.sh.
 IMAGE_TOOL ?=
 SAMPLE := build/sample.png
@@ -23,8 +25,11 @@ ray: $(VENV)/.installed-ray $(SAMPLE) ## serve on Ray: replicas, as many as the 
 
 install: $(VENV)/.installed-dev ## install everything that developing needs
 
-test: $(VENV)/.installed-dev ## run the tests; TEST="-k words" chooses some
-	$(BIN)/python -m pytest $(TEST)
+test: $(VENV)/.installed-dev ## run the tests, on WORKERS processes; TEST="-k words" chooses some
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(TEST)
+
+coverage: $(VENV)/.installed-dev ## run the tests and measure which branches they take
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --cov --cov-branch --cov-report term:skip-covered $(TEST)
 
 prove: $(VENV)/.installed-dev ## the promises in their long forms, and that breaking one is noticed: an hour and a half
 	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz \
