@@ -58,22 +58,31 @@ def eager(port: nn.Module, canvas: Tensor) -> Baseline:
     return run
 
 
+def openvino_default(port: nn.Module, canvas: Tensor) -> Baseline:
+    """OpenVINO with its default settings, as ``openvino``: on a CPU with AMX it computes in bfloat16.
+
+    Raises:
+        ImportError: if it is not installed.
+    """
+    return _openvino(port, canvas, {})
+
+
 def openvino(port: nn.Module, canvas: Tensor) -> Baseline:
     """OpenVINO, converted for exactly this shape, in float32, with as many threads as PyTorch.
 
     Raises:
         ImportError: if it is not installed.
     """
+    return _openvino(port, canvas, {"INFERENCE_PRECISION_HINT": "f32"})
+
+
+def _openvino(port: nn.Module, canvas: Tensor, more: Mapping[str, str]) -> Baseline:
     import openvino as ov  # noqa: PLC0415 - optional
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tracer's, about what this shape makes constant
         model = ov.convert_model(port, example_input=canvas, input=[tuple(canvas.shape)])
-    settings = {
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-    }
+    settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads(), **more}
     compiled, pixels = ov.compile_model(model, "CPU", settings), canvas.numpy()
     return lambda: compiled(pixels)[0]
 
@@ -101,6 +110,7 @@ def onnxruntime(port: nn.Module, canvas: Tensor) -> Baseline:
 BASELINES: Mapping[str, Callable[[nn.Module, Tensor], Baseline]] = {
     "Transformers": eager,
     "OpenVINO": openvino,
+    "OpenVINO, default": openvino_default,
     "ONNX Runtime": onnxruntime,
 }
 """Makers of baselines by the names in the table; each is given the port and a canvas (S, C, H, W) in [0, 1]."""
