@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,9 @@ from app.settings import Settings
 from app.variants.loaded_model import LoadedModel, TileJob
 from app.variants.passes import ChosenModels, choose_models
 from app.variants.registry import ModelRegistry
+
+START_SECONDS = 20.0
+"""Time for the threads of a pool to start."""
 
 P = ParamSpec("P")
 V = TypeVar("V")
@@ -123,6 +127,14 @@ class Pipeline:
         # A thread of its own: a tile that waited for an encoder would hold up the network.
         self._stitching = ThreadPoolExecutor(1, "swin2sr-stitch")
         self._bands = ThreadPoolExecutor(min(stitch_threads, MAX_STITCH_THREADS), "swin2sr-bands")
+
+    def start(self) -> None:
+        """Start every thread now: images are computed though no further thread can be started later."""
+        for pool in (self._checks, self._pool, self._stitching, self._bands):
+            count = pool._max_workers  # noqa: SLF001 - the executor starts threads one by one, when it has work
+            barrier = threading.Barrier(count)
+            for started in [pool.submit(barrier.wait, START_SECONDS) for _ in range(count)]:
+                started.result()
 
     def close(self) -> None:
         """Stop decoding and encoding."""

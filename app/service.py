@@ -112,6 +112,7 @@ class Service:
     async def boot(self, on_ready: Callable[[], None]) -> None:
         """Load and warm the wanted variants."""
         started = time.monotonic()
+        self.pipeline.start()
         await self.registry.boot()
         if self.settings.max_batch_pixels == "auto":
             self._fit_batches(free(self.registry.device), self.registry.bytes_per_pixel)
@@ -148,7 +149,10 @@ class Service:
         """Finish admitted requests within the time that is left, and stop every thread."""
         self.begin_shutdown()
         left = max(0.0, self.state.ends_at - time.monotonic())
-        self.state.finished = await asyncio.to_thread(self.batcher.close, left)
+        try:
+            self.state.finished = await asyncio.to_thread(self.batcher.close, left)
+        except RuntimeError:  # no thread can be started; nobody else needs the event loop any more
+            self.state.finished = self.batcher.close(left)
         self.registry.close()
         self.pipeline.close()
 

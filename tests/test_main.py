@@ -75,6 +75,25 @@ def test_the_end_of_the_lifespan_ends_every_thread(tmp_path):
     assert not app.state.service.batcher.alive
 
 
+def test_images_and_probes_need_no_further_thread(tmp_path, monkeypatch):
+    """At a container's limit of processes: what was started at the beginning is enough."""
+    app = scripted_app(tmp_path, lightweight_x2=ScriptedUpscaler())
+
+    def refuse(_thread):
+        raise RuntimeError("can't start new thread")
+
+    async def scenario():
+        async with running(app) as client:
+            await app.state.service.boot(lambda: None)
+            with monkeypatch.context() as limited:
+                limited.setattr(threading.Thread, "start", refuse)
+                image = await client.post("/v1/upscale", files={"file": png(noise(8, 8))})
+                probes = [await client.get(f"/health/{name}") for name in ("live", "ready")]
+            return [image, *probes]
+
+    assert [answer.status_code for answer in asyncio.run(scenario())] == [200, 200, 200]
+
+
 @pytest.mark.parametrize("early", [False, True])
 def test_a_start_that_fails_is_logged_and_fatal(tmp_path, caplog, early):
     """Unless it was the end of the application that cut it short."""
