@@ -34,12 +34,12 @@ class Settings(HttpSettings):
         description="names and aliases loaded and warmed before ready; the first is the default of requests",
     )
     model_dir: Path | None = Field(None, description="folder of checkpoints, each served under its own name")
-    cache_dir: Path | None = Field(None, description="where fetched weights lie; unset: the Hugging Face cache")
-    offline: bool = Field(False, description="never download: what is wanted at the start and not here stops it")
+    cache_dir: Path | None = Field(None, description="weights cache folder; default: the Hugging Face cache")
+    offline: bool = Field(False, description="never download; startup fails if a variant in VARIANTS is missing")
     release_url: str = Field(
-        RELEASE, pattern=r"^https?://\S+$", description="where the authors' release lies, or a mirror of it"
+        RELEASE, pattern=r"^https?://\S+$", description="URL of the authors' release, or of a mirror"
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto uses a GPU if available")
     precision: Literal["auto", "exact", "high", "fast"] = Field(
         "auto", description="exact (float32), high or fast (bfloat16); auto: fast on a GPU, high on a CPU with AMX"
     )
@@ -65,14 +65,20 @@ class Settings(HttpSettings):
     max_batch_pixels: int | Literal["auto"] = Field(
         "auto", description="pixels of one forward pass; larger batches are faster up to a point and need more memory"
     )
-    max_queue_delay_ms: int = Field(0, ge=0, le=10_000, description="how long a free worker waits for a fuller batch")
+    max_queue_delay_ms: int = Field(0, ge=0, le=10_000, description="time that an idle worker waits for a fuller batch")
     max_queue_pixels: int = Field(100_000_000, ge=1, description="pixels that may wait; more is refused with 429")
     max_queue_requests: int = Field(256, ge=1, description="requests that may wait; more are refused with 429")
-    request_timeout_ms: int = Field(600_000, ge=1, description="longest that a request may take before its 504")
-    upload_timeout_ms: int = Field(30_000, ge=1, description="longest that a body may take to arrive before its 408")
-    drain_delay_ms: int = Field(5_000, ge=0, description="on SIGTERM: not ready, but still accepting, for so long")
-    drain_timeout_ms: int = Field(600_000, ge=0, description="on SIGTERM: longest wait for what was accepted")
-    log_format: Literal["text", "json"] = Field("text", description="text for people, json for machines")
+    request_timeout_ms: int = Field(600_000, ge=1, description="maximum time per request before 504")
+    upload_timeout_ms: int = Field(30_000, ge=1, description="maximum time for a body to arrive before 408")
+    drain_delay_ms: int = Field(
+        5_000, ge=0, description="after SIGTERM, keep accepting requests for this long while reporting not ready"
+    )
+    drain_timeout_ms: int = Field(
+        600_000, ge=0, description="after SIGTERM, maximum wait for accepted requests to finish"
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text", description="format of the log: text for people, json for machines"
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -33,8 +33,8 @@ class HttpSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
-    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 lets other machines in")
-    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 accepts other machines")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     uds: Path | None = Field(None, description="path of a Unix socket to listen on, in place of HOST and PORT")
     ssl_certfile: Path | None = Field(None, description="PEM file of the certificate chain; serves HTTPS")
     ssl_keyfile: Path | None = Field(None, description="PEM file of the certificate's private key")

@@ -17,21 +17,21 @@ router = APIRouter(tags=["health"])
 _ALL: dict[str, Any] = {"description": "All of them.", "content": {"text/plain": {"example": EXPOSITION}}}
 
 
-@router.get("/health/live", summary="Does the process work? If not, restart it.", responses=problems(NotReady))
+@router.get("/health/live", summary="Liveness probe", responses=problems(NotReady))
 async def live(service: ServiceDependency) -> Health:
     """503 only when a restart is the cure."""
     service.check_liveness()
     return Health()
 
 
-@router.get("/health/ready", summary="Should requests be sent here now?", responses=problems(NotReady))
+@router.get("/health/ready", summary="Readiness probe", responses=problems(NotReady))
 async def ready(service: ServiceDependency) -> Readiness:
     """503 with the reasons while loading, warming up, draining, or without a worker that works."""
     service.check_readiness()
     return Readiness(version=service_version())
 
 
-@router.get("/health/startup", summary="Is starting over?", responses=problems(NotReady))
+@router.get("/health/startup", summary="Startup probe", responses=problems(NotReady))
 async def startup(service: ServiceDependency) -> Health:
     """503 until everything that was asked for at boot was loaded, or failed to."""
     if not service.registry.booted:

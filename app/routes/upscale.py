@@ -67,12 +67,12 @@ _HEADERS = {
     "X-Swin2SR-Steps": "The passes and the resizing, for example `small-jpeg; small-x4; resize 2000x1500`.",
     "X-Swin2SR-Restored": "The variant that removed compression artefacts first, and the upload's estimated quality.",
     "X-Swin2SR-Quality": "The quality that was chosen for `max_bytes`.",
-    "X-Swin2SR-Notice": "What the format could not hold, where it is so.",
+    "X-Swin2SR-Notice": "Metadata or precision lost in the output format, if any.",
     "Server-Timing": "Milliseconds: decode, queue, forward, encode.",
 }
 _IMAGE: dict[int | str, dict[str, object]] = {
     200: {
-        "description": "The upscaled image; with `Accept: multipart/mixed`, behind JSON parts that tell the progress.",
+        "description": "The upscaled image; with `Accept: multipart/mixed`, preceded by JSON progress parts.",
         "content": {"image/*": {"schema": _BINARY}, MIXED: {"schema": _BINARY, "example": PROGRESS}},
         "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
     }

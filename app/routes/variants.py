@@ -34,7 +34,7 @@ async def load_variant(name: str, service: ServiceDependency) -> VariantDescript
     return registry.describe(name)
 
 
-@admin_router.post("/{name}/unload", summary="Let a variant's weights go", responses=_REFUSALS)
+@admin_router.post("/{name}/unload", summary="Unload a variant", responses=_REFUSALS)
 async def unload_variant(name: str, service: ServiceDependency) -> VariantDescription:
     """New requests for it are refused from now on; those that were accepted are finished."""
     registry = service.registry
