@@ -15,7 +15,7 @@ SAMPLE := build/sample.png
 TOOLS := build/tools
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: dist sbom openapi pictures serve ray install test prove image check format lock clean help
+.PHONY: dist sbom openapi pictures serve ray install test coverage prove image check format lock clean help
 
 serve: $(VENV)/.installed $(SAMPLE) ## make .venv, install, and serve on http://127.0.0.1:8000
 	@$(BIN)/swin2sr serve --sample $(SAMPLE) $(SERVE)
