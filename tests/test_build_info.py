@@ -116,7 +116,7 @@ def installation(tmp_path):
 PROGRAM = (
     "import sys; sys.path.insert(0, '')\n"
     "from app import build_info, logs; logs.configure('text')\n"
-    "build_info.log_start(on_cpu=True); build_info.log_start(on_cpu=False)"
+    "build_info.log_start(on_cpu=True); build_info.log_start(on_cpu=False); logs.finish()"
 )
 
 
