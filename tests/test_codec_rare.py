@@ -325,3 +325,10 @@ def test_a_jpeg_strip_that_is_cut_is_refused(part):
     count = struct.unpack_from("<I", body, at + 8)[0]
     with pytest.raises(codec.BrokenImage):
         decoded(body[: at + 8] + struct.pack("<I", int(count * part)) + body[at + 12 :])
+
+
+def test_jpeg_strips_of_gray_with_alpha_are_read():
+    """Two components are no JPEG file, and are fine inside a TIFF."""
+    image = decoded(saved(photograph("LA").resize((64, 48)), "TIFF", compression="jpeg"))
+    assert image.pixels.shape == (48, 64, 1)
+    assert image.alpha is not None

@@ -10,7 +10,7 @@ from PIL import JpegImagePlugin
 
 from app.codec import exif, jpeg_segments, planes, quality
 from app.codec.decoders import load
-from app.codec.errors import BrokenImage
+from app.codec.errors import BrokenImage, UnsupportedImage
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata, Mode
 
 _CHECKED_PIXELS = 2**20
@@ -64,13 +64,17 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
 
 
 def check_complete(body: bytes) -> None:
-    """Refuse a JPEG stream in which pixel data is missing; what follows it is ignored.
+    """Refuse a JPEG stream inside a TIFF in which pixel data is missing; what follows it is ignored.
+
+    A stream of a kind that is no file by itself, such as gray with alpha, is left to libtiff.
 
     Raises:
         BrokenImage: if it is damaged, or pixel data is missing.
-        UnsupportedImage: as ``parse``.
     """
-    segments = jpeg_segments.read_segments(body)
+    try:
+        segments = jpeg_segments.read_segments(body)
+    except UnsupportedImage:
+        return
     if segments.incomplete:
         raise BrokenImage("A JPEG in the file is broken or truncated; send the whole file.")
     picture = load(JpegImagePlugin.JpegImageFile, jpeg_segments.picture_only(segments), "jpeg")
