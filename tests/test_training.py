@@ -11,7 +11,9 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
+from app.cli import commands
 from model.checkpoints import load_network, write_pretrained
 from model.config import Swin2SRConfig
 from model.degradations import compress, resize_bicubic
@@ -448,8 +450,9 @@ def test_command_trains_resumes_and_hands_a_body_on(
     out = tmp_path / "x2"
     run = ["--variant", "small-x2", "--photos", str(folder), "--out", str(out), "--device", "cpu", "--loaders", "1"]
     assert command.main([*run, "--steps", "2"]) == 0
-    with pytest.raises(ValueError, match="--resume"):
-        command.main([*run, "--steps", "2"])
+    capsys.readouterr()
+    assert command.main([*run, "--steps", "2"]) == 1
+    assert "--resume" in capsys.readouterr().err
     assert command.main([*run, "--steps", "4", "--resume"]) == 0
     assert "step       4" in capsys.readouterr().out
     trained = load_network(out / "small-x2.safetensors")
@@ -471,6 +474,19 @@ def test_command_starts_from_any_layout_and_refuses_another_body(tmp_path: Path)
     write_pretrained(Swin2SR(dataclasses.replace(tiny(), embed_dim=32)), tmp_path / "other")
     with pytest.raises(ValueError, match="body"):
         command.build(command.RECIPES["small-x2"], tmp_path / "other")
+
+
+def test_swin2sr_train_is_the_same_command(tmp_path: Path) -> None:
+    """Options and exit codes are those of python -m model.training, and messages name the command."""
+    runner, cli = CliRunner(), commands.build()
+    listed = runner.invoke(cli, ["train", "--help"])
+    assert listed.exit_code == 0
+    assert "usage: swin2sr train" in listed.output
+    assert "--held-out" in listed.output
+    refused = runner.invoke(cli, ["train", "--variant", "small-x2", "--photos", str(tmp_path), "--steps", "1"])
+    assert refused.exit_code == 1
+    assert refused.output == f"swin2sr train: no images in {tmp_path}\n"
+    assert runner.invoke(cli, ["train", "--variant", "none"]).exit_code == 2
 
 
 def test_command_asks_for_a_limit(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -44,6 +44,8 @@ from app.ray.settings import RaySettings
 from app.schemas import VariantDescription
 from app.settings import Settings
 
+_PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
+
 
 def build() -> typer.Typer:
     """Build the command line application."""
@@ -59,6 +61,7 @@ def build() -> typer.Typer:
     app.command("fetch")(fetch)
     app.command("openapi")(openapi)
     app.command("bench")(bench)
+    app.command("train", add_help_option=False, context_settings=_PASSED_ON)(train)
     return app
 
 
@@ -342,6 +345,13 @@ def bench(
         run(Bench(find_device(device), threads or usable_cpus(), runs, checkpoint, precision=precision), only, json)
     except (ValueError, RuntimeError) as error:
         raise failure(_reason(error)) from None
+
+
+def train(context: typer.Context) -> None:
+    """Train an embedded variant on photos, or fine-tune a released one; --help lists the options."""
+    from model.training import __main__ as training  # noqa: PLC0415
+
+    raise typer.Exit(training.main(context.args, program="swin2sr train"))
 
 
 def openapi() -> None:

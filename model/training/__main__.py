@@ -1,4 +1,4 @@
-"""``python -m model.training``: train an embedded variant, or fine-tune a released one."""
+"""``swin2sr train``, or ``python -m model.training``: train an embedded variant, or fine-tune a released one."""
 
 import argparse
 import dataclasses
@@ -22,9 +22,18 @@ from model.training.photos import read_photos, split
 from model.training.recipe import RECIPES, Recipe
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the process's exit code."""
-    options = _parse(arguments)
+def main(arguments: Sequence[str] | None = None, program: str = "python -m model.training") -> int:
+    """Run the command, which messages call ``program``; returns the process's exit code."""
+    options = _parse(arguments, program)
+    try:
+        _run(options)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"{program}: {error}\n")
+        return 1
+    return 0
+
+
+def _run(options: argparse.Namespace) -> None:
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -73,7 +82,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         fit_iterations=options.fit_iterations,
         on_report=_print_report,
     )  # fmt: skip
-    return 0
 
 
 def _read(options: argparse.Namespace, recipe: Recipe, threads: int) -> tuple[list[Photo], list[Photo]]:
@@ -114,8 +122,10 @@ def build(recipe: Recipe, init: Path | None) -> tuple[Swin2SR, bool]:
     return network, False
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m model.training", description=__doc__)
+def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog=program, description="Train an embedded variant on photos, or fine-tune a released one."
+    )
     parser.add_argument("--variant", required=True, choices=RECIPES)
     parser.add_argument("--photos", required=True, type=Path, help="folder of sharp photos")
     parser.add_argument("--held-out", type=Path, help="folder of photos to measure on (every fortieth of --photos)")
