@@ -312,7 +312,7 @@ def fetch(
     ],
     cache_dir: CacheDir = None,
 ) -> None:
-    """Download official weights (resumable, SHA-256 verified). Exits with status 1 if a download fails."""
+    """Download official weights (SHA-256 verified). Exits with status 1 if a download fails."""
     from app.cli.fetch import fetch_all  # noqa: PLC0415
 
     official = read_settings(Settings, cache_dir=cache_dir).official_weights()

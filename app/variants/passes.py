@@ -18,8 +18,12 @@ FAMILIES = ("classical", "lightweight", "small")
 REPEATABLE = "realworld-x4"
 """The official variant without a family that may follow itself."""
 
-RESTORE_BELOW_QUALITY = 85
-"""Estimated quality of a JPEG or WebP upload below which ``restore=auto`` removes its artefacts first."""
+RESTORE_BELOW_QUALITY = 80
+"""Estimated quality of a JPEG or WebP upload below which ``restore=auto`` removes its artefacts first.
+
+Measured on held-out photographs (model/weights/README.md): at 75 the mean gain is 1.1 dB and the worst 5 % lose 0.02 dB;
+at 85 the worst 5 % lose 0.55 dB.
+"""
 
 RESTORING_ALIAS = "jpeg-restore"
 SUPER_RESOLUTION = "super-resolution"
