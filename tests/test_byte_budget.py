@@ -113,7 +113,7 @@ def test_an_estimate_can_be_corrected():
     assert budget.held == 0
 
 
-def test_what_can_never_fit_is_refused_with_both_numbers():
+def test_promise_23_what_can_never_fit_is_refused_with_both_numbers():
     """In bytes, and with the name of the setting."""
     with pytest.raises(ImageTooLarge, match="MAX_MEMORY_BYTES") as error:
         ByteBudget(10).check(11)

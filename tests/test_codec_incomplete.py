@@ -77,7 +77,7 @@ def test_a_jpeg_that_lacks_a_restart_interval_is_refused():
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
-def test_a_cut_grid_is_refused_wherever_it_ends(kind):
+def test_promise_27_a_cut_grid_is_refused_wherever_it_ends(kind):
     """Tiles that are missing are never shown as one colour."""
     body = grid(photo(256, 192), 3, 4, kind)
     whole = codec.decode(body, LIMITS)

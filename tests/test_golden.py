@@ -130,7 +130,7 @@ def relative_error(golden: Golden, inference: Inference) -> float:
 
 @needs_amx
 @torch.inference_mode()
-def test_each_precision_is_within_its_error(golden):
+def test_promise_29_each_precision_is_within_its_error(golden):
     """`high` and `fast` are as far from the official output as is stated for each head, and `exact` is nearer."""
     with torch.inference_mode(mode=False):
         network = load_network(golden.weights)

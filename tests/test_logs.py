@@ -112,7 +112,7 @@ def test_a_refused_start_is_json_too(arguments):
     assert lines[-1]["level"] == "error"
 
 
-def test_a_server_whose_log_is_full_serves_and_ends():
+def test_promise_25_a_server_whose_log_is_full_serves_and_ends():
     """Requests are answered, SIGTERM is heard, dropped lines are counted in the metrics."""
     [port] = free_ports(1)
     reader, writer = os.pipe()

@@ -146,7 +146,7 @@ def run(scenario):
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET /thing HTTP/1.1\r\nHost", GET[:-2]])
-def test_whoever_does_not_finish_headers_is_closed(begun):
+def test_promise_22_whoever_does_not_finish_headers_is_closed(begun):
     """Silent from the start, or in the middle: nothing is answered, and the place is free again."""
 
     async def scenario():
@@ -217,7 +217,7 @@ def test_a_body_that_never_ends_after_its_response():
 
 
 @pytest.mark.parametrize("pace", ["dead", "one kilobyte at a time"])
-def test_a_client_that_does_not_read_is_aborted(pace, caplog):
+def test_promise_22_a_client_that_does_not_read_is_aborted(pace, caplog):
     """The application is let go, and the log has a line."""
     caplog.set_level(logging.INFO)
 

@@ -196,7 +196,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_layer_is_honoured(change: str):
+def test_promise_28_a_changed_layer_is_honoured(change: str):
     """A parametrisation, hooks and a replaced forward make the fast pass stand back."""
     model = tiny()
     CHANGES[change](model.get_submodule(QUERY))

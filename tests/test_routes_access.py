@@ -64,7 +64,7 @@ def test_with_keys_the_api_is_closed_and_the_rest_is_open(tmp_path):
 
 
 @pytest.mark.parametrize("token", [None, ""])
-def test_a_missing_token_matches_no_key(token):
+def test_promise_21_a_missing_token_matches_no_key(token):
     """Not even an empty one, should there ever be one."""
     with pytest.raises(Unauthorized):
         identify(token, {"empty": SecretStr(""), **KEYS})
