@@ -21,8 +21,8 @@ REPEATABLE = "realworld-x4"
 RESTORE_BELOW_QUALITY = 80
 """Estimated quality of a JPEG or WebP upload below which ``restore=auto`` removes its artefacts first.
 
-Measured on held-out photographs (model/weights/README.md): at 75 the mean gain is 1.1 dB and the worst 5 % lose 0.02 dB;
-at 85 the worst 5 % lose 0.55 dB.
+Measured on held-out photographs (model/weights/README.md): at 75 the mean gain is 1.1 dB and the worst 5 % lose
+0.02 dB; at 85 the worst 5 % lose 0.55 dB.
 """
 
 RESTORING_ALIAS = "jpeg-restore"
