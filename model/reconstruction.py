@@ -36,12 +36,16 @@ def pixel_shuffle_steps(scale: int) -> dict[str, int]:
     return {"convolution": 3} if scale == 3 else {f"convolution_{step}": 2 for step in range(int(math.log2(scale)))}
 
 
+LACKS_AVX2 = torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+"""Whether PyTorch found no vector instructions that it has kernels for. Read here, because a trace cannot read it."""
+
+
 def for_pixel_shuffle(features: Tensor) -> Tensor:
     """Features (B, C, H, W) in a memory layout that PyTorch can shuffle on this processor.
 
     For channels_last it calls FBGEMM, which refuses to run on x86 without AVX2.
     """
-    return features.contiguous() if torch.backends.cpu.get_cpu_capability() == "DEFAULT" else features
+    return features.contiguous() if LACKS_AVX2 else features
 
 
 class PixelShuffle(nn.Module):

@@ -340,7 +340,7 @@ def test_options_that_were_not_typed_are_left_to_the_server(run, photos, tmp_pat
 def test_what_a_server_cannot_serve_is_told_with_its_reason(run, photos, tmp_path):
     """Weights on their way and weights that could not be had, in the list; the latter also where they are asked for."""
     app = scripted_app(tmp_path / "service", lightweight_x2=ScriptedUpscaler())
-    conditions = app.state.service.registry._conditions
+    conditions = app.state.service.registry._states
     conditions["classical-x2"] = VariantState("loading", "being fetched: 2.0 of 48.9 MB")
     conditions["jpeg"] = VariantState("failed", "could not be fetched: the hub answered 500")
     with listening(app) as url:

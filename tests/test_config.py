@@ -85,5 +85,5 @@ def test_an_absent_file_is_named(tmp_path):
     """As is a name that is nothing here."""
     with pytest.raises(ValueError, match="cannot be read"):
         Swin2SRConfig.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="neither a folder here"):
+    with pytest.raises(ValueError, match="neither a folder nor in the local Hugging Face cache"):
         Swin2SRConfig.from_pretrained("nobody/nothing-that-exists")

@@ -12,7 +12,7 @@ import torch
 
 from model import cpu_kernel
 from tests.networks import needs_kernel
-from tests.test_cpu_kernel import random_block
+from tests.test_cpu_kernel import kernel_of, random_block
 
 pytestmark = needs_kernel
 
@@ -30,7 +30,7 @@ def threads_of_process():
 
 def test_calls_make_no_threads_of_their_own():
     """After the first call the pool has what it needs, however many calls and callers follow."""
-    block, tokens = random_block(24, 2, 8, 0), torch.randn(64 * 64, 24)
+    block, tokens = kernel_of(random_block(24, 2, 8, 0)), torch.randn(64 * 64, 24)
     compute(block, tokens)
     before = threads_of_process()
     for _ in range(50):
@@ -40,7 +40,7 @@ def test_calls_make_no_threads_of_their_own():
 
 def test_idle_threads_use_no_time():
     """A second without work costs the process next to nothing."""
-    compute(random_block(24, 2, 8, 0), torch.randn(64 * 64, 24))
+    compute(kernel_of(random_block(24, 2, 8, 0)), torch.randn(64 * 64, 24))
     before = time.process_time()
     time.sleep(1)
     assert time.process_time() - before < 0.02
@@ -50,10 +50,10 @@ FORKED = """
 import os, threading
 import torch
 from model import cpu_kernel
-from tests.test_cpu_kernel import random_block
+from tests.test_cpu_kernel import kernel_of, random_block
 
 torch.set_num_threads(2)
-block, tokens = random_block(24, 2, 8, 0), torch.randn(256 * 64, 24)
+block, tokens = kernel_of(random_block(24, 2, 8, 0)), torch.randn(256 * 64, 24)
 
 def compute():
     with torch.inference_mode():
@@ -87,7 +87,7 @@ def test_a_forked_process_computes():
 
 def test_signals_reach_python_s_own_threads():
     """The pool's threads block signals, so that a handler runs where it is expected."""
-    compute(random_block(24, 2, 8, 0), torch.randn(64 * 64, 24))
+    compute(kernel_of(random_block(24, 2, 8, 0)), torch.randn(64 * 64, 24))
     ours = {str(thread.native_id) for thread in threading.enumerate()}
     blocked = []
     for task in Path("/proc/self/task").iterdir():
@@ -99,7 +99,7 @@ def test_signals_reach_python_s_own_threads():
 
 def test_the_number_of_threads_changes_nothing(monkeypatch):
     """One thread, two, and more than there are processors: the same bits, for few windows and for many."""
-    block = random_block(60, 6, 8, 0)
+    block = kernel_of(random_block(60, 6, 8, 0))
     for windows in (1, 2, 3, 5, 8, 33):
         tokens = torch.randn(windows * 64, 60)
         answers = []

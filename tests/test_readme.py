@@ -120,7 +120,7 @@ def test_make_test_runs_the_tests():
     command = ["make", "-n", *make_arguments("test")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert [line.strip() for line in result.stdout.splitlines() if "make" not in line] == [
-        f"{sys.prefix}/bin/python -m pytest"
+        f"{sys.prefix}/bin/python -m pytest --numprocesses auto --dist worksteal"
     ]
 
 

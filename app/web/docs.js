@@ -84,8 +84,9 @@ class Operation {
 
   parameter({ name, in: place, required, description, schema }) {
     const kinds = (schema.anyOf ?? [schema]).filter(({ type }) => type !== "null");
-    const choices = kinds[0].enum ?? (kinds[0].type === "boolean" ? ["false", "true"] : null);
-    const standard = schema.default === undefined ? "" : String(schema.default);
+    const standard = String(schema.default ?? "");
+    const values = kinds[0].enum ?? (kinds[0].type === "boolean" ? ["false", "true"] : null);
+    const choices = values && !standard && !required ? ["", ...values] : values; // without a default: nothing is sent
     const id = `${this.id}-${name}`;
     const field = choices
       ? make("select", { id }, ...choices.map((each) => make("option", { selected: each === standard }, each)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import zipfile
 from pathlib import Path
 
@@ -114,8 +115,8 @@ def test_a_restart_of_the_server_loses_no_picture(chromium):
         page.locator("[aria-busy=false]").wait_for()
         choose(page, *[given(name, noise(64, 64)) for name in NAMES])
         button(row(page, NAMES[0]), "Download").wait_for()
-        server.process.kill()
-        server.process.wait()
+        server.signal(signal.SIGKILL)
+        server.wait()
         page.locator("#gone").wait_for()
         assert page.locator(".item.failed").count() == 0
         shoot(page, "server-gone")
