@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -139,13 +139,16 @@ class Catalogue:
             self._official.verify(entry.variant, entry.path)
 
     def bind_aliases(self) -> None:
-        """Let every alias stand for the first of its variants that is present now."""
+        """Resolve every alias to the first of its variants that is present now, and log what changed."""
         present = {name for name, entry in self._entries.items() if entry.path is not None}
         bound = {alias: next((name for name in self._preference(alias) if name in present), None) for alias in ALIASES}
-        for alias, name in bound.items():
-            if alias not in self.aliases or name != self.aliases[alias]:
-                logger.info("%s stands for %s", alias, name or "nothing yet: none of its variants is present")
-        self.aliases = bound
+        before, self.aliases = self.aliases, bound
+        self.log_aliases([alias for alias in before if bound[alias] != before[alias]])
+
+    def log_aliases(self, aliases: Iterable[str] = ALIASES) -> None:
+        """Write to the log what each alias resolves to."""
+        for alias in aliases:
+            logger.info("alias %s -> %s", alias, self.aliases[alias] or "none: none of its variants is present")
 
     def _preference(self, alias: str) -> Sequence[str]:
         return ALIASES[alias][self._preferences]

@@ -59,6 +59,7 @@ class ModelRegistry:
         official = official or OfficialWeights()
         self._downloads = Downloads(official)
         self._catalogue = Catalogue(model_dir, self.device.type, official)
+        self._catalogue.log_aliases()
         self._states = {name: VariantState() for name in self._catalogue.entries}
         self._versions = itertools.count(1)
         self._boot = self._catalogue.choose(wanted)
