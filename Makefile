@@ -15,7 +15,7 @@ SAMPLE := build/sample.png
 TOOLS := build/tools
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: dist sbom openapi pictures serve ray install test coverage prove image check format lock clean help
+.PHONY: dist sbom openapi pictures serve ray install test test-fast coverage prove image check format lock clean help
 
 serve: $(VENV)/.installed $(SAMPLE) ## make .venv, install, and serve on http://127.0.0.1:8000
 	@$(BIN)/swin2sr serve --sample $(SAMPLE) $(SERVE)
@@ -28,12 +28,15 @@ install: $(VENV)/.installed-dev ## install everything that developing needs
 test: $(VENV)/.installed-dev ## run the tests, on WORKERS processes; TEST="-k words" chooses some
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(TEST)
 
+test-fast: $(VENV)/.installed-dev ## run the tests that take less than a second each and start no program
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not slow' $(TEST)
+
 coverage: $(VENV)/.installed-dev ## run the tests and measure which branches they take
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --cov --cov-branch --cov-report term:skip-covered $(TEST)
 
-prove: $(VENV)/.installed-dev ## the promises in their long forms, and that breaking one is noticed: an hour and a half
-	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz \
-	  tests/test_packaging.py tests/test_open_inference.py tests/test_other_processors.py tests/test_promise_large_image.py
+prove: $(VENV)/.installed-dev ## run the tests that take long, and show that a test notices each broken promise: two hours
+	PROVE=1 $(BIN)/python -m pytest --timeout 1800 -m long --ignore tests/test_promise_proxy.py
+	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz -m 'not long'
 	PROVE=1 $(BIN)/python -m pytest --timeout 4200 -s tests/test_promise_proxy.py
 	$(BIN)/python -m tests.broken.prove
 

@@ -141,16 +141,30 @@ def ssim(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
     return float(np.mean(similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
 
 
+def _inner(image: Pixels, reference: Pixels, border: int) -> tuple[Pixels, Pixels]:
+    if image.shape != reference.shape:
+        raise ValueError(f"an image of {image.shape} cannot be measured against one of {reference.shape}")
+    inner = (slice(border, image.shape[0] - border), slice(border, image.shape[1] - border))
+    return image[inner], reference[inner]
+
+
+def psnr_y(image: Pixels, reference: Pixels, border: int) -> float:
+    """Return the PSNR on Y in dB of (H, W, C) uint8 without ``border`` pixels on each side.
+
+    Raises:
+        ValueError: if the shapes differ.
+    """
+    image, reference = _inner(image, reference, border)
+    return psnr(luma(image), luma(reference))
+
+
 def measure(image: Pixels, reference: Pixels, border: int) -> Fidelity:
     """Compare an image with its reference, both (H, W, C) uint8, without ``border`` pixels on each side.
 
     Raises:
         ValueError: if the shapes differ or the border leaves less than SSIM's 11x11 window.
     """
-    if image.shape != reference.shape:
-        raise ValueError(f"an image of {image.shape} cannot be measured against one of {reference.shape}")
-    inner = (slice(border, image.shape[0] - border), slice(border, image.shape[1] - border))
-    image, reference = image[inner], reference[inner]
+    image, reference = _inner(image, reference, border)
     y, reference_y = luma(image), luma(reference)
     return Fidelity(psnr(y, reference_y), ssim(y, reference_y), psnr(image, reference), ssim(image, reference))
 

@@ -36,9 +36,23 @@ def pytest_unconfigure(config):
         config.stash[CACHE].cleanup()
 
 
-def pytest_collection_modifyitems(items):
-    """Skip what needs ``../shared`` where it is missing; using the fixture is saying so."""
+SLOW_FOLDERS = ("page", "chaos", "fuzz")
+"""Folders of tests that all start a server or a browser."""
+
+
+def pytest_collection_modifyitems(config, items):
+    """Mark tests by their fixtures and folders, and leave out those that are not to run.
+
+    - A test with the fixture ``shared`` needs ``../shared`` and is skipped where that folder is missing.
+    - A test marked ``long`` runs with PROVE=1 only, which ``make prove`` sets.
+    """
+    if os.environ.get("PROVE") != "1":
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
     for item in items:
+        if item.path.parent.name in SLOW_FOLDERS:
+            item.add_marker("slow")
         if "shared" in getattr(item, "fixturenames", ()):
             item.add_marker("shared")
         if item.get_closest_marker("shared") and not SHARED.is_dir():

@@ -53,6 +53,7 @@ def test_each_precision_is_as_near_to_float64_as_it_says(dim: int, heads: int, w
     assert 4 * error(block, (5, 2, 2, 1), "exact") < error(block, (5, 2, 2, 1), precision) < PRECISIONS[precision]
 
 
+@pytest.mark.slow
 @needs_amx
 @settings(max_examples=40, deadline=None)
 @given(
@@ -201,6 +202,7 @@ assert not pack_block(random_block(24, 2, 8, 0), form).kernel.packed
 """
 
 
+@pytest.mark.slow
 @needs_amx
 def test_without_permission_float32_is_computed():
     """Where the operating system refuses the tiles, every precision is `exact`, and nothing crashes."""

@@ -47,6 +47,7 @@ def bench(monkeypatch):
     return Bench(CPU, threads=1, runs=1)
 
 
+@pytest.mark.slow
 def test_every_multiplication_is_counted_once():
     """The count of a lightweight and a classical network is what their layers' sizes say."""
     body = 36 * (8 * 180**2 + 2 * 64 * 180) + 6 * (9 + 1) * 180**2 + 180**2 + 9 * 180**2 + 27 * 180
@@ -115,6 +116,7 @@ def test_the_services_tiles_are_the_defaults():
     assert fields["tile_overlap"].default == workloads.TILE_OVERLAP
 
 
+@pytest.mark.slow
 def test_peak_memory_is_the_childs_own():
     """What this process has touched does not count, though getrusage would report it."""
     ballast = np.ones(2**30, np.uint8)
@@ -122,6 +124,7 @@ def test_peak_memory_is_the_childs_own():
     assert 50 * 2**20 < peak < ballast.nbytes < memory.read_peak()
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_before_the_machine_suffers():
     """An image of 120 gigabytes ends in a sentence."""
     with pytest.raises(memory.NoMemoryError):
@@ -295,6 +298,7 @@ def card_bench(bench, monkeypatch):
     return bench
 
 
+@pytest.mark.slow
 def test_the_cards_table_has_its_rows(card_bench, monkeypatch):
     """Every row of the table that a GPU is judged by is there, with a figure, but for the quality without weights."""
     pytest.importorskip("transformers")
@@ -351,6 +355,7 @@ def test_quality_is_measured_where_there_are_weights_and_images(card_bench, tmp_
     assert 0 < abs(row.figure) < 0.05
 
 
+@pytest.mark.slow
 def test_families_account_for_arithmetic_and_traffic(card_bench):
     """What is counted by family adds up to the whole, and shares of the time to one for each network."""
     network = card_bench.network("lightweight-x2")
@@ -399,7 +404,7 @@ def test_the_batcher_stands_alone():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_service_is_measured(bench, monkeypatch):
     """Against a real server: the batcher's row, two of the closed loop and one of the open loop."""
     monkeypatch.setattr(service, "MIXED", (8, 8, 24))

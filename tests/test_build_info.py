@@ -50,6 +50,7 @@ def labels_of(server, name):
     return {family.name: [sample.labels for sample in family.samples] for family in families}[name]
 
 
+@pytest.mark.slow
 def test_the_metrics_say_what_runs(server):
     """One series with version, PyTorch, kernel and precision, and the process's own metrics."""
     [labels] = labels_of(server, "swin2sr_build_info")

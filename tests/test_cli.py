@@ -238,6 +238,7 @@ def test_bars_show_the_whole_and_the_file(photos):
     assert "━" in text
 
 
+@pytest.mark.slow
 def test_a_server_computes_where_one_is_named(run, photos, tmp_path):
     """With the same names, lines and errors as in this process."""
     with listening(scripted_app(tmp_path / "service", lightweight_x2=ScriptedUpscaler())) as url:

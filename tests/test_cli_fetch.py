@@ -257,6 +257,7 @@ def test_boot_fetches_what_is_wanted_and_serves_the_rest_meanwhile(hub, settings
     assert served.headers["x-swin2sr-variant"] == NAME
 
 
+@pytest.mark.slow
 @needs_weights
 def test_a_boot_that_cannot_fetch_says_why_and_serves_the_rest(hub, settings):
     """Failed with the reason, not ready with it; ``load`` tries again when the hub is back."""
@@ -412,6 +413,7 @@ def test_only_the_administrator_fetches(hub, settings):
     assert hub.asked == []
 
 
+@pytest.mark.slow
 @needs_weights
 def test_the_process_ends_in_the_middle_of_a_download(hub, cache, monkeypatch):
     """SIGTERM is not held up by it; the next start downloads again, and is ready."""

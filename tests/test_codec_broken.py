@@ -240,6 +240,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded():
     assert np.array_equal(behind.pixels, codec.decode(body, LIMITS).pixels), "what stands behind the picture is no scan"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "before", "piece"),
     [

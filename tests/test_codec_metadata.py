@@ -226,6 +226,7 @@ def test_a_comment_too_long_for_jpeg_is_missed_with_a_notice():
     assert notices == ("a comment was left out: JPEG holds at most 64 KiB of it",)
 
 
+@pytest.mark.slow
 @exiftool
 def test_xmp_that_exiftool_puts_into_a_gif_is_kept(tmp_path):
     """A packet of any length is found, and so is the comment beside it."""

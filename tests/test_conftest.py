@@ -38,6 +38,7 @@ def run(project, **environment):
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ci", ["true", ""])
 def test_shared_tests_are_skipped_with_a_reason_where_the_folder_is_missing(project, ci):
     """Without ``../shared`` both tests are skipped, say why, and the run is a success, in CI too."""
@@ -47,6 +48,7 @@ def test_shared_tests_are_skipped_with_a_reason_where_the_folder_is_missing(proj
     assert "../shared" in result.stdout
 
 
+@pytest.mark.slow
 def test_shared_tests_run_where_the_folder_is(project):
     """With ``../shared`` the fixture is that folder, and a person may skip."""
     (project.parent / "shared").mkdir()
@@ -56,6 +58,7 @@ def test_shared_tests_run_where_the_folder_is(project):
     assert "1 passed, 1 skipped" in result.stdout
 
 
+@pytest.mark.slow
 def test_skipping_a_shared_test_fails_in_ci(project):
     """In CI, where ``../shared`` exists, a skipped test of it is a failure that names the test and its excuse."""
     (project.parent / "shared").mkdir()

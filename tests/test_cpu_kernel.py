@@ -61,6 +61,7 @@ def test_the_kernel_is_there_where_it_could_be_built():
     assert cpu_kernel.load_kernel() is not None
 
 
+@pytest.mark.slow
 @needs_kernel
 @settings(max_examples=40, deadline=None)
 @given(

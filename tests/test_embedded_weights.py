@@ -22,6 +22,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOUNDS)
 def test_graphics_come_out_no_worse_than_stated(name: str) -> None:
     """Flat colours, saturated spots, checkerboards and 50 drawn images stay within the stated bounds."""

@@ -82,12 +82,14 @@ def alone(client, set5):
     return evaluate_folder(Served(client, concurrency=1), set5)
 
 
+@pytest.mark.slow
 def test_set5_one_by_one_reaches_the_published_figure(alone):
     """Sent one after the other, the five images reach the paper's mean PSNR on Y."""
     assert len(alone.images) == 5
     assert alone.upscaled.psnr_y >= PUBLISHED
 
 
+@pytest.mark.slow
 def test_set5_eight_at_a_time_reaches_the_published_figure(client, set5, alone):
     """Ten requests, eight at a time, share batches and give what one by one gives: the same figure, the same images."""
     inputs = [pair.reduced for pair in read_pairs(set5, 2, 3, None)]
@@ -101,6 +103,7 @@ def test_set5_eight_at_a_time_reaches_the_published_figure(client, set5, alone):
     assert together.upscaled.psnr_y == pytest.approx(alone.upscaled.psnr_y, abs=0.001)
 
 
+@pytest.mark.slow
 def test_evaluate_prints_the_same_table(alone, set5, shared):
     """``swin2sr evaluate`` prints what was measured through the server, image by image."""
     from typer.testing import CliRunner

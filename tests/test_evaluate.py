@@ -53,6 +53,7 @@ def test_reduction_is_matlabs_to_the_bit(shared: Path, scale: int) -> None:
         assert np.array_equal(reduce(crop_to_multiple(sharp, scale), scale), theirs), file.name
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_bicubic_stands_where_the_literature_puts_it_on_set5(shared: Path) -> None:
     """Bicubic enlargement has 33.66 dB on Set5 x2 and 28.42 on x4 in every published table."""
@@ -71,6 +72,7 @@ def test_released_lightweight_weights_reach_their_published_figure(shared: Path)
     assert mean.ssim_y == pytest.approx(0.9612, abs=0.0005)
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 @pytest.mark.parametrize(
     ("name", "testset", "quality", "field", "least"),
@@ -79,8 +81,7 @@ def test_released_lightweight_weights_reach_their_published_figure(shared: Path)
         ("small-x4", "Set5", None, "psnr_y", 1.6),
         *(
             ("small-jpeg", testset, quality, "psnr_rgb", 0.8)
-            for testset in ("Set5", "Kodak")
-            for quality in (10, 20, 40)
+            for testset, quality in (("Set5", 10), ("Set5", 20), ("Set5", 40), ("Kodak", 20))
         ),
         *(
             ("small-compressed-x4", "Set5", quality, field, 0.4)

@@ -32,6 +32,7 @@ class Bicubic:
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1, 2, 4])
 def test_interpolation_keeps_flat_areas_and_gains_nothing(scale: int) -> None:
     """Bicubic enlargement against itself: no error inside, at the rim, at a spot or around it, and no gain."""
@@ -69,6 +70,7 @@ def test_a_shifted_mean_of_a_checkerboard_is_found() -> None:
     assert 4.5 <= graphics.measure_boards(lifted) <= 5.5
 
 
+@pytest.mark.slow
 def test_the_worst_graphic_is_named() -> None:
     """An upscaler that fails on dark images only is found by the worst image, and has a name with its kind."""
 
@@ -90,6 +92,7 @@ def test_the_test_set_has_every_kind_and_is_always_the_same() -> None:
     assert len(graphics.COLOURS) == len(set(graphics.COLOURS)) == 24
 
 
+@pytest.mark.slow
 def test_graphics_command_prints_a_row_for_each_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table has a row by the name of the file, for restoration too."""
     write_official(Swin2SR(tiny()), tmp_path / "a.safetensors")
@@ -130,6 +133,7 @@ def test_restoring_gains_what_the_restorer_gains() -> None:
     assert black.mean < -5
 
 
+@pytest.mark.slow
 def test_threshold_command_uses_the_held_out_photos(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One row a quality and a column for each scale and chroma; with --all every photo counts."""
     for name, scale in (("small-jpeg", 1), ("small-x2", 2), ("small-x4", 4)):

@@ -39,6 +39,7 @@ def batch(model: nn.Module, rows: int, columns: int) -> torch.Tensor:
     return random_image(model, rows, columns)[None]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", EXPORTED)
 @torch.no_grad()
 def test_torch_export_takes_every_head(head: str):
@@ -53,6 +54,7 @@ def test_torch_export_takes_every_head(head: str):
     assert (dynamic(other).reconstruction - model(other).reconstruction).abs().max() < 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("head", EXPORTED)
 @torch.no_grad()
@@ -67,6 +69,7 @@ def test_tracing_and_compiling_take_every_head(head: str):
     assert (compiled(pixels).reconstruction - model(pixels).reconstruction).abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", EXPORTED)
 def test_onnx_files_of_every_head_run_elsewhere(head: str, tmp_path):
     """In ONNX Runtime and OpenVINO, at several sizes and batches, within 1e-4."""

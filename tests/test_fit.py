@@ -42,6 +42,7 @@ def test_features_behind_which_the_head_computes_the_same(upscale: int, upsample
     assert whole.aux is None or torch.allclose(whole.aux, parts.aux, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("upscale", "upsampler"), HEADS)
 @pytest.mark.parametrize("flat", [False, True])
 def test_the_head_is_fitted_and_the_body_stays(upscale: int, upsampler: str | None, flat: bool) -> None:
@@ -71,6 +72,7 @@ def test_a_body_with_several_last_convolutions_is_fitted_too() -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes", "threads")
 def test_command_fits_and_then_trains(folder: Path, tmp_path: Path) -> None:
     """--fit alone writes weights and a checkpoint to resume from, and the gain is counted from the given weights."""

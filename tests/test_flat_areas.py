@@ -41,6 +41,7 @@ def off(network: Swin2SR, colour: tuple[int, ...]) -> float:
     return float((255 * (image - flat)).abs()[..., margin:-margin, margin:-margin].max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("upscale", "upsampler"), HEADS)
 def test_flat_areas_keep_their_value(upscale: int, upsampler: str | None) -> None:
     """Any network is held to it by moving its weights, and rounding them to bfloat16 costs less than half a level."""
@@ -108,6 +109,7 @@ def test_kernels_are_rounded_without_changing_their_sum(scale: float) -> None:
     assert torch.equal(round_zero_sum(torch.zeros(2, 3, 3)), torch.zeros(2, 3, 3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("upscale", "upsampler"), HEADS)
 def test_training_keeps_flat_areas(upscale: int, upsampler: str | None, tmp_path: Path) -> None:
     """After steps at a high rate, the network in training and the exported average both keep them."""

@@ -143,6 +143,7 @@ def test_promise_29_each_precision_is_within_its_error(golden):
     assert all(error < bound for error, bound in zip(errors[1:], PRECISION_ERRORS[golden.weights.stem], strict=True))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 def test_relaxed_inputs_are_ill_conditioned(golden):
     """Where more than 5e-5 is allowed, the exact network blows up the rounding of its input fifty times and more."""

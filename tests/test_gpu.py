@@ -408,6 +408,7 @@ def test_a_gpu_without_triton_serves(monkeypatch):
     assert autotune.load_kernels(torch.device("cuda"), windowed().body.stages[0].blocks[0]) == []
 
 
+@pytest.mark.slow
 def test_importing_does_not_import_triton():
     """The kernels are imported where there is a GPU, and nowhere else."""
     code = "import sys, model.upscaler; sys.exit('model.gpu.kernels' in sys.modules)"
@@ -527,7 +528,7 @@ def test_kernels_are_their_plain_twins_by_the_interpreter():
     subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, check=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("capability", ["80", "90"])
 def test_kernels_can_be_translated_for_a_card(capability, tmp_path):
     """Into machine code that needs no more shared memory than an A100 or an H100 has; no card is needed for that."""

@@ -110,12 +110,14 @@ def test_the_framework_is_imported_where_requests_are():
     assert importing({"fastapi", "starlette"}) <= FRAMEWORK_MODULES
 
 
+@pytest.mark.slow
 def test_threads_are_imported_where_work_is_divided():
     """Threads and their futures are imported in their modules only."""
     found = importing({"threading", "concurrent", "multiprocessing"})
     assert {name for name in found if name.startswith("app.")} <= THREAD_MODULES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", sorted(LIGHT_MODULES))
 def test_light_modules_import_inside_their_functions(module):
     """Importing one loads neither torch nor FastAPI."""
@@ -166,6 +168,7 @@ assert state() == before
 """
 
 
+@pytest.mark.slow
 def test_importing_the_application_does_nothing():
     """``import app.main`` reads no settings, starts no thread, opens no socket, writes no file and prints nothing."""
     environment = {"PATH": "/nowhere", "PYTHONDONTWRITEBYTECODE": "1", "SWIN2SR_PORT": "nonsense"}

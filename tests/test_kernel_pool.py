@@ -8,6 +8,7 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from model import cpu_kernel
@@ -48,6 +49,7 @@ def test_idle_threads_use_no_time():
 
 FORKED = """
 import os, threading
+import pytest
 import torch
 from model import cpu_kernel
 from tests.test_cpu_kernel import kernel_of, random_block
@@ -77,6 +79,7 @@ busy.join()
 """
 
 
+@pytest.mark.slow
 def test_a_forked_process_computes():
     """A child has no threads of its parent's and computes with its own, even if the parent was computing."""
     result = subprocess.run(

@@ -94,6 +94,7 @@ logs.leave(0)
     assert sum("ZeroDivisionError" in line.get("exception", "") for line in lines) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--threads", "many"], ["--model-dir", "/nowhere"], ["--variants", "no-such"]])
 def test_a_refused_start_is_json_too(arguments):
     """Settings, and what is found out later; misspelt variables are warned of in JSON."""

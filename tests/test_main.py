@@ -35,6 +35,7 @@ def ask(tmp_path):
     return send
 
 
+@pytest.mark.slow
 def test_importing_the_application_does_nothing():
     """No thread, no weights, no settings read."""
     code = "import os, threading; os.environ['SWIN2SR_PORT'] = 'x'; import app.main; print(threading.active_count())"

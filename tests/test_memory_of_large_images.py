@@ -28,7 +28,7 @@ def photograph(tmp_path_factory):
     return file
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("options", "bound"),
     [

@@ -165,6 +165,7 @@ class Prometheus:
             assert self._process.poll() is None
 
 
+@pytest.mark.slow
 @with_prometheus
 def test_prometheus_scrapes_the_service_and_the_dashboard_shows_it(tmp_path):
     """A real Prometheus finds the process up; each query of the dashboard finds something, each rule is evaluated."""

@@ -144,6 +144,7 @@ def test_a_restart_behind_nginx_fails_no_request(balance):
     print(f"\n{len(load.answers)} requests, none failed")
 
 
+@pytest.mark.slow
 def test_it_moves_on_when_a_connection_is_refused(balance):
     """One process is killed: what comes afterwards is all served by the other."""
     with ScriptedServer() as one, ScriptedServer() as other:
@@ -162,6 +163,7 @@ def pair():
         yield one, other
 
 
+@pytest.mark.slow
 def test_uploads_and_answers_stream(balance, pair):
     """A half-sent upload is at the service already; progress arrives while the image is computed."""
     host, port = balance(*map(port_of, pair)).removeprefix("http://").split(":")
@@ -193,6 +195,7 @@ def test_the_services_own_words_come_through(balance, pair):
     assert (named.status_code, named.json()["request_id"]) == (404, "mine")
 
 
+@pytest.mark.slow
 def test_a_public_name_reaches_the_processes(balance):
     """The name that clients use is passed on: it works where ALLOWED_HOSTS has it, and the client is in the log."""
     settings = {"allowed_hosts": "images.example", "trusted_proxies": "127.0.0.1"}
@@ -231,6 +234,7 @@ STRIPPED = "proxy_set_header X-Forwarded-Prefix /tools/upscaler; proxy_pass http
 WHOLE = "proxy_pass http://127.0.0.1:{port};"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "settings"),
     [(STRIPPED, {"trusted_proxies": "127.0.0.1"}), (STRIPPED, {"root_path": "/tools/upscaler"}),

@@ -138,6 +138,7 @@ def test_both_layouts_give_the_same_image(hub, official, tmp_path):
     assert np.array_equal(first, second)
 
 
+@pytest.mark.slow
 def test_the_authors_weights_give_the_golden_image(tmp_path, shared):
     """The real files, fetched from a hub with their published digest, upscale the authors' image to their pixels."""
     folder = shared / "checkpoints" / "swin2SR-lightweight-x2-64"
@@ -151,6 +152,7 @@ def test_the_authors_weights_give_the_golden_image(tmp_path, shared):
     assert np.abs(upscaled.astype(int) - golden).max() <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("status", [None, 401, 404, 500, 503])
 def test_without_the_hub_the_release_is_taken(hub, official, real, status):
     """Whatever the hub says; it is told what happens."""
@@ -342,6 +344,7 @@ def test_nobody_gives_it(official, hub):
     assert "HTTPS_PROXY" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_no_network(tmp_path):
     """Neither hub nor release is reached: both are named, and nothing is left behind."""
     nowhere = "http://127.0.0.1:1"

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import contextlib
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -326,7 +325,7 @@ def test_no_body_is_more_than_refused(body, header_length):
 CLIENTS = ROOT / "tests" / "open_inference_clients.py"
 
 
-@pytest.mark.skipif(not os.environ.get("PROVE"), reason="installs clients; set PROVE=1, or `make prove`")
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_real_clients_find_what_they_ask_for(tmp_path):
     """Triton's and KServe's clients, in an environment of their own, ask everything and upscale an image."""

@@ -19,7 +19,7 @@ from tests.service import noise, pixels_of, png
 from tests.test_cpu_kernel import plain, random_block, random_layers
 
 pytestmark = [
-    pytest.mark.skipif(not os.environ.get("PROVE"), reason="compiles and emulates; set PROVE=1, or `make prove`"),
+    pytest.mark.long,
     pytest.mark.timeout(900),
 ]
 

@@ -18,7 +18,7 @@ from app.version import service_version, torch_version
 from tests.server import ROOT
 
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-PROVE = pytest.mark.skipif(not os.environ.get("PROVE"), reason="compiles and installs; set PROVE=1, or `make prove`")
+
 WEIGHTS = {
     f"model/weights/{name}.safetensors" for name in ("small-x2", "small-x4", "small-jpeg", "small-compressed-x4")
 }
@@ -133,7 +133,7 @@ def released(tmp_path_factory):
     return clone, file
 
 
-@PROVE
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_released_wheel_fits_every_python_and_common_linux(released):
     """Auditwheel finds no library outside the policy that the tag states, and the kernel needs no Python version."""
@@ -147,7 +147,7 @@ def test_the_released_wheel_fits_every_python_and_common_linux(released):
         assert [name for name in archive.namelist() if name.endswith(".so")] == ["model/kernels/block.so"]
 
 
-@PROVE
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_built_wheel_is_fast_without_a_compiler(released, tmp_path):
     """Installed with CC=false into a new environment, it has the kernel and the speed of the source tree."""

@@ -46,6 +46,7 @@ def test_groups_hold_every_image_once_and_no_more_than_they_may(areas: list[int]
     assert in_order == sorted(areas)
 
 
+@pytest.mark.slow
 @given(SIZES)
 def test_orders_of_tokens_are_permutations_of_one_another(sizes: list[tuple[int, int]]):
     """Going to the shifted windows and back changes nothing; shifted windows are sorted by their kind."""
@@ -61,8 +62,9 @@ def test_orders_of_tokens_are_permutations_of_one_another(sizes: list[tuple[int,
     assert torch.equal(shifted.index_select(0, seen[seen >= 0]), tokens.index_select(0, inside))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", HEADS)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(sizes=SIZES, seed=st.integers(0, 100))
 def test_packed_equals_alone(head: str, sizes: list[tuple[int, int]], seed: int):
     """In float64 within 1e-10 and in float32 within 1e-5, image and auxiliary image, for every head."""

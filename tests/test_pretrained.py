@@ -120,6 +120,7 @@ def test_an_odd_number_of_heads_in_each_stage_needs_a_mask_for_each():
             model(pixels, head_mask=mask)
 
 
+@pytest.mark.slow
 def test_the_loss_is_l1_and_trains():
     """The loss is the mean absolute difference, and a few steps on it bring it down."""
     model, pixels, labels = pretrained(), images(2, 3, 16, 16), images(2, 3, 32, 32)

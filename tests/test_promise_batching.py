@@ -358,6 +358,7 @@ class Device(Forward):
         return SlowFlight(flight, self)
 
 
+@pytest.mark.slow
 def test_promises_6_and_8_hold_where_a_device_computes_by_itself(tmp_path):
     """Images that wait together, more than there is memory for, with two batches under way, are what each is alone."""
     upscaler = Upscaler(tiny_network("lightweight_x4"), device="cpu")
@@ -423,6 +424,7 @@ def test_promise_7_one_bad_item_hurts_itself_alone(app, upscaler, monkeypatch):
         np.testing.assert_array_equal(image_of(connection), enlarged(pixels))
 
 
+@pytest.mark.slow
 def test_promise_8_out_of_memory_is_survived(app, upscaler):
     """What does not fit together is computed apart, pixel by pixel right; the budget learns, and all stays ready."""
     upscaler.memory = 3000
@@ -444,6 +446,7 @@ def test_promise_8_out_of_memory_is_survived(app, upscaler):
     assert "swin2sr_out_of_memory_total" in app.state.service.metrics.exposition().decode()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")]
 )
@@ -534,6 +537,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of address space are Linux's")
 def test_promise_8_a_real_allocator_that_refuses_is_survived(tmp_path):
     """With 150 MB of address space left a real network cannot hold a large image; the next one is as before."""
@@ -692,6 +696,7 @@ def test_promise_13_a_slow_worker_that_progresses_stays_ready(tmp_path):
     assert running_seconds > 100 * (STALL_SECONDS - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_promise_13_a_worker_that_stopped_for_good_is_told(app, upscaler):
     """After five deaths in a row it is neither ready nor alive, each with the reason; requests are refused at once."""

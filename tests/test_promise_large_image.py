@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import os
 import statistics
 import threading
 import time
@@ -21,7 +20,7 @@ from app.settings import Settings
 from tests.scripted import model_dir
 from tests.service import running
 
-pytestmark = pytest.mark.skipif(not os.environ.get("PROVE"), reason="measures time; set PROVE=1, or `make prove`")
+pytestmark = pytest.mark.long
 
 RATE = 5e6
 """Pixels that the simulated device computes in a second."""

@@ -32,7 +32,6 @@ from tests.service import noise, png, png_header
 LONG = os.environ.get("PROVE") == "1"
 """Whether to run the long forms, as ``make prove`` does."""
 
-long = pytest.mark.skipif(not LONG, reason="takes long; `make prove` runs it")
 
 SMALL = png(noise(8, 8))
 PNG = {"content-type": "image/png"}
@@ -93,7 +92,7 @@ def server():
         yield process
 
 
-@long
+@pytest.mark.long
 def test_promise_1_idle_means_no_wait(server):
     """For a lone 8x8 image HTTP and batcher together cost 5 ms at most, median, beside the forward pass and codec."""
 
@@ -109,7 +108,7 @@ def test_promise_1_idle_means_no_wait(server):
     assert min(medians) <= 5
 
 
-@long
+@pytest.mark.long
 def test_promise_1_idle_costs_nothing(server):
     """When nothing is asked of it, the process uses under 2 % of a core."""
     seconds = 10.0 if LONG else 3.0
@@ -123,7 +122,7 @@ def test_promise_1_idle_costs_nothing(server):
     assert (used() - before) / seconds < 0.02
 
 
-@long
+@pytest.mark.long
 def test_promise_9_overload_is_answered_with_200_or_429():
     """Ten times what it can do, deadlines above the queue's bound: every answer is one of the two, and in time.
 
@@ -185,7 +184,7 @@ for _ in range(int(sys.argv[3])):
 """
 
 
-@long
+@pytest.mark.long
 def test_promise_12_the_event_loop_never_blocks(tmp_path):
     """While 12-megapixel PNGs are served, with every core computing, live answers within 50 ms, 99 of 100 times."""
     (tmp_path / "large.png").write_bytes(png(np.tile(noise(300, 400), (10, 10, 1))))
@@ -206,7 +205,7 @@ def test_promise_12_the_event_loop_never_blocks(tmp_path):
     assert percentile_99(times) <= 0.05
 
 
-@long
+@pytest.mark.long
 def test_promise_13_a_frozen_worker_is_seen_from_outside():
     """Within seconds the process is not ready and says why; alive it stays, for the worker may come to itself."""
     with (
@@ -224,6 +223,7 @@ def test_promise_13_a_frozen_worker_is_seen_from_outside():
         server.process.kill()
 
 
+@pytest.mark.slow
 def test_promise_14_a_killed_worker_is_replaced(server):
     """Who was waiting gets 503 and may come again; the next request is served."""
     dead = post(server, png(Spell.DEATH.cast(noise(8, 8))))
@@ -233,6 +233,7 @@ def test_promise_14_a_killed_worker_is_replaced(server):
     assert httpx.get(f"{server.url}/health/live").status_code == 200
 
 
+@pytest.mark.slow
 def test_promise_14_when_nothing_helps_the_process_ends():
     """After five deaths of the worker in a row the exit status is not zero, so that somebody starts it again."""
     deadly = png(Spell.DEATH.cast(noise(8, 8)))
@@ -252,6 +253,7 @@ leave(scripted_server.main())
 """
 
 
+@pytest.mark.slow
 def test_promise_14_a_start_that_fails_ends_the_process():
     """Also when everything was loaded and what comes last fails: nobody waits for a server that is never ready."""
     server = ScriptedServer(program=("-W", "ignore", "-c", FAILING_AT_THE_END))
@@ -261,6 +263,7 @@ def test_promise_14_a_start_that_fails_ends_the_process():
     assert not any(line.startswith("Ready.") for line in server.output)
 
 
+@pytest.mark.slow
 def test_promise_15_draining_loses_nothing():
     """After SIGTERM: not ready at once, still accepting, everything accepted is finished, and the exit status is 0."""
     with ScriptedServer(seconds=20, drain_delay_ms=3000, drain_timeout_ms=60_000) as server:
@@ -280,6 +283,7 @@ def test_promise_15_draining_loses_nothing():
         assert server.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["a second signal", "the budget"])
 def test_promise_15_who_is_given_up_is_told(how):
     """Work that would take minutes keeps it no longer than asked; each caller gets a problem that is worth a retry."""
@@ -326,6 +330,7 @@ leave(scripted_server.main())
 """
 
 
+@pytest.mark.slow
 def test_promise_15_what_is_given_up_does_not_keep_the_process():
     """An image whose encoding never ends: when the time is over, not before, the process ends, and says so."""
     budget = 1.7
@@ -357,6 +362,7 @@ def child_of(process):
     return children(process.pid)[0]
 
 
+@pytest.mark.slow
 @in_a_namespace
 def test_promise_15_it_works_as_process_1():
     """In a namespace of its own, where signals without a handler are ignored: SIGTERM is heard, work is finished."""
@@ -400,6 +406,7 @@ def test_promise_15_sigterm_is_heard_while_it_starts(tmp_path, first, module):
             process.kill()
 
 
+@pytest.mark.slow
 def test_promise_16_a_slow_body_ends_in_408():
     """By hand, byte by byte, through the real listener; and the connection is not kept."""
     with ScriptedServer(upload_timeout_ms=300) as server:
@@ -409,6 +416,7 @@ def test_promise_16_a_slow_body_ends_in_408():
         assert answer.startswith(b"HTTP/1.1 408")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_promise_16_bodies_are_bounded_with_and_without_a_length(framing):
     """413 from Content-Length before a byte is read, and while streaming where there is none."""
@@ -423,6 +431,7 @@ def test_promise_16_bodies_are_bounded_with_and_without_a_length(framing):
     assert answer.startswith(b"HTTP/1.1 413")
 
 
+@pytest.mark.slow
 def test_promise_16_bodies_together_are_bounded():
     """While one upload stands, another that does not fit beside it gets 429; afterwards it is welcome."""
     limits = {"max_body_bytes": 1000, "max_inflight_bytes": 1000}
@@ -446,6 +455,7 @@ def test_promise_16_a_bomb_costs_no_memory(server):
     assert memory_of(server) - before < 20 * 2**20
 
 
+@pytest.mark.slow
 def test_promise_16_keys_are_needed_before_a_body_is_read():
     """401 without reading what was announced."""
     head = "Content-Type: image/png\r\nContent-Length: 1000"
@@ -453,7 +463,7 @@ def test_promise_16_keys_are_needed_before_a_body_is_read():
         assert read_until(connection, b"unauthorized").startswith(b"HTTP/1.1 401")
 
 
-@long
+@pytest.mark.long
 def test_promise_19_the_first_request_is_as_fast_as_the_others():
     """Ready means warm: it costs 1.3 times the median of the later ones at most, with the embedded network."""
     from tests.server import ServerProcess
@@ -474,14 +484,14 @@ def test_promise_19_the_first_request_is_as_fast_as_the_others():
     assert min(ratios) <= 1.3
 
 
-@long
+@pytest.mark.long
 def test_promise_19_memory_is_steady():
     """Requests of random sizes, 2,000 in the long form, let resident memory grow by 100 MB at most."""
     growth = grow(2000 if LONG else 500)
     assert growth <= 100 * 2**20
 
 
-@long
+@pytest.mark.long
 def test_promise_19_a_leak_would_be_seen():
     """The test above fails for a server that keeps its uploads."""
     assert grow(2000 if LONG else 500, leak=True) > 100 * 2**20
@@ -503,6 +513,7 @@ def grow(requests, *, leak=False):
         return -ask(60) + ask(requests)
 
 
+@pytest.mark.slow
 def test_one_access_line_per_request_in_json():
     """On demand each line is an object; an upload's line says who, what, how large and how long, and nothing of it."""
     with ScriptedServer(log_format="json") as server:

@@ -26,7 +26,7 @@ GROWTH = 100 * 2**20
 """Bytes that a process may grow by after its first tenth."""
 
 pytestmark = [
-    pytest.mark.skipif(os.environ.get("PROVE") != "1", reason="takes an hour; `make prove` runs it"),
+    pytest.mark.long,
     pytest.mark.skipif(NGINX is None, reason="nginx is not installed"),
 ]
 

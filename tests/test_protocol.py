@@ -235,6 +235,7 @@ def test_promise_22_a_client_that_does_not_read_is_aborted(pace, caplog):
     assert "the client takes too little" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_slow_reader_that_goes_on_is_served():
     """64 KiB within the time are enough, however long all of it takes."""
 
@@ -553,6 +554,7 @@ def certificate(tmp_path_factory):
     return {"ssl_certfile": folder / "cert.pem", "ssl_keyfile": folder / "key.pem"}
 
 
+@pytest.mark.slow
 def test_tls_has_the_same_limits(certificate):
     """A handshake that does not come counts as silence and as a connection; requests and draining are as ever."""
 

@@ -113,6 +113,7 @@ async def hundred(server, send):
     return results
 
 
+@pytest.mark.long
 @needs_weights
 def test_every_request_is_answered_though_a_replica_is_killed(server):
     """An image, or a problem document that says to send it again: nothing else, and nobody waits in vain."""
@@ -137,6 +138,7 @@ def test_every_request_is_answered_though_a_replica_is_killed(server):
             assert pixels_of(answer.content).shape[0] == 2 * image.shape[0]
 
 
+@pytest.mark.long
 @needs_weights
 def test_the_client_gets_every_image_though_a_replica_is_killed(server):
     """The killed replica of the test before was replaced; the client sends again what was lost with another one."""
@@ -155,6 +157,7 @@ def test_the_client_gets_every_image_though_a_replica_is_killed(server):
         assert pixels_of(content).shape == (2 * image.shape[0], 2 * image.shape[1], 3)
 
 
+@pytest.mark.slow
 def test_answers_are_the_services_own(scripted):
     """An image bit by bit, sent as a form or as the body; its headers, and the request's id once."""
     image = noise(40, 56)
@@ -216,6 +219,7 @@ def read_until(chunks, text):
     return received
 
 
+@pytest.mark.slow
 def test_progress_streams_and_leaving_cancels(scripted):
     """The first tile is told while others are to come, and who leaves then is not computed for any more."""
     with httpx.Client(timeout=60) as client, running(scripted, client) as response:
@@ -242,6 +246,7 @@ def served(server):
     return totals
 
 
+@pytest.mark.slow
 def test_the_metrics_are_of_all_replicas(scripted):
     """Whichever is asked, each is told under its own name, and together they have served what was asked for."""
     until(lambda: len(replicas(scripted)) == 2)
@@ -254,6 +259,7 @@ def test_the_metrics_are_of_all_replicas(scripted):
     assert len(growth) == 2
 
 
+@pytest.mark.long
 def test_a_replica_whose_worker_has_died_for_good_is_replaced(scripted):
     """Its health check fails, Ray starts another, and requests are answered all along."""
     body = png(Spell.DEATH.cast(noise(16, 16)))
@@ -269,6 +275,7 @@ def test_a_replica_whose_worker_has_died_for_good_is_replaced(scripted):
         assert (pixels_of(client.upscale(png(noise(8, 8))).content) == enlarged(noise(8, 8))).all()
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_was_accepted(scripted):
     """Nothing new is taken, the image that is being computed arrives, and the exit status is 0. Ends the server."""
     with httpx.Client(timeout=60) as client, running(scripted, client) as response:
@@ -413,6 +420,7 @@ def fail(*arguments, program="from app.__main__ import main; main()", **settings
     return result.stderr
 
 
+@pytest.mark.slow
 def test_a_signal_while_ray_starts_ends_all_of_it():
     """Ray's own processes go too, nothing is told as a fault, and an empty ``RAY_ADDRESS`` is none."""
     command = [sys.executable, "-m", "app", "ray", "--port", "0", "--variants", "small-x2", "--device", "cpu"]

@@ -88,6 +88,7 @@ def test_every_block_is_run_or_says_why_not():
     assert [(file.name, block.language) for file, block in BLOCKS if block.language not in RUN | SHOWN] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("document", "block"), COMMANDS, ids=[f"{file.stem}: {block.text.splitlines()[0][:40]}" for file, block in COMMANDS]
 )

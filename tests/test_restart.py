@@ -63,6 +63,7 @@ def check_results(results, images):
         assert pixels_of(content).shape[0] == 2 * pixels_of(images[name]).shape[0], name
 
 
+@pytest.mark.slow
 def test_the_client_survives_a_crash_of_the_server(restartable, images):
     """Killed with requests in it, and started again: 197 results, 3 errors of their own classes."""
     server = restartable()
@@ -98,6 +99,7 @@ def test_the_client_survives_a_crash_of_the_server(restartable, images):
     check_results(results, images)
 
 
+@pytest.mark.long
 def test_the_command_line_survives_a_restart_of_the_server(restartable, images, tmp_path):
     """Stopped as an orchestrator stops it, and started again: 197 files, 3 named errors, exit status 1."""
     server = restartable()

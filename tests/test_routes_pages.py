@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import httpx
 import numpy as np
+import pytest
 
 from app.imaging.sample import SIZE, draw_sample
 from tests.browser import WEB
@@ -12,6 +13,7 @@ from tests.scripted import ScriptedUpscaler
 from tests.service import pixels_of, scripted_app
 
 
+@pytest.mark.slow
 def test_every_part_is_served_with_a_strict_policy(tmp_path):
     """Nothing inline, nothing from elsewhere, no framing; and nothing but the page's own files."""
     with listening(scripted_app(tmp_path, lightweight_x2=ScriptedUpscaler())) as address:

@@ -57,6 +57,7 @@ def examples(page: str) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "question", "answer"),
     [

@@ -26,6 +26,7 @@ def server():
         yield process
 
 
+@pytest.mark.slow
 def test_it_says_where_it_listens_and_what_to_try(server):
     """An address, and a command that works when it is copied."""
     assert server.url.startswith("http://127.0.0.1:")
@@ -54,6 +55,7 @@ def test_a_bad_file_leaves_the_server_as_it_was(server):
     assert httpx.get(f"{server.url}/health/ready").status_code == 200
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_what_was_accepted():
     """The request that runs gets its image, and the exit status is 0."""
     server = ServerProcess(variants="x2", device="cpu", threads=1)
@@ -76,6 +78,7 @@ def test_sigterm_finishes_what_was_accepted():
         assert server.wait() == 0
 
 
+@pytest.mark.slow
 def test_an_impossible_setting_is_one_sentence():
     """On standard error, with the variable's name, and no traceback."""
     answer = subprocess.run(
@@ -91,6 +94,7 @@ def test_an_impossible_setting_is_one_sentence():
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
 def test_an_address_in_use_is_one_sentence(server):
     """Not a traceback."""
     port = server.url.rsplit(":", 1)[1]

@@ -108,6 +108,7 @@ def test_without_the_extra_there_is_a_warning(monkeypatch, caplog):
     assert "swin2sr-serve[otel]" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_dead_collector_does_not_hold_up_the_end():
     """Closing waits for a bounded time."""
 

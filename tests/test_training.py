@@ -306,6 +306,7 @@ def test_vectors_do_not_decay() -> None:
 # The loop
 
 
+@pytest.mark.long
 def test_training_improves_on_interpolation(photos: list[Photo], tmp_path: Path) -> None:
     """A few hundred steps on stripes are worth half a decibel over bicubic, and progress is reported."""
     trainer, crops, _ = start(photos)
@@ -442,6 +443,7 @@ def threads() -> object:
     torch.set_num_threads(count)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes", "threads")
 def test_command_trains_resumes_and_hands_a_body_on(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -496,6 +498,7 @@ def test_command_asks_for_a_limit(folder: Path, capsys: pytest.CaptureFixture[st
     assert "--steps or --minutes, or --fit" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_training_needs_four_packages_alone() -> None:
     """Neither the service's dependencies nor the hub's are imported by training or evaluation."""
     code = (
@@ -508,6 +511,7 @@ def test_training_needs_four_packages_alone() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes", "threads")
 def test_command_prints_the_start_and_the_gain(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -534,6 +538,7 @@ def test_command_prints_the_start_and_the_gain(
     assert history[0]["start"] == history[2]["start"] == [history[0]["photos"]["psnr"], history[0]["graphics"]["psnr"]]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes", "threads")
 def test_command_measures_on_a_folder_of_its_own(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -551,6 +556,7 @@ def test_command_measures_on_a_folder_of_its_own(
     assert first["photos"]["baseline"] == 60  # a flat image
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes", "threads")
 def test_command_continues_at_a_lower_rate(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The rate is lower where all weights come from a file; a new head has the usual rate, and an option its own."""
@@ -570,6 +576,7 @@ def test_command_continues_at_a_lower_rate(folder: Path, tmp_path: Path, monkeyp
         assert recipe.continued_rate < recipe.learning_rate
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("tiny_recipes", "threads")
 def test_command_reproduces_a_run_by_steps(folder: Path, tmp_path: Path) -> None:
     """Two runs with one seed write the same weights to the bit, graphics, padding and construction included."""

@@ -59,6 +59,7 @@ def pixels(height: int = 24, width: int = 32) -> torch.Tensor:
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("halved_mask")
 @pytest.mark.parametrize("sharp", [False, True])
 @pytest.mark.parametrize(("upsampler", "upscale"), HEADS)
@@ -100,6 +101,7 @@ def test_the_double_mask_changes_nothing_at_ordinary_logits(tmp_path):
     assert largest_difference(ours, port_of(ours, tmp_path), pixels()) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.shared
 def test_the_double_mask_changes_nothing_with_real_weights(shared):
     """The authors' lightweight weights have factors below 55, so a photo differs by float32 rounding alone, 5e-6."""

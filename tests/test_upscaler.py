@@ -136,6 +136,7 @@ def test_an_unknown_precision_is_refused(name: str):
         Upscaler(tiny_network(), device="cpu", precision=name)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("head", HEADS)
 def test_memory_stays_within_its_bound(head: str):

@@ -62,6 +62,7 @@ def actionlint(tmp_path_factory):
     return lint
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORKFLOWS)
 def test_actionlint_finds_nothing(actionlint, name):
     """Syntax, expressions, contexts, inputs of well-known actions and names of runners are right."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from model.degradations import Pixels, compress, resize_bicubic
-from model.evaluate import ImageUpscaler, measure
+from model.evaluate import ImageUpscaler, psnr_y
 from model.training.graphics import draw_graphic
 from model.training.held_out import BEST_PSNR
 from model.training.pairs import Photo
@@ -136,7 +136,7 @@ def measure_graphics(upscaler: ImageUpscaler, quality: int | None = None) -> Gai
         (image,) = upscaler([low])
         plain = resize_bicubic(low, *photo.sharp.shape[:2])
         border = upscaler.scale if upscaler.scale > 1 else 0
-        ours, theirs = (min(measure(i, photo.sharp, border).psnr_y, BEST_PSNR) for i in (image, plain))
+        ours, theirs = (min(psnr_y(i, photo.sharp, border), BEST_PSNR) for i in (image, plain))
         gains.append((ours - theirs, photo.name))
     worst, name = min(gains)
     return Gain(float(np.mean([gain for gain, _ in gains])), worst, name)

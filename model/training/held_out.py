@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from model.degradations import resize_bicubic
-from model.evaluate import measure
+from model.evaluate import psnr_y
 from model.network import Swin2SR
 from model.training.graphics import draw_graphic
 from model.training.pairs import Batch, Photo, cut, stack
@@ -62,7 +62,7 @@ def _cut(photo: Photo, number: int, quality: tuple[int, int] | None, window: int
     sample = cut(photo, crop, quality, np.random.default_rng(number))
     height, width = sample.sharp.shape[:2]
     plain = resize_bicubic(np.ascontiguousarray(sample.degraded), height, width)
-    return stack([sample]), min(measure(plain, sample.sharp, _border(stack([sample]))).psnr_y, BEST_PSNR)
+    return stack([sample]), min(psnr_y(plain, sample.sharp, _border(stack([sample]))), BEST_PSNR)
 
 
 def _border(batch: Batch) -> int:
@@ -78,7 +78,7 @@ def _score(network: Swin2SR, cuts: Sequence[tuple[Batch, float]]) -> Score:
         image = network(batch.degraded.to(device).float() / 255).image
         rounded = (image * 255).round().clamp(0, 255).to(torch.uint8).cpu()
         ours, sharp = (i[0].permute(1, 2, 0).numpy() for i in (rounded, batch.sharp))
-        found.append(min(measure(ours, sharp, _border(batch)).psnr_y, BEST_PSNR))
+        found.append(min(psnr_y(ours, sharp, _border(batch)), BEST_PSNR))
     if not found:
         return Score(0.0, 0.0)
     return Score(float(np.mean(found)), float(np.mean([baseline for _, baseline in cuts])))
