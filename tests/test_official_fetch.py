@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +41,12 @@ official = OfficialWeights(Path(sys.argv[1]), release_url=sys.argv[2])
 variant = replace(VARIANTS["lightweight-x2"], digests={})
 print(official.fetch(variant, lambda step: print(step.done, step, file=sys.stderr, flush=True)))
 """
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Let the hub's library retry without waiting."""
+    monkeypatch.setattr(time, "sleep", lambda _seconds: None)
 
 
 @pytest.fixture
@@ -154,6 +161,7 @@ def test_the_authors_weights_give_the_golden_image(tmp_path, shared):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [None, 401, 404, 500, 503])
+@pytest.mark.usefixtures("at_once")
 def test_without_the_hub_the_release_is_taken(hub, official, real, status):
     """Whatever the hub says; it is told what happens."""
     without_the_hub(hub)
@@ -345,6 +353,7 @@ def test_nobody_gives_it(official, hub):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("at_once")
 def test_no_network(tmp_path):
     """Neither hub nor release is reached: both are named, and nothing is left behind."""
     nowhere = "http://127.0.0.1:1"
