@@ -26,7 +26,7 @@ from app.http.uploads import UploadBudget
 from app.metrics import Metrics, counter, gauge, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
 from app.settings import Settings
-from app.variants.device import free, is_lost, machine_memory, measure, resident_memory
+from app.variants.device import free, is_lost, keep_memory_small, machine_memory, measure, resident_memory
 from app.variants.loaded_model import Load
 from app.variants.registry import ModelRegistry
 from model.gpu.runner import PACK_PIXELS
@@ -187,6 +187,7 @@ def build_service(
     Raises:
         ValueError: if a wanted variant or the device is not there.
     """
+    keep_memory_small()
     cpus = usable_cpus()
     threads = cpus if settings.threads == "auto" else settings.threads
     heartbeat = Heartbeat(clock)

