@@ -1,4 +1,4 @@
-"""The program ``swin2sr``, also ``python -m app``: a server that can be stopped from its first moment on."""
+"""Entry point of ``swin2sr`` and ``python -m app``. Handles SIGTERM while modules are imported."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import FrameType
 
 
 def main() -> None:
-    """Listen to signals before the imports, which take seconds, torch above all."""
+    """Install signal handlers before the imports, which take seconds, and run the command."""
     _open_standard_streams()
     if sys.argv[1:2] == ["serve"]:
         signal.signal(signal.SIGTERM, _leave)
@@ -22,9 +22,9 @@ def main() -> None:
 
 
 def _open_standard_streams() -> None:
-    """Put the null device in the place of closed standard streams.
+    """Open the null device in place of closed standard streams.
 
-    Otherwise the next file or socket would get the stream's number, and whatever prints would write into it.
+    Otherwise the next file or socket would get the number of the stream, and prints would be written into it.
     """
     for number in range(3):
         try:
@@ -36,9 +36,9 @@ def _open_standard_streams() -> None:
 
 
 def _leave(_signal: int, _frame: FrameType | None) -> None:
-    """End at once: nothing was accepted yet. Process 1 of a container would not even hear the signal otherwise.
+    """End at once, because no request was accepted yet.
 
-    An exception could get lost in what is being imported.
+    Process 1 of a container ignores signals without a handler. An exception could be caught by an import.
     """
     os._exit(0)
 

@@ -1,4 +1,4 @@
-"""What runs here, for the log and the metrics: versions, the level of the compiled kernel, the precision."""
+"""Versions, the level of the compiled kernel, and the precision, for the log and the metrics."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def log_start(*, on_cpu: bool) -> None:
-    """Write the first line of the log: versions and the level of the kernel, or a warning if a CPU works without it."""
+    """Write the first line of the log: versions and the level of the kernel, or a warning if a CPU has none."""
     versions = f"swin2sr-serve {service_version()}, torch {torch_version()}"
     level = kernel_level()
     if level == "none" and on_cpu:
@@ -26,13 +26,13 @@ def log_start(*, on_cpu: bool) -> None:
 
 
 def build_info(precision: str) -> GaugeMetricFamily:
-    """The metric ``swin2sr_build_info``, always 1, with what runs here as labels."""
+    """The metric ``swin2sr_build_info``: always 1, with versions, kernel and precision as labels."""
     labels = {
         "version": service_version(),
         "torch": torch_version(),
         "kernel": kernel_level(),
         "precision": precision,
     }
-    family = GaugeMetricFamily("swin2sr_build_info", "What runs here; always 1.", labels=list(labels))
+    family = GaugeMetricFamily("swin2sr_build_info", "Versions and precision; always 1.", labels=list(labels))
     family.add_metric(list(labels.values()), 1.0)
     return family

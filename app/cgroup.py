@@ -1,4 +1,4 @@
-"""How much of the machine belongs to this process: processors and memory of its control group."""
+"""Processors and memory that this process may use, within the limits of its control groups."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CGROUP = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
 
 UNLIMITED = 2**60
-"""Bytes from which a limit of version 1 means none."""
+"""Bytes from which a limit of version 1 means no limit."""
 
 
 def usable_cpus(cgroup: Path = CGROUP, own: Path = OWN) -> int:
@@ -19,7 +19,7 @@ def usable_cpus(cgroup: Path = CGROUP, own: Path = OWN) -> int:
 
     Args:
         cgroup: where control groups are mounted, version 2 or 1.
-        own: says which group this process belongs to; the groups above it count too.
+        own: file that names the groups of this process; the groups above them count too.
     """
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _groups(cgroup, own, "cpu") if (quota := _quota(folder)) is not None]
@@ -27,7 +27,7 @@ def usable_cpus(cgroup: Path = CGROUP, own: Path = OWN) -> int:
 
 
 def free_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"), own: Path = OWN) -> int | None:
-    """Bytes of main memory that this process may still take, within its control groups; None where unknown."""
+    """Bytes of main memory that this process can still use, within its control groups; None if unknown."""
     free = []
     if meminfo.is_file():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
@@ -42,16 +42,16 @@ def free_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"), ow
 
 
 def total_memory(machine: int, cgroup: Path = CGROUP, own: Path = OWN) -> int:
-    """Bytes of main memory that this process may have: the machine's, within the limits of its control groups."""
+    """Bytes of main memory that this process may use: the machine's, within the limits of its control groups."""
     limits = [limit for folder in _groups(cgroup, own, "memory") if (limit := _memory_limit(folder)) is not None]
     return min([machine, *limits])
 
 
 def _groups(cgroup: Path, own: Path, controller: str) -> Iterator[Path]:
-    """Folders of the groups that limit this process, its own and those above, in both versions.
+    """Folders of the groups that limit this process, its own and those above it, in both versions.
 
-    A container often sees its own group as the root, though the kernel names it by its path on the host: folders that
-    are not there are left out.
+    In a container its own group is often mounted as the root, while the kernel reports the path on the host. Folders
+    that do not exist are left out.
     """
     for line in own.read_text().splitlines() if own.is_file() else ["0::/"]:
         _, names, path = line.split(":", 2)
@@ -60,7 +60,7 @@ def _groups(cgroup: Path, own: Path, controller: str) -> Iterator[Path]:
         for base in [cgroup / names, cgroup / controller] if names else [cgroup]:
             folders = [base / path.strip("/"), *(base / part for part in Path(path.strip("/")).parents)]
             yield from (folder for folder in dict.fromkeys(folders) if folder.is_dir())
-    if (cgroup / controller).is_dir():  # version 1, where nobody says which group is this process's
+    if (cgroup / controller).is_dir():  # version 1, if the process's group is unknown
         yield cgroup / controller
 
 
@@ -81,7 +81,7 @@ def _memory_limit(folder: Path) -> int | None:
 
 
 def _number(*files: Path) -> int | None:
-    """The number in the first of these files that is there; None for ``max``."""
+    """The number in the first of these files that exists; None for ``max``."""
     for file in files:
         if file.is_file():
             text = file.read_text().strip()

@@ -1,4 +1,4 @@
-"""Environment variables that are no settings: misspelt ones, and those that Kubernetes injects."""
+"""Unknown environment variables with the prefix SWIN2SR_: misspelt settings, and those that Kubernetes injects."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ EXPLANATION = (
 
 
 def warnings(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """One sentence for each variable with the prefix that is no setting and changes nothing."""
+    """One sentence for each unknown variable with the prefix."""
     settings = [name.upper() for name in known]
     sentences = []
     for name, wish in _unknown(names, settings):
         near = difflib.get_close_matches(wish, settings, 1, cutoff=SIMILARITY)
-        hint = f"; {PREFIX}{near[0]} is one" if near else ""
-        sentences.append(f"{name} is no setting and changes nothing{hint}.")
+        hint = f" Did you mean {PREFIX}{near[0]}?" if near else ""
+        sentences.append(f"Unknown setting {name} (ignored).{hint}")
     return sentences
 
 
 def check(environment: Mapping[str, str], settings: HttpSettings, known: Iterable[str]) -> list[str]:
-    """Refuse variables that a person may have set to protect the service, and that do not.
+    """Refuse unknown variables that look like secrets, because a misspelt secret protects nothing.
 
     Args:
         environment: of this process.
-        settings: as they were read from it.
-        known: names of all settings, those of Ray included.
+        settings: read from it.
+        known: names of all settings, including those for Ray.
 
     Returns:
-        Warnings: a sentence each.
+        Warnings, one sentence each.
 
     Raises:
         ValueError: if an unknown variable looks like a secret, if Kubernetes injected variables for a Service called
@@ -52,20 +52,20 @@ def check(environment: Mapping[str, str], settings: HttpSettings, known: Iterabl
     names = [name.upper() for name in known]
     for name, wish in _unknown(environment, names):
         if re.fullmatch(r"SERVICE_.*|PORT_\d+_.*", wish) and INJECTED.fullmatch(wish):
-            raise ValueError(f"{name} is no setting. {EXPLANATION}")
+            raise ValueError(f"Unknown setting {name}. {EXPLANATION}")
         likely = difflib.get_close_matches(wish, SECRET_SETTINGS, 1, cutoff=SIMILARITY)
         if likely or any(word in wish for word in SECRET_WORDS):
             near = likely or difflib.get_close_matches(wish, SECRET_SETTINGS, 1, cutoff=0.0)
             injected = f" {EXPLANATION}." if INJECTED.fullmatch(wish) else ""
             raise ValueError(
-                f"{name} is no setting, and its name looks like a secret: the service would not be protected by it. "
-                f"The closest setting is {PREFIX}{near[0]}. Rename or unset {name}.{injected}"
+                f"Unknown setting {name}. Its name looks like a secret, and it would not protect the service. The "
+                f"closest setting is {PREFIX}{near[0]}. Rename or unset {name}.{injected}"
             )
     return _check_client_key(environment, settings)
 
 
 def _unknown(names: Iterable[str], settings: Iterable[str]) -> list[tuple[str, str]]:
-    """Variables with the prefix that are no settings: their names, and the part behind the prefix in upper case."""
+    """Unknown variables with the prefix: their names, and the names without the prefix in upper case."""
     known = {*settings, *CLIENT_VARIABLES}
     found = [(name, name.upper().removeprefix(PREFIX)) for name in names if name.upper().startswith(PREFIX)]
     return [(name, wish) for name, wish in found if wish not in known]
@@ -76,7 +76,9 @@ def _check_client_key(environment: Mapping[str, str], settings: HttpSettings) ->
     value = next((value for each, value in environment.items() if each.upper() == name), "")
     if not value or settings.keys:
         return []
-    text = f"{name} is the key of the client's commands and protects nothing; {PREFIX}API_KEYS is the service's setting"
+    text = f"{name} is the key that the client sends. It does not protect the service; {PREFIX}API_KEYS does"
     if settings.is_loopback:
-        return [f"{text}. The service is open to everybody on this machine."]
-    raise ValueError(f"{text}. Set it, or unset {name}: other machines can connect to HOST {settings.host}")
+        return [f"{text}. Every user of this machine can use the service."]
+    raise ValueError(
+        f"{text}. Other machines can connect to HOST {settings.host}: set {PREFIX}API_KEYS, or unset {name}"
+    )

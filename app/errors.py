@@ -57,7 +57,7 @@ class ServiceError(Exception):
     code: ClassVar[str] = "internal_error"
     title: ClassVar[str] = "Internal error"
     default_retry_after: ClassVar[int | None] = None
-    """Seconds for ``Retry-After`` where whoever raises knows nothing better."""
+    """Seconds for ``Retry-After`` if the constructor gets none."""
 
     def __init__(self, detail: str = "", *, retry_after: int | None = None, **facts: object) -> None:
         assert not RESERVED & facts.keys(), "a fact cannot replace a member of the problem document"
@@ -96,7 +96,7 @@ class InvalidImage(RequestError):
 
 
 class InvalidUpload(RequestError):
-    """The body does not contain exactly one file: it is empty, or malformed, or has no file or several."""
+    """The body is empty or malformed, or does not contain exactly one file."""
 
     code = "invalid_upload"
     title = "Invalid upload"
@@ -106,7 +106,7 @@ class BadRequest(RequestError):
     """The request is not well-formed HTTP."""
 
     code = "bad_request"
-    title = "The request is malformed"
+    title = "Bad request"
 
 
 class Unauthorized(RequestError):
@@ -189,11 +189,11 @@ class UnsupportedFormat(RequestError):
 
 
 class MisdirectedRequest(RequestError):
-    """The request names a host that this server does not answer for."""
+    """The request's ``Host`` is not one of ALLOWED_HOSTS."""
 
     status = 421
     code = "misdirected_request"
-    title = "Not a host of this server"
+    title = "Misdirected request"
 
 
 class InvalidOption(RequestError):
@@ -214,11 +214,11 @@ class QueueFull(RequestError):
 
 
 class HeadersTooLarge(RequestError):
-    """The request line and headers have more bytes than are accepted; carries ``limit``."""
+    """The request line and headers are too long; carries ``limit``, bytes."""
 
     status = 431
     code = "headers_too_large"
-    title = "The headers are too large"
+    title = "Headers too large"
 
 
 class ServerError(ServiceError):
@@ -265,7 +265,7 @@ class DeadlineExceeded(ServerError):
 
 
 class ServerUnreachable(ServerError, ConnectionError):
-    """No server answers at the client's URL, or the connection broke and the server did not come back."""
+    """No server answers at the client's URL, or the connection was lost and could not be established again."""
 
     status = 503
     code = "unreachable"

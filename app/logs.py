@@ -1,4 +1,4 @@
-"""Log lines for people or for machines. Writing them never blocks or ends the service."""
+"""The log, as text or as JSON. Logging never blocks the service and never raises."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ LogFormat = Literal["text", "json"]
 STANDARD = frozenset(logging.makeLogRecord({}).__dict__) | {"message", "asctime", "taskName", "color_message"}
 
 WAITING_LINES = 10_000
-"""Lines that wait for a slow reader of the log; more are dropped and counted."""
+"""Lines that wait while the log is read slowly. Further lines are dropped and counted."""
 
 ANNOUNCEMENTS = "app.announcements"
-"""Logger of the lines for the person who started the service. They go to standard output."""
+"""Logger of the lines for the user who started the service. They go to standard output."""
 
 
 class TextFormatter(logging.Formatter):
-    """Time, level, message, and the fields that came with it as ``name=value``."""
+    """Time, level, message, and the fields of the record as ``name=value``."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, and a traceback below it if there is one."""
+        """One line, followed by the traceback if there is one."""
         fields = " ".join(f"{name}={value}" for name, value in _fields(record).items())
         time = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%d %H:%M:%S")
         line = f"{time} {record.levelname:<8} {record.getMessage()} {fields}".rstrip()
@@ -42,7 +42,7 @@ class JsonFormatter(logging.Formatter):
     """One JSON object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Time (RFC 3339), level, logger, message, and the fields that came with it."""
+        """Time (RFC 3339), level, logger, message, and the fields of the record."""
         line = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -56,13 +56,13 @@ class JsonFormatter(logging.Formatter):
 
 
 class BoundedQueueHandler(QueueHandler):
-    """Hands formatted lines to the thread that writes them; drops and counts what does not fit.
+    """Puts formatted lines into the queue of the writing thread; drops and counts what does not fit.
 
     Args:
-        lines: queue of the lines that wait.
+        lines: the queue.
 
     Attributes:
-        dropped: lines that nobody will read.
+        dropped: number of dropped lines.
     """
 
     def __init__(self, lines: queue.Queue[logging.LogRecord]) -> None:
@@ -71,7 +71,7 @@ class BoundedQueueHandler(QueueHandler):
         self.writer: _Listener | None = None
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        """The record with its finished line as its message."""
+        """A record whose message is the formatted line."""
         return logging.makeLogRecord({"name": record.name, "levelno": record.levelno, "msg": self.format(record)})
 
     def enqueue(self, record: logging.LogRecord) -> None:
@@ -82,12 +82,12 @@ class BoundedQueueHandler(QueueHandler):
             self.dropped += 1
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: ARG002, N802 - logging's name
-        """Count a line that could not be formatted or written, in place of a traceback on standard error."""
+        """Count a line that could not be formatted or written, instead of printing a traceback."""
         self.dropped += 1
 
 
 class _StreamWriter(logging.StreamHandler[TextIO]):
-    """Writes lines to a stream; a line that cannot be written counts as dropped."""
+    """Writes lines to a stream. A line that cannot be written counts as dropped."""
 
     def __init__(self, stream: TextIO, source: BoundedQueueHandler, *, announcements: bool) -> None:
         super().__init__(stream)
@@ -99,10 +99,10 @@ class _StreamWriter(logging.StreamHandler[TextIO]):
 
 
 class _Listener(QueueListener):
-    """The thread that writes; it does not keep the process when its reader has stopped reading."""
+    """The thread that writes. It does not keep the process alive if the log is not read."""
 
     def finish(self, seconds: float) -> bool:
-        """Write what waits, for so many seconds at most; whether everything was written."""
+        """Write the remaining lines for at most ``seconds``, and return whether all were written."""
         thread = self._thread
         if thread is None:
             return True
@@ -115,10 +115,10 @@ class _Listener(QueueListener):
 
 
 def configure(log_format: LogFormat, level: str = "INFO") -> None:
-    """Send everything that is logged in this process to standard error, and announcements to standard output.
+    """Write the log to standard error and announcements to standard output.
 
-    A thread writes, so that a log that nobody reads holds up nobody. Python's warnings and uncaught exceptions are
-    logged too: in JSON every line of both streams is an object.
+    A thread writes, so that a log that is not read does not block the service. Python's warnings and uncaught
+    exceptions are logged too, so with JSON every line of both streams is an object.
     """
     finish()
     lines: queue.Queue[logging.LogRecord] = queue.Queue(WAITING_LINES)
@@ -137,7 +137,7 @@ def configure(log_format: LogFormat, level: str = "INFO") -> None:
     announcer.propagate = False
     announcer.setLevel("INFO")
     logging.getLogger("httpx").setLevel("WARNING")
-    logging.getLogger("uvicorn").setLevel("ERROR")  # what it warns about, the protocol logs itself
+    logging.getLogger("uvicorn").setLevel("ERROR")  # app.http.protocol logs what uvicorn warns about
     logging.captureWarnings(capture=True)
     sys.excepthook = _log_uncaught
     threading.excepthook = lambda args: _log_uncaught(args.exc_type, args.exc_value, args.exc_traceback)
@@ -147,40 +147,40 @@ def configure(log_format: LogFormat, level: str = "INFO") -> None:
 
 
 def announce(line: str) -> None:
-    """Show a line to the person who started the service."""
+    """Print a line for the user who started the service."""
     logging.getLogger(ANNOUNCEMENTS).info("%s", line)
 
 
 def dropped() -> int:
-    """Log lines of this process that nobody will read, because the log was full or closed."""
+    """Number of log lines of this process that were dropped, because the log was full or closed."""
     handlers = [*logging.root.handlers, *logging.getLogger(ANNOUNCEMENTS).handlers]
     return sum(each.dropped for each in handlers if isinstance(each, BoundedQueueHandler))
 
 
 def finish(seconds: float = 1.0) -> bool:
-    """Write the lines that wait, for so many seconds at most.
+    """Write the remaining lines for at most ``seconds``.
 
     Returns:
-        Whether all of them were written. If not, the writing thread still holds the streams: do not flush them.
+        Whether all were written. If not, the writing thread still holds the locks of the streams: do not flush them.
     """
     writers = [each.writer for each in logging.root.handlers if isinstance(each, BoundedQueueHandler)]
     return all(each.finish(seconds) for each in writers if each)
 
 
 def leave(status: int) -> NoReturn:
-    """End the process now, with what the log can still take.
+    """End the process now, after writing the remaining log lines.
 
-    A thread that still loads weights or encodes for nobody must not keep the process, nor a log that nobody reads.
+    ``os._exit``, because threads that still load weights or encode, or write the log, must not keep the process alive.
     """
     if finish():
-        for stream in filter(None, (sys.stdout, sys.stderr)):  # None where they are closed
+        for stream in filter(None, (sys.stdout, sys.stderr)):  # None if it is closed
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
     os._exit(status)
 
 
 def chosen_format(option: object, environment: Mapping[str, str]) -> LogFormat:
-    """The log format that was asked for, before the settings are checked."""
+    """The log format of an option or of the environment, before the settings are validated."""
     value = option or next((text for name, text in environment.items() if name.upper() == "SWIN2SR_LOG_FORMAT"), "")
     return "json" if str(value).lower() == "json" else "text"
 
@@ -191,7 +191,7 @@ def report(line: str, log_format: LogFormat, level: int = logging.ERROR) -> None
         line = JsonFormatter().format(logging.LogRecord("app", level, "", 0, "%s", (line,), None))
     try:
         print(line, file=sys.stderr, flush=True)
-    except (OSError, ValueError):  # closed, or nobody reads it
+    except (OSError, ValueError):  # the stream is closed or not read
         return
 
 
@@ -200,7 +200,7 @@ def _formatter(log_format: LogFormat) -> logging.Formatter:
 
 
 def _stream(stream: TextIO | None) -> TextIO:
-    """A standard stream, or where a closed one's lines go."""
+    """A standard stream, or the null device if it is closed."""
     return stream or Path(os.devnull).open("w")
 
 

@@ -1,4 +1,4 @@
-"""The application: what there is, as lists. Importing this module does nothing."""
+"""Builds the FastAPI application: its routers, middleware and error handlers. Importing this module does nothing."""
 
 from __future__ import annotations
 
@@ -58,19 +58,19 @@ def create_app(
     clock: Callable[[], float] = time.monotonic,
     boot_first: bool = False,
 ) -> FastAPI:
-    """Build a complete, independent service; its threads run while the application's lifespan does.
+    """Build a complete, independent service. Its threads run while the application's lifespan does.
 
     Args:
         settings: read from the environment by default.
-        load: makes weights ready to call; a test puts something else in the model's place.
-        on_ready: called when everything that was asked for is loaded and warm.
-        on_fatal: called, in any thread, when the service cannot go on and its process should end.
-        clock: of the queue; a test puts another in its place.
-        boot_first: load and warm before the lifespan has started, for who asks only then whether it is ready.
+        load: loads the weights of a variant; a stand-in for tests.
+        on_ready: called when all variants in ``settings.variants`` are loaded and warm.
+        on_fatal: called, in any thread, when the service cannot continue and its process should end.
+        clock: of the queue; a stand-in for tests.
+        boot_first: load and warm the variants before the lifespan startup completes.
 
     Raises:
-        pydantic.ValidationError: if a setting is impossible.
-        ValueError: if a wanted variant or the device is not there.
+        pydantic.ValidationError: if a setting is invalid.
+        ValueError: if a variant in ``settings.variants`` or the device does not exist.
     """
     service = build_service(settings or Settings(), load, on_fatal=on_fatal, clock=clock)
 
@@ -78,7 +78,7 @@ def create_app(
 
     def end_if_failed(boot: asyncio.Task[None]) -> None:
         if not boot.cancelled() and (error := boot.exception()):
-            logger.critical("the start failed", exc_info=error)
+            logger.critical("startup failed", exc_info=error)
             on_fatal()
 
     @asynccontextmanager
@@ -98,7 +98,7 @@ def create_app(
         version=service_version(),
         summary="Super-resolution and restoration of compressed images.",
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        docs_url=None,  # the framework's own load their script from elsewhere
+        docs_url=None,  # FastAPI's own pages load scripts from a CDN
         redoc_url=None,
         lifespan=lifespan,
         middleware=middleware(service, tracer),
@@ -111,7 +111,7 @@ def create_app(
 
 
 def middleware(service: Service, tracer: Tracer) -> list[Middleware]:
-    """What every request passes, the outermost first."""
+    """The middleware of every request, the outermost first."""
     settings = service.settings
 
     def is_leaving() -> bool:
@@ -127,7 +127,7 @@ def middleware(service: Service, tracer: Tracer) -> list[Middleware]:
             tracer=tracer,
             is_leaving=is_leaving,
         ),
-        *cross_origin,  # around failures: a page may read them too
+        *cross_origin,  # outside FailureResponses, so that pages of other origins can read errors too
         Middleware(FailureResponses, is_leaving=is_leaving),
         Middleware(AllowedHosts, names=settings.accepted_hosts),
         Middleware(HeadAsGet),

@@ -1,4 +1,4 @@
-"""What is counted, in Prometheus' words; every service has a registry of its own."""
+"""Prometheus metrics. Every service has its own registry."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEDIA_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 class Metrics:
-    """The counters of one service; labels are bounded by the variants, codes and keys that there are.
+    """The metrics of one service. Label values are bounded: variants, error codes and names of keys.
 
     Args:
         keys: names of the configured API keys.
@@ -35,41 +35,39 @@ class Metrics:
         )
         self.duration = Histogram(
             "swin2sr_request_duration_seconds",
-            "From the request's first byte to the answer's.",
+            "Duration from the first byte of the request to the end of the response.",
             ["variant"],
             buckets=SECONDS,
             registry=registry,
         )
         self.stages = Histogram(
             "swin2sr_stage_duration_seconds",
-            "What requests spend their time on.",
+            "Time that a request spent in each stage.",
             ["stage"],
             buckets=SECONDS,
             registry=registry,
         )
         self.queue_wait = Histogram(
-            "swin2sr_queue_wait_seconds", "From admission to the first batch.", buckets=SECONDS, registry=registry
+            "swin2sr_queue_wait_seconds", "Time from admission to the first batch.", buckets=SECONDS, registry=registry
         )
         self.batch_images = Histogram("swin2sr_batch_images", "Tiles in a batch.", buckets=IMAGES, registry=registry)
         self.batch_pixels = Histogram("swin2sr_batch_pixels", "Pixels in a batch.", buckets=PIXELS, registry=registry)
-        self.rejected = Counter(
-            "swin2sr_rejected", "Requests refused at the queue's door.", ["reason"], registry=registry
-        )
-        self.inflight = Gauge("swin2sr_inflight_requests", "Requests that have no answer yet.", registry=registry)
+        self.rejected = Counter("swin2sr_rejected", "Requests that the queue rejected.", ["reason"], registry=registry)
+        self.inflight = Gauge("swin2sr_inflight_requests", "Requests without a response yet.", registry=registry)
 
     def start_request(self, path: str) -> None:
-        """A request for an image has come."""
+        """Count a new request for an image."""
         if is_upscaling(path):
             self.inflight.inc()
 
     @property
     def unanswered(self) -> int:
-        """Requests for an image that have no answer yet, now."""
+        """Number of requests for an image without a response yet."""
         [metric] = self.inflight.collect()
         return int(metric.samples[0].value)
 
     def end_request(self, path: str, log_fields: Mapping[str, object], seconds: float) -> None:
-        """A request for an image is over; what nobody noted an outcome for was left by its caller."""
+        """Count a finished request for an image. Without an outcome in its log fields, the client has disconnected."""
         if not is_upscaling(path):
             return
         variant, outcome = str(log_fields.get("variant", "")), str(log_fields.get("outcome", "cancelled"))
@@ -85,36 +83,36 @@ class Metrics:
             self.rejected.labels(str(log_fields.get("reason", outcome))).inc()
 
     def watch_connections(self, count: Callable[[], int]) -> None:
-        """Show how many connections are open."""
+        """Add the gauge of open connections."""
         opened = Gauge("swin2sr_connections", "Open connections.", registry=self._registry)
         opened.set_function(count)
 
     def watch(self, gauges: Collector) -> None:
-        """Show values that are looked up when somebody asks."""
+        """Add metrics whose values are read at each request."""
         self._registry.register(gauges)
 
     def exposition(self) -> bytes:
-        """Everything, as Prometheus text."""
+        """All metrics as Prometheus text."""
         return generate_latest(self._registry)
 
 
 def is_upscaling(path: str) -> bool:
-    """Whether requests for this path ask for an image."""
+    """Whether this path is that of an endpoint that upscales."""
     return path == UPSCALE or INFER.fullmatch(path) is not None
 
 
 def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    """One value."""
+    """A gauge with one value."""
     return GaugeMetricFamily(name, text, value=value)
 
 
 def counter(name: str, text: str, value: float) -> CounterMetricFamily:
-    """One number that only grows."""
+    """A counter."""
     return CounterMetricFamily(name, text, value=value)
 
 
 def labelled_gauge(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> GaugeMetricFamily:
-    """One value for each value of a label."""
+    """A gauge with one value for each value of a label."""
     family = GaugeMetricFamily(name, text, labels=[label])
     for value, number in values:
         family.add_metric([value], number)

@@ -43,20 +43,20 @@ TileBatcher = Batcher[TileJob, NDArray[np.float32]]
 TileSubmission = Submission[TileJob, NDArray[np.float32]]
 
 MAX_STITCH_THREADS = 4
-"""Threads that quantise the bands of a tile; the memory is busy with as many."""
+"""Threads that quantise the bands of a tile. More are not faster, because memory bandwidth is the limit."""
 
 
 @dataclass(frozen=True)
 class Caller:
-    """Who waits for a response.
+    """The sender of a request.
 
     Attributes:
-        deadline: time of ``time.monotonic()`` after which the response is of no use.
+        deadline: time of ``time.monotonic()`` after which the request fails.
         client: name of the API key; clients take turns in the queue.
         on_progress: called in other threads.
         on_decoded: called when the upload is not needed any more.
-        response: what the response holds of the budget for responses; the caller releases it when it was sent.
-        memory: what the request holds of the memory budget; the response, until the caller releases it.
+        response: reservation for the encoded response; the caller releases it when the response was sent.
+        memory: reservation for decoded images and the response; the caller releases it.
     """
 
     deadline: float
@@ -122,16 +122,16 @@ class Pipeline:
         self._memory = memory
         self._limits = codec.DecodeLimits(max_pixels=settings.max_input_pixels)
         self._pool = ThreadPoolExecutor(codec_threads, "swin2sr-codec")
-        # A thread of its own: a refusal must not wait until other images are encoded.
+        # A separate thread, so that refusals do not wait for images that are being encoded.
         self._checks = ThreadPoolExecutor(1, "swin2sr-checks")
-        # A thread of its own: a tile that waited for an encoder would hold up the network.
+        # A separate thread, so that tiles do not wait for images that are being encoded.
         self._stitching = ThreadPoolExecutor(1, "swin2sr-stitch")
         self._bands = ThreadPoolExecutor(min(stitch_threads, MAX_STITCH_THREADS), "swin2sr-bands")
 
     def start(self) -> None:
-        """Start every thread now: images are computed though no further thread can be started later."""
+        """Start all threads now, so that requests work even if no thread can be started later."""
         for pool in (self._checks, self._pool, self._stitching, self._bands):
-            count = pool._max_workers  # noqa: SLF001 - the executor starts threads one by one, when it has work
+            count = pool._max_workers  # noqa: SLF001 - the executor starts threads only when it has work
             barrier = threading.Barrier(count)
             for started in [pool.submit(barrier.wait, START_SECONDS) for _ in range(count)]:
                 started.result()
@@ -158,13 +158,13 @@ class Pipeline:
     async def _upscale(
         self, upload: Upload, options: UpscaleOptions, caller: Caller, memory: ByteReservation
     ) -> Upscaled:
-        self._registry.resolve(options.variant)  # an unknown variant is named before a fault of the image
+        self._registry.resolve(options.variant)  # report an unknown variant before faults of the image
         header = await _in(self._checks, codec.read_header, upload.body, self._limits)
         chosen = await choose_models(self._registry, options, header, max_pixels=self._settings.max_output_pixels)
         plan = await _in(self._checks, plan_work, header, options, self._settings, _networks(chosen))
         self._memory.check(plan.memory_bytes)
         run = _Run(plan, chosen, caller)
-        # The alpha plane counts later if it is not constant, unless there is no room for it in any queue.
+        # The alpha plane is included if the queue can hold it at all. It is not computed if it is constant.
         cost = min(plan.cost, max(plan.color_cost, self._settings.max_queue_pixels))
         with self._batcher.reserve(cost, client=caller.client) as reservation:
             await memory.reserve(plan.memory_bytes)
@@ -224,7 +224,7 @@ class Pipeline:
         return await _in(self._stitching, work.finish)
 
     async def _stitch(self, submission: TileSubmission, work: StepRun, step: Step) -> None:
-        """Stitch the results as they come; each is freed when it was used."""
+        """Stitch the results as they arrive, and free each afterwards."""
         for group in work.groups:
             futures = [asyncio.wrap_future(submission.futures.popleft()) for _ in range(step.augmentations)]
             outputs = await asyncio.gather(*futures)
@@ -234,7 +234,7 @@ class Pipeline:
             submission.release(step.augmentations)
 
     def _run_parallel(self, calls: Sequence[Callable[[], None]]) -> None:
-        """Run calls at once; called in the stitching thread."""
+        """Run calls in parallel. Called in the stitching thread."""
         if len(calls) < 2:
             for call in calls:
                 call()
@@ -244,7 +244,7 @@ class Pipeline:
 
 
 class _Run:
-    """A request while it runs: its plan, times by stage, and progress over all steps."""
+    """The state of a running request: its plan, times by stage, and progress over all steps."""
 
     def __init__(self, plan: WorkPlan, chosen: ChosenModels, caller: Caller) -> None:
         self.plan = plan

@@ -33,10 +33,10 @@ class UpscaleOptions(BaseModel):
     )
     fit: Literal["inside", "cover", "exact"] = Field(
         "inside",
-        description="With width and height: inside keeps the aspect, cover keeps it and crops, exact stretches.",
+        description="With width and height: inside keeps the aspect ratio, cover keeps it and crops, exact stretches.",
     )
     enlarge: bool = Field(
-        False, description="If the network passes do not reach the size, finish with a Lanczos filter."
+        False, description="If the network passes do not reach the size, resize further with a Lanczos filter."
     )
     restore: Literal["auto", "always", "never"] | None = Field(
         None,
@@ -155,7 +155,7 @@ class VariantList(BaseModel):
 
 
 class Problem(BaseModel):
-    """An error (RFC 9457), with further members such as ``limit`` and ``actual``."""
+    """A problem document (RFC 9457), with further members such as ``limit`` and ``actual``."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -168,7 +168,7 @@ class Problem(BaseModel):
 
 
 class Health(BaseModel):
-    """The response of a health probe that succeeds."""
+    """The response of a successful health probe."""
 
     status: Literal["ok"] = "ok"
 

@@ -1,4 +1,4 @@
-"""A service on a socket: what ``swin2sr serve`` runs."""
+"""Runs the application on a socket, for ``swin2sr serve``: listening, signals and draining."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from app.variants.loaded_model import Load
 from model.upscaler import find_device
 
 TURN_AWAY_SECONDS = 0.1
-"""Time for connections whose handshake is under way when the listener closes."""
+"""Wait for TCP handshakes that have begun when the listener closes."""
 
 TLS_SECONDS = 1.0
-"""Time for their TLS handshakes."""
+"""Wait for TLS handshakes that have begun when the listener closes."""
 
 logger = logging.getLogger(__name__)
 
 
 class Server(uvicorn.Server):
-    """Stops as a load balancer needs it: first not ready, ``delay`` seconds later not listening, then done.
+    """A server that drains: it reports not ready, stops listening after DRAIN_DELAY_MS, and finishes its requests.
 
-    The delay is for SIGTERM, which an orchestrator sends, and for SIGHUP; SIGINT comes from a keyboard. A second signal
-    cancels what waits, with a response that says so.
+    The delay gives a load balancer time to notice. It applies to SIGTERM and SIGHUP, not to SIGINT. A second signal
+    aborts the remaining requests with 503.
 
     Args:
         config: of uvicorn.
-        service: told about the end.
-        connections: counts those of this server.
+        service: the service that is drained.
+        connections: of this server.
     """
 
     def __init__(self, config: uvicorn.Config, service: Service, connections: Connections) -> None:
@@ -52,17 +52,17 @@ class Server(uvicorn.Server):
         self._settings = service.settings
         self._connections = connections
         self._ends_at: float | None = None
-        self._told = False
+        self._logged_stop = False
         self.failed = False
 
     def abort(self) -> None:
-        """Begin the end at once, because the service cannot go on; safe in any thread."""
+        """Shut down without a delay, because the service cannot continue. Safe in any thread."""
         self.failed = True
         self._service.begin_shutdown()
         self._ends_at = time.monotonic()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signal's handler gets both
-        """Begin the end, or hurry it."""
+        """Begin the shutdown. A second signal aborts the remaining requests."""
         if self._ends_at is not None:
             self.should_exit = self.force_exit = True
             self._service.abort()
@@ -97,20 +97,20 @@ class Server(uvicorn.Server):
             )
             for listener in sockets or []
         ]
-        self.servers = self._acceptors  # type: ignore[assignment] # closed as those of asyncio are
+        self.servers = self._acceptors  # type: ignore[assignment] # they have the methods of asyncio.Server
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Whether to stop listening, asked every tenth of a second."""
+        """Return whether to stop listening. Called every 0.1 s."""
         if self._ends_at is not None:
-            self._tell()
+            self._log_stop()
             self.should_exit |= time.monotonic() >= self._ends_at
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Stop listening, finish or abort what was accepted, and end the application.
+        """Stop listening, finish or abort accepted requests, and end the application.
 
-        What waits in the accept queue is accepted first: closing the listener would reset it.
+        Connections in the accept queue are accepted first, because closing the listener would reset them.
         """
         for acceptor in self._acceptors:
             acceptor.turn_away()
@@ -120,19 +120,19 @@ class Server(uvicorn.Server):
             acceptor.close()
             await asyncio.wait([asyncio.ensure_future(acceptor.wait_closed())], timeout=TLS_SECONDS)
         await super().shutdown(sockets)
-        if self.force_exit:  # uvicorn would leave everybody where they stand
+        if self.force_exit:  # uvicorn does not cancel them
             for task in list(self.server_state.tasks):
                 task.cancel()
             await self.lifespan.shutdown()
 
-    def _tell(self) -> None:
-        # Not from the signal's handler, which may have interrupted a line of the log.
-        if not self._told:
-            self._told = True
+    def _log_stop(self) -> None:
+        # Not in the signal handler, which may have interrupted a log call.
+        if not self._logged_stop:
+            self._logged_stop = True
             waiting = self._service.metrics.unanswered
             logger.info(
-                "stopping: %s to finish, others are taken in for %.1f s more; another signal gives them up",
-                f"{waiting} image" if waiting == 1 else f"{waiting} images",
+                "shutting down: %s in flight, still accepting for %.1f s; send another signal to abort",
+                f"{waiting} request" if waiting == 1 else f"{waiting} requests",
                 max(0.0, (self._ends_at or 0.0) - time.monotonic()),
             )
 
@@ -140,20 +140,20 @@ class Server(uvicorn.Server):
 def serve(
     settings: Settings, say: Callable[[str], None], sample: str = "photo.jpg", *, load: Load | None = None
 ) -> int:
-    """Serve until a signal comes.
+    """Serve until a signal arrives.
 
     Args:
-        settings: checked.
-        say: shows a line to the person who started it.
-        sample: image in the command that is shown to try.
-        load: makes weights ready to call; a test puts something else in the model's place.
+        settings: of the service.
+        say: prints a line for the user.
+        sample: image path in the example command.
+        load: loads the weights of a variant; a stand-in for tests.
 
     Returns:
         The exit status.
 
     Raises:
-        ValueError: if a wanted variant or the device is not there, a variable of the environment looks like a secret
-            and is none, or the certificate cannot be used.
+        ValueError: if a variant in VARIANTS or the device does not exist, an unknown environment variable looks like a
+            secret, or the certificate cannot be used.
         OSError: if the address cannot be used.
     """
     logs.configure(settings.log_format)
@@ -173,14 +173,14 @@ def serve(
     server = Server(configure(app, settings), service, connections)
     service.metrics.watch_connections(lambda: len(connections.open))
     listener, url, option = _listen(settings)
-    for number in sockets.stop_signals():  # also what comes before uvicorn listens to them, and after
+    for number in sockets.stop_signals():  # also before uvicorn handles them, and after
         signal.signal(number, server.handle_exit)
     say(f"Swin2SR listens on {url if settings.uds is None else settings.uds}")
     with listener:
         server.run(sockets=[listener])
     in_time = service.state.finished and time.monotonic() <= service.state.ends_at
     good = server.started and in_time and not (server.force_exit or server.failed)
-    logger.info("stopped" if good else "stopped before everything was finished")
+    logger.info("stopped" if good else "stopped before all requests were finished")
     return 0 if good else 1
 
 
@@ -195,12 +195,12 @@ def configure(app: Callable[..., object], settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # app.http.forwarded believes TRUSTED_PROXIES alone
-        # The same, whatever else is installed: uvicorn would take what it finds.
+        proxy_headers=False,  # app.http.forwarded reads TRUSTED_PROXIES
+        # Fixed: uvicorn would use uvloop and httptools if they are installed.
         loop="asyncio",
         http=HttpProtocol,
         ws="none",
-        # asyncio takes fractions, and whole seconds would give up before the time is over.
+        # Fractions, because whole seconds would end before the configured time.
         timeout_keep_alive=settings.keep_alive_ms / 1000,  # type: ignore[arg-type]
         timeout_graceful_shutdown=(settings.drain_timeout_ms - settings.drain_delay_ms) / 1000,  # type: ignore[arg-type]
         ssl_certfile=settings.ssl_certfile,
@@ -208,7 +208,7 @@ def configure(app: Callable[..., object], settings: Settings) -> uvicorn.Config:
     )
     try:
         config.load()
-    except OSError as error:  # also what OpenSSL says
+    except OSError as error:  # ssl.SSLError is one
         raise ValueError(
             f"SSL_CERTFILE {settings.ssl_certfile} and SSL_KEYFILE {settings.ssl_keyfile} cannot be used: {error}"
         ) from None

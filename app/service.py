@@ -1,4 +1,4 @@
-"""A complete, independent service: everything that lives as long as the application."""
+"""Builds the parts of a service and connects them."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ from app.variants.registry import ModelRegistry
 from model.gpu.runner import PACK_PIXELS
 
 CPU_BATCH_PIXELS = 2**16
-"""Pixels of a batch on a CPU, where the setting is auto; a larger tile runs alone. The network computes as many at a
+"""Pixels of a batch on a CPU with MAX_BATCH_PIXELS=auto. A larger tile runs alone. The network computes as many at a
 time, so a larger batch would not be faster, and small requests would wait for it."""
 
 LEAST_MEMORY = 64 * 2**20
-"""Bytes that requests share at least."""
+"""Minimum of the memory budget, bytes."""
 
 MEMORY_SHARE = 0.9
-"""Part of the memory that is left which requests share; the rest is for what nobody accounts for."""
+"""Part of the free memory that MAX_MEMORY_BYTES=auto gives to requests; the rest is for what is not accounted for."""
 
 STALL_SECONDS = 15.0
-"""Without a sign of life for so long, though there is work, the worker is frozen: nobody should send requests here. A
-network gives one at each of its blocks and its head's layers, which on a slow processor take some seconds."""
+"""Seconds without a heartbeat, while there is work, after which the service is not ready. A network sends a heartbeat
+before each block and each layer of its head, which take some seconds on a slow processor."""
 
 RESTART_SECONDS = 300.0
-"""Silence after which nothing but a restart helps."""
+"""Seconds without a heartbeat after which the liveness probe fails."""
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Service:
-    """The parts of a service, made together and ended together."""
+    """The parts of a service."""
 
     settings: Settings
     registry: ModelRegistry
@@ -66,7 +66,7 @@ class Service:
     state: ServiceState
 
     def reasons_not_ready(self) -> list[str]:
-        """Why requests should go elsewhere now; empty when they are welcome."""
+        """Why requests should not be sent here now; empty if the service is ready."""
         status = self.batcher.status()
         reasons = self.registry.reasons_not_ready()
         if self.state.leaving or status.draining:
@@ -74,26 +74,28 @@ class Service:
         elif not status.alive:
             reasons.append("the worker is not running")
         elif status.seconds_since_beat > STALL_SECONDS:
-            reasons.append(f"the worker has given no sign of life for {status.seconds_since_beat:.0f} s")
+            reasons.append(f"the worker has sent no heartbeat for {status.seconds_since_beat:.0f} s")
         return reasons
 
     def check_liveness(self) -> None:
-        """Raise the reason for a restart, if there is one.
+        """Check that the process need not be restarted.
 
         Raises:
-            NotReady: if the worker stopped for good, or is frozen.
+            NotReady: if the worker has stopped, or is frozen.
         """
         status = self.batcher.status()
         if self.registry.booted and not status.alive and not status.draining:
-            raise NotReady("The worker has stopped for good.")
+            raise NotReady("The worker has stopped and is not restarted. Restart the process.")
         if status.seconds_since_beat > RESTART_SECONDS:
-            raise NotReady(f"The worker is frozen: no sign of life for {status.seconds_since_beat:.0f} s.")
+            raise NotReady(
+                f"The worker is frozen: no heartbeat for {status.seconds_since_beat:.0f} s. Restart the process."
+            )
 
     def check_readiness(self) -> None:
-        """Raise the reasons, if there are any.
+        """Check that requests should be sent here.
 
         Raises:
-            NotReady: with all of them.
+            NotReady: if not, with all reasons.
         """
         if reasons := self.reasons_not_ready():
             raise NotReady("; ".join(reasons), reasons=reasons)
@@ -105,12 +107,12 @@ class Service:
             self.state.ends_at = time.monotonic() + self.settings.drain_timeout_ms / 1000
 
     def abort(self) -> None:
-        """End the time for accepted requests now."""
+        """Abort accepted requests when the shutdown begins, without waiting for them."""
         self.begin_shutdown()
         self.state.ends_at = time.monotonic()
 
     async def boot(self, on_ready: Callable[[], None]) -> None:
-        """Load and warm the wanted variants."""
+        """Load and warm the variants in VARIANTS."""
         started = time.monotonic()
         self.pipeline.start()
         await self.registry.boot()
@@ -132,26 +134,26 @@ class Service:
         self.batcher.lower_budget(pixels)
         if pixels < self.settings.tile_size**2:
             logger.warning(
-                "half of the free memory, %d MiB, holds %d pixels, less than a tile of TILE_SIZE %d: lower it",
+                "half of the free memory (%d MiB) holds %d pixels, less than a tile of TILE_SIZE %d; lower TILE_SIZE",
                 free_bytes // 2**21, pixels, self.settings.tile_size,
             )  # fmt: skip
-        logger.info("a batch has %d pixels at most", self.batcher.status().batch_budget)
+        logger.info("largest batch: %d pixels", self.batcher.status().batch_budget)
 
     def _fit_memory(self, used: int) -> None:
-        """Give requests the memory that the loaded variants, and the forward pass on a CPU, leave."""
+        """Give requests the memory that the loaded variants and a forward pass on a CPU do not need."""
         left = max(0, available_memory() - used)
         if self.registry.device.type == "cpu":
             left -= min(left // 2, self.registry.bytes_per_pixel * self.settings.tile_size**2)
         self.memory.limit = max(LEAST_MEMORY, int(left * MEMORY_SHARE))
-        logger.info("requests share %d MiB of memory", self.memory.limit // 2**20)
+        logger.info("memory budget of requests: %d MiB", self.memory.limit // 2**20)
 
     async def close(self) -> None:
-        """Finish admitted requests within the time that is left, and stop every thread."""
+        """Finish admitted requests within the remaining drain time, and stop all threads."""
         self.begin_shutdown()
         left = max(0.0, self.state.ends_at - time.monotonic())
         try:
             self.state.finished = await asyncio.to_thread(self.batcher.close, left)
-        except RuntimeError:  # no thread can be started; nobody else needs the event loop any more
+        except RuntimeError:  # no thread can be started; blocking the event loop is harmless now
             self.state.finished = self.batcher.close(left)
         self.registry.close()
         self.pipeline.close()
@@ -159,7 +161,7 @@ class Service:
 
 @dataclass
 class ServiceState:
-    """The part of a service that changes."""
+    """The mutable state of a service."""
 
     leaving: bool = False
     """Whether shutdown has begun: not ready, still accepting."""
@@ -179,13 +181,13 @@ def build_service(
     """Build a service from settings. No thread is started and nothing is loaded yet.
 
     Args:
-        settings: checked.
+        settings: of the service.
         load: loads the weights of a variant; a stand-in for tests.
         on_fatal: called in the worker's thread when it died too often in a row.
         clock: of the queue; close to ``time.monotonic()``.
 
     Raises:
-        ValueError: if a wanted variant or the device is not there.
+        ValueError: if a variant in ``settings.variants`` or the device does not exist.
     """
     keep_memory_small()
     cpus = usable_cpus()
@@ -263,7 +265,7 @@ def available_memory() -> int:
 
 
 class _Gauges(Collector):
-    """Gauges that are read when the metrics are requested."""
+    """Metrics whose values are read when they are requested."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -271,18 +273,18 @@ class _Gauges(Collector):
         self._batcher = service.batcher
 
     def collect(self) -> Iterator[Metric]:
-        """The queue and the variants, now."""
+        """The current values."""
         status = self._batcher.status()
         ready = float(not self._service.reasons_not_ready())
         yield build_info(self._registry.precision)
         yield gauge("swin2sr_ready", "Whether new requests should be sent here.", ready)
-        yield gauge("swin2sr_queue_requests", "Requests that wait.", status.waiting_requests)
-        yield gauge("swin2sr_queue_pixels", "Pixels that wait.", status.waiting_cost)
+        yield gauge("swin2sr_queue_requests", "Requests in the queue.", status.waiting_requests)
+        yield gauge("swin2sr_queue_pixels", "Pixels in the queue.", status.waiting_cost)
         responses = self._service.responses.held
         yield gauge("swin2sr_response_bytes", "Bytes of responses that are being sent.", responses)
-        yield gauge("swin2sr_batch_budget_pixels", "Pixels that a batch may have now.", status.batch_budget)
+        yield gauge("swin2sr_batch_budget_pixels", "Largest batch now, in pixels.", status.batch_budget)
         yield counter("swin2sr_out_of_memory", "Batches that ran out of memory.", status.out_of_memory)
-        yield counter("swin2sr_log_dropped", "Log lines that nobody will read.", logs.dropped())
+        yield counter("swin2sr_log_dropped", "Dropped log lines.", logs.dropped())
         kinds = measure(self._registry.device)
         yield labelled_gauge("swin2sr_device_memory_bytes", "Memory of the device.", "kind", kinds)
         states = [(each.name, float(each.state == "ready")) for each in self._registry.describe_all()]

@@ -1,4 +1,4 @@
-"""Everything that can be configured, read once when the service is built.
+"""The settings of the service, read once when it is built.
 
 Each setting is an environment variable with the prefix ``SWIN2SR_`` and an option of ``swin2sr serve``.
 """
@@ -23,10 +23,10 @@ WINDOWS = (7, 8)
 
 
 class Settings(HttpSettings):
-    """The configuration of one service; frozen, and checked as a whole.
+    """The settings of one service. Immutable.
 
     Raises:
-        pydantic.ValidationError: if a value is impossible, or two values are together; the text names them.
+        pydantic.ValidationError: if a value is invalid, or two values contradict each other; the message names them.
     """
 
     variants: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -54,8 +54,8 @@ class Settings(HttpSettings):
     max_memory_bytes: int | Literal["auto"] = Field(
         "auto",
         description=(
-            "bytes of decoded images, results and encoders; auto: what the container, else half of the machine, leaves "
-            "beside the variants"
+            "bytes of decoded images, results and encoders; auto: the memory limit of the container, else half of the "
+            "machine's memory, minus that of the variants"
         ),
     )
     max_input_pixels: int = Field(50_000_000, ge=1, description="largest image, pixels, checked before decoding")
@@ -83,7 +83,7 @@ class Settings(HttpSettings):
     @model_validator(mode="before")
     @classmethod
     def _refuse_dtype(cls, values: object) -> object:
-        """DTYPE was replaced by PRECISION: without its effect, results would differ from what was asked for."""
+        """Refuse DTYPE, which PRECISION has replaced: if it were ignored, results would silently differ."""
         dtype = next((value for name, value in os.environ.items() if name.upper() == f"{PREFIX}DTYPE" and value), None)
         if dtype is not None:
             precision = {"float32": "exact", "bfloat16": "fast"}.get(dtype.lower(), "auto")
@@ -133,26 +133,28 @@ class Settings(HttpSettings):
     def _fit_together(self) -> Self:
         if any(self.tile_size // window <= -(-self.tile_overlap // window) for window in WINDOWS):
             raise ValueError(
-                f"TILE_OVERLAP {self.tile_overlap} leaves a tile of TILE_SIZE {self.tile_size} nothing of its own"
+                f"TILE_OVERLAP ({self.tile_overlap}) must be smaller than TILE_SIZE ({self.tile_size}), both in whole "
+                "windows of 8 and 7 pixels"
             )
         if isinstance(self.max_batch_pixels, int) and self.max_batch_pixels < self.tile_size**2:
             raise ValueError(
-                f"MAX_BATCH_PIXELS {self.max_batch_pixels} does not hold one tile of TILE_SIZE {self.tile_size}: "
-                f"{self.tile_size**2} pixels"
+                f"MAX_BATCH_PIXELS ({self.max_batch_pixels}) must be at least the {self.tile_size**2} pixels of one "
+                f"tile of TILE_SIZE ({self.tile_size})"
             )
         if self.max_body_bytes > self.max_inflight_bytes:
             raise ValueError(
-                f"MAX_INFLIGHT_BYTES {self.max_inflight_bytes} does not hold one body of MAX_BODY_BYTES "
-                f"{self.max_body_bytes}"
+                f"MAX_INFLIGHT_BYTES ({self.max_inflight_bytes}) must be at least MAX_BODY_BYTES "
+                f"({self.max_body_bytes})"
             )
         if self.largest_work > self.max_queue_pixels:
             raise ValueError(
-                f"MAX_QUEUE_PIXELS {self.max_queue_pixels} does not hold the tiles of an image of MAX_INPUT_PIXELS "
-                f"{self.max_input_pixels}: {self.largest_work} pixels with their overlap"
+                f"MAX_QUEUE_PIXELS ({self.max_queue_pixels}) must be at least {self.largest_work}, the pixels of an "
+                f"image of MAX_INPUT_PIXELS ({self.max_input_pixels}) with the overlap of its tiles"
             )
         if self.drain_delay_ms > self.drain_timeout_ms:
             raise ValueError(
-                f"DRAIN_DELAY_MS {self.drain_delay_ms} is longer than DRAIN_TIMEOUT_MS {self.drain_timeout_ms}"
+                f"DRAIN_DELAY_MS ({self.drain_delay_ms}) must not be longer than DRAIN_TIMEOUT_MS "
+                f"({self.drain_timeout_ms})"
             )
         return self
 
@@ -164,5 +166,5 @@ class Settings(HttpSettings):
         return int(self.max_input_pixels * (self.tile_size / (self.tile_size - self.tile_overlap)) ** 2)
 
     def official_weights(self) -> OfficialWeights:
-        """The authors' weights, where these settings say."""
+        """The authors' weights: their cache and their download."""
         return OfficialWeights(self.cache_dir, self.offline, self.release_url)

@@ -1,4 +1,4 @@
-"""Where a server listens, what to call it, and the signals that end it."""
+"""The listening socket, the URL of the server, and the signals that stop it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that is bound, and does not listen yet.
+    """Bind a TCP socket, without listening yet.
 
     Args:
         host: name or address.
-        port: 0 takes a free one.
+        port: 0 picks a free one.
 
     Raises:
-        OSError: if the address cannot be used; the message names it.
+        OSError: if the address cannot be used; the message contains it.
     """
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    # Naming the protocol matters: asyncio turns Nagle's delay (40 ms an answer) off for sockets that do.
+    # With the protocol named, asyncio sets TCP_NODELAY. Otherwise Nagle's algorithm delays a response by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     if sys.platform != "win32":
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -29,18 +29,18 @@ def listen(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        hint = " Choose another one with --port, or 0 for any." if error.errno == errno.EADDRINUSE else ""
+        hint = " Use --port to choose another (0 picks a free one)." if error.errno == errno.EADDRINUSE else ""
         raise OSError(error.errno, f"Cannot listen on {host}:{port}: {error.strerror}.{hint}") from None
     return listener
 
 
 def listen_unix(path: Path) -> socket.socket:
-    """A Unix socket that is bound, and does not listen yet. A file that a server left behind is replaced.
+    """Bind a Unix socket, without listening yet. The socket file of a server that has ended is replaced.
 
-    Whoever can reach the file may connect: the rights of its folder decide.
+    Every user who can access the file may connect: the permissions of its folder decide.
 
     Raises:
-        OSError: if the path is in use or cannot be created; the message names it.
+        OSError: if the path is in use or cannot be created; the message contains it.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -60,7 +60,7 @@ def _answers(path: Path) -> bool:
 
 
 def url(host: str, port: int, scheme: str = "http") -> str:
-    """The address to open on this machine."""
+    """The URL of the server on this machine."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -71,7 +71,7 @@ def url(host: str, port: int, scheme: str = "http") -> str:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Signals that end a server; SIGHUP unless the process was started with it ignored, as nohup does."""
+    """Signals that stop a server. SIGHUP is left out if it is ignored, as with nohup."""
     found = [signal.SIGTERM, signal.SIGINT]
     if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         found.append(signal.SIGHUP)

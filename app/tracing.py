@@ -1,4 +1,4 @@
-"""Spans of requests and their stages, exported by the OpenTelemetry SDK where the extra ``[otel]`` is installed."""
+"""Spans of requests and their stages, exported by the OpenTelemetry SDK if the extra ``[otel]`` is installed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 STAGES = ("decode", "queue", "forward", "encode")
 FLUSH_SECONDS = 2.0
-"""How long the end of the service waits for the last spans to be exported."""
+"""Maximum time for exporting the last spans at shutdown."""
 
 NAME = "swin2sr"
 
@@ -22,20 +22,20 @@ logger = logging.getLogger(__name__)
 
 
 class Tracer(Protocol):
-    """What a request needs of a tracer."""
+    """Exports spans of requests."""
 
     def record(self, name: str, headers: Mapping[str, str], fields: Mapping[str, object], seconds: float) -> None:
-        """Export the spans of a request that is over.
+        """Export the spans of a finished request.
 
         Args:
             name: method and path.
-            headers: of the request; ``traceparent`` names its parent.
-            fields: of its log line; ``decode_ms`` and so on are its stages.
-            seconds: that it took.
+            headers: of the request; ``traceparent`` names the parent span.
+            fields: of its log line; ``decode_ms`` and so on are the durations of its stages.
+            seconds: duration of the request.
         """
 
     def close(self) -> None:
-        """Export what waits, within a bounded time."""
+        """Export the remaining spans, within ``FLUSH_SECONDS``."""
 
 
 class NoTracer:
@@ -60,7 +60,7 @@ class SdkTracer:
         self._tracer = provider.get_tracer(NAME)
 
     def record(self, name: str, headers: Mapping[str, str], fields: Mapping[str, object], seconds: float) -> None:
-        """One span for the request, and below it one for each of its stages, in the order in which they happened."""
+        """Export one span for the request, with one child span for each of its stages, in their order."""
         from opentelemetry import trace  # noqa: PLC0415 - with the extra only
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
@@ -72,7 +72,7 @@ class SdkTracer:
         if str(fields.get("outcome", "ok")) == "internal_error":
             span.set_status(trace.StatusCode.ERROR)
         below = trace.set_span_in_context(span)
-        # Stages follow each other, and the encoding is the last; what lies between them is short.
+        # Only durations are known. Stages follow each other with short gaps, and encoding is the last one.
         begin = end - sum(int(_milliseconds(fields, stage) * 1e6) for stage in STAGES)
         for stage in STAGES:
             length = int(_milliseconds(fields, stage) * 1e6)
@@ -82,17 +82,17 @@ class SdkTracer:
         span.end(end)
 
     def close(self) -> None:
-        """Export what waits. A collector that does not answer does not hold up the end of the service."""
+        """Export the remaining spans. A collector that does not answer does not delay the shutdown further."""
         thread = threading.Thread(target=self._provider.shutdown, name="swin2sr-otel", daemon=True)
         thread.start()
         thread.join(FLUSH_SECONDS)
 
 
 def make_tracer(environment: Mapping[str, str] = os.environ) -> Tracer:
-    """The tracer that the OpenTelemetry SDK's own variables ask for.
+    """The tracer that the environment variables of the OpenTelemetry SDK configure.
 
-    Spans are exported where an endpoint is named (``OTEL_EXPORTER_OTLP_ENDPOINT``, ``..._TRACES_ENDPOINT``) or the
-    exporter is (``OTEL_TRACES_EXPORTER=otlp``). A warning is logged if the extra is not installed then.
+    Spans are exported if an endpoint is set (``OTEL_EXPORTER_OTLP_ENDPOINT``, ``..._TRACES_ENDPOINT``) or the exporter
+    is (``OTEL_TRACES_EXPORTER=otlp``). If the extra is not installed then, a warning is logged.
     """
     names = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     exporter = environment.get("OTEL_TRACES_EXPORTER", "")

@@ -28,7 +28,6 @@ from app.client import AsyncClient
 from app.schemas import UpscaleOptions
 from app.service import build_service
 from app.settings import Settings
-from app.variants.states import VariantState
 from model.variants import VARIANTS, embedded_path
 from tests.listening import listening
 from tests.scripted import ScriptedUpscaler, loading, model_dir
@@ -108,13 +107,13 @@ def test_a_wrong_setting_is_named_as_it_was_given(run, monkeypatch, arguments, e
     assert not (set(re.findall("SWIN2SR_[A-Z_]+", answer.stderr)) - set(environment))
 
 
-def test_a_mistyped_variable_is_told(run, monkeypatch):
+def test_a_misspelt_variable_is_reported(run, monkeypatch):
     """A misspelt variable is reported; those of other programs and of the client are not."""
     for name in ("SWIN2SR_TILESIZE", "SWIN2SR_RAY_MIN_REPLICA", "SWIN2SR_API_KEY", "TILE_SIZ"):
         monkeypatch.setenv(name, "70")
     lines = run("serve", "--port", "many").stderr.splitlines()
-    assert "swin2sr: SWIN2SR_TILESIZE is no setting and changes nothing; SWIN2SR_TILE_SIZE is one." in lines
-    assert [line.split()[1] for line in lines if "changes nothing" in line] == [
+    assert "swin2sr: Unknown setting SWIN2SR_TILESIZE (ignored). Did you mean SWIN2SR_TILE_SIZE?" in lines
+    assert [line.split()[3] for line in lines if "Unknown setting" in line] == [
         "SWIN2SR_TILESIZE",
         "SWIN2SR_RAY_MIN_REPLICA",
     ]
@@ -341,9 +340,9 @@ def test_options_that_were_not_typed_are_left_to_the_server(run, photos, tmp_pat
 def test_what_a_server_cannot_serve_is_told_with_its_reason(run, photos, tmp_path):
     """Weights on their way and weights that could not be had, in the list; the latter also where they are asked for."""
     app = scripted_app(tmp_path / "service", lightweight_x2=ScriptedUpscaler())
-    conditions = app.state.service.registry._states
-    conditions["classical-x2"] = VariantState("loading", "being fetched: 2.0 of 48.9 MB")
-    conditions["jpeg"] = VariantState("failed", "could not be fetched: the hub answered 500")
+    loading, failed = map(app.state.service.registry.find, ("classical-x2", "jpeg"))
+    loading.state, loading.reason = "loading", "being fetched: 2.0 of 48.9 MB"
+    failed.state, failed.reason = "failed", "could not be fetched: the hub answered 500"
     with listening(app) as url:
         listed = run("variants", "--url", url)
         failed = run("upscale", photos / "a.png", "-o", "out", "--url", url, "--variant", "jpeg")
@@ -369,7 +368,7 @@ def test_a_key_is_sent_to_the_server(run, photos, tmp_path):
     with listening(scripted_app(tmp_path / "s", {"api_keys": "secret-key"}, lightweight_x2=ScriptedUpscaler())) as url:
         refused = run("upscale", photos / "a.png", "-o", "out", "--url", url)
         served = run("upscale", photos / "a.png", "-o", "out", "--url", url, "--api-key", "secret-key")
-    assert "A key is needed" in refused.stderr
+    assert "An API key is required" in refused.stderr
     assert (refused.exit_code, served.exit_code) == (1, 0)
 
 

@@ -1,4 +1,4 @@
-"""Variables that are no settings: those that look like secrets stop the start, the others are named."""
+"""Unknown variables: those that look like secrets stop the startup, the others are reported."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_what_looks_like_a_secret_stops_the_start(name):
     """Somebody set it to protect the service; it would not. The closest setting is named, the value is not shown."""
     with pytest.raises(ValueError, match="SWIN2SR_") as error:
         check({f"SWIN2SR_{name}": "hush-hush-hush"})
-    assert f"SWIN2SR_{name} " in str(error.value)
+    assert f"Unknown setting SWIN2SR_{name}." in str(error.value)
     assert "The closest setting is SWIN2SR_" in str(error.value)
     assert "hush" not in str(error.value)
     if name == "API_KYES":
@@ -55,17 +55,17 @@ def test_what_looks_like_a_secret_stops_the_start(name):
     ],
 )
 def test_settings_are_settings(name):
-    """In any case, those of Ray included; variables of others are none of ours."""
+    """In upper and lower case, including those for Ray. Variables of other programs are ignored."""
     assert check({f"SWIN2SR_{name}": "x", "OTHER_TOKEN": "y"}) == []
     assert environment.warnings([f"SWIN2SR_{name}", "OTHER_TOKEN"], KNOWN) == []
 
 
-def test_other_unknown_variables_are_named():
-    """With the closest setting, where one is close."""
+def test_other_unknown_variables_are_reported():
+    """With the closest setting, if one is similar."""
     assert check({"SWIN2SR_COLOUR": "blue"}) == []
     assert environment.warnings(["SWIN2SR_COLOUR", "SWIN2SR_MAX_BODY_BYTE", "SWIN2SR_URL"], KNOWN) == [
-        "SWIN2SR_COLOUR is no setting and changes nothing.",
-        "SWIN2SR_MAX_BODY_BYTE is no setting and changes nothing; SWIN2SR_MAX_BODY_BYTES is one.",
+        "Unknown setting SWIN2SR_COLOUR (ignored).",
+        "Unknown setting SWIN2SR_MAX_BODY_BYTE (ignored). Did you mean SWIN2SR_MAX_BODY_BYTES?",
     ]
 
 
@@ -74,7 +74,7 @@ def test_other_unknown_variables_are_named():
 )
 def test_what_kubernetes_injects_is_explained(name):
     """For a Service called ``swin2sr``: the pod is told how to do without."""
-    with pytest.raises(ValueError, match=rf"SWIN2SR_{name} .*enableServiceLinks: false"):
+    with pytest.raises(ValueError, match=rf"SWIN2SR_{name}\. .*enableServiceLinks: false"):
         check({f"SWIN2SR_{name}": "10.0.0.1"})
 
 
@@ -88,7 +88,7 @@ def test_an_injected_port_is_explained(monkeypatch):
 def test_the_clients_key_does_not_protect_the_service(tmp_path):
     """Refused where other machines connect; a warning on loopback; no matter where there are keys."""
     variables = {"SWIN2SR_API_KEY": "hush-hush"}
-    with pytest.raises(ValueError, match=r"SWIN2SR_API_KEYS is the service's setting.*HOST 0\.0\.0\.0"):
+    with pytest.raises(ValueError, match=r"does not protect the service; SWIN2SR_API_KEYS does.*HOST 0\.0\.0\.0"):
         check(variables, host="0.0.0.0")
     for local in ({}, {"host": "::1"}, {"host": "localhost"}, {"host": "0.0.0.0", "uds": tmp_path / "socket"}):
         [warning] = check(variables, **local)

@@ -173,7 +173,7 @@ def test_a_body_that_is_no_request_is_400(ask, fault):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"header": 10**6}, "announces 1000000 bytes"),
+        ({"header": 10**6}, "Inference-Header-Content-Length is 1000000"),
         ({"size": 7}, "binary_data_size is 7"),
         ({"size": "many"}, "binary_data_size is many"),
         ({"length": 5}, "not one element"),
@@ -196,7 +196,7 @@ def test_binary_data_that_does_not_fit_is_refused(change, words):
 
 @pytest.mark.parametrize(
     ("parameters", "word"),
-    [({"qualty": 5}, "qualty"), ({"quality": 500}, "quality"), ({"variant": "x4"}, "the address names the model")],
+    [({"qualty": 5}, "qualty"), ({"quality": 500}, "quality"), ({"variant": "x4"}, "the URL names the model")],
 )
 def test_a_wrong_parameter_is_422(ask, parameters, word):
     """Named, as elsewhere."""

@@ -217,7 +217,7 @@ def test_promise_13_a_frozen_worker_is_seen_from_outside():
         while (ready := client.get("/health/ready")).status_code == 200:
             threading.Event().wait(0.05)
         assert STALL_SECONDS - 1 < time.monotonic() - started < STALL_SECONDS + 5
-        assert "no sign of life" in ready.json()["detail"]
+        assert "sent no heartbeat" in ready.json()["detail"]
         assert client.get("/health/live").status_code == 200
         server.process.kill()
 
@@ -258,7 +258,7 @@ def test_promise_14_a_start_that_fails_ends_the_process():
     server = ScriptedServer(program=("-W", "ignore", "-c", FAILING_AT_THE_END))
     server.start()
     assert server.wait() == 1
-    assert any("the start failed" in line for line in server.output)
+    assert any("startup failed" in line for line in server.output)
     assert not any(line.startswith("Ready.") for line in server.output)
 
 
@@ -310,8 +310,8 @@ def test_promise_15_who_is_given_up_is_told(how):
     assert b'"code":"draining"' in streamed
     assert streamed.endswith(b"--\r\n\r\n0\r\n\r\n"), "the stream came to its end"
     assert not [line for line in server.output if "Traceback" in line or "Exception" in line], server.output
-    assert any("stopping: 2 images to finish" in line for line in server.output)
-    assert any("stopped before everything was finished" in line for line in server.output)
+    assert any("shutting down: 2 requests in flight" in line for line in server.output)
+    assert any("stopped before all requests were finished" in line for line in server.output)
 
 
 GIVING_UP = """

@@ -232,7 +232,7 @@ def test_promise_22_a_client_that_does_not_read_is_aborted(pace, caplog):
             await site.until(lambda: not site.state.tasks)
 
     run(scenario)
-    assert "the client takes too little" in caplog.text
+    assert "the client reads too slowly" in caplog.text
 
 
 @pytest.mark.slow

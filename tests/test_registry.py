@@ -36,8 +36,8 @@ def ready(registry, name):
 
 def test_an_alias_stands_for_the_first_variant_that_is_present(build):
     """On a CPU lightweight comes before small, and classical last."""
-    assert build("classical-x2").aliases()["x2"] == ("small-x2" if embedded_path("small-x2") else "classical-x2")
-    assert build("classical-x2", "lightweight-x2").aliases()["x2"] == "lightweight-x2"
+    assert build("classical-x2").find("x2").name == ("small-x2" if embedded_path("small-x2") else "classical-x2")
+    assert build("classical-x2", "lightweight-x2").find("x2").name == "lightweight-x2"
 
 
 def test_every_alias_names_variants_of_the_table():
@@ -55,7 +55,7 @@ def test_own_checkpoints_are_variants_under_their_names_in_lower_case(tmp_path):
     (folder / "notes.txt").touch()
     (folder / "empty").mkdir()
     registry = ModelRegistry(("my-weights",), model_dir=folder, device="cpu")
-    assert [name for name in registry.names() if name not in VARIANTS] == ["my-weights", "tuned"]
+    assert [each.name for each in registry.describe_all() if each.name not in VARIANTS] == ["my-weights", "tuned"]
     description = registry.describe("MY-WEIGHTS")
     assert (description.task, description.state, description.scale) == ("custom", "absent", None)
     registry.close()
@@ -90,7 +90,7 @@ def test_what_is_not_present_names_the_command_that_fetches_it(build):
     registry = build()
     with pytest.raises(NotReady, match="swin2sr fetch classical-x4"):
         registry.resolve("classical-x4")
-    if registry.aliases()["compressed"] is None:
+    if registry.find("compressed").path is None:
         with pytest.raises(NotReady, match="swin2sr fetch compressed-x4"):
             registry.resolve("compressed")
     assert "swin2sr fetch jpeg" in registry.describe("jpeg").reason
@@ -117,7 +117,7 @@ def test_a_wanted_variant_that_cannot_be_had_stops_the_boot(build, tmp_path):
 def test_an_embedded_variant_that_the_package_lacks_stops_the_boot(build, monkeypatch):
     """It is not to be fetched from anywhere."""
     monkeypatch.setattr("app.variants.catalogue.embedded_path", lambda _name: None)
-    with pytest.raises(ValueError, match=r"VARIANTS names 'small-x2': .*install it again"):
+    with pytest.raises(ValueError, match=r"VARIANTS names 'small-x2': .*Reinstall it"):
         build(wanted=("small-x2",))
 
 

@@ -175,7 +175,7 @@ def test_a_failed_reload_keeps_the_old_weights(app, weights, fault):
 
     failed, described, served = during(app, scenario)
     assert (failed.status_code, failed.json()["code"]) == (503, "not_ready")
-    assert "weights from before stay" in failed.json()["detail"]
+    assert "the old weights are kept" in failed.json()["detail"]
     assert described.json()["state"] == "ready"
     np.testing.assert_array_equal(pixels_of(served.content), enlarged(PIXELS))
 

@@ -128,7 +128,7 @@ def test_progress_counts_all_passes():
         ({"max_bytes": 1000, "format": "tiff"}, "max_bytes needs a lossy format"),
         ({"max_bytes": 1000, "format": "same"}, "max_bytes needs a lossy format"),
         ({"max_bytes": 0, "format": "jpeg"}, "max_bytes"),
-        ({"width": 961}, "width=961 is more than the largest size that small-x2 reaches for this image: 960x640"),
+        ({"width": 961}, "width=961 is larger than the largest size that small-x2 reaches for this image: 960x640"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(ask, options, words):

@@ -219,7 +219,7 @@ def test_an_impossible_option_is_refused_by_name(ask, params):
 def test_an_option_that_there_is_not_is_told_from_those_that_there_are(ask):
     """So that a slip of the pen is seen."""
     document = problem(ask(files={"file": PHOTO}, params={"varient": "x2"}), 422, "invalid_option")
-    assert document["errors"][0].startswith("varient: there is no such option; there are variant, ")
+    assert document["errors"][0].startswith("varient: unknown option; valid options: variant, ")
 
 
 def test_too_large_a_body_is_refused_before_it_is_read(ask):

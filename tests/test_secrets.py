@@ -37,8 +37,8 @@ def test_keys_of_the_variable_have_numbers():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "holds no key"),
-        ("# nothing\n\n", "holds no key"),
+        ("", "contains no key"),
+        ("# nothing\n\n", "contains no key"),
         ("good-key-1\nshort", "line 2"),
         ("ann:short", "line 1"),
         ("ann:", "line 1"),

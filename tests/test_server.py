@@ -89,7 +89,7 @@ def test_an_impossible_setting_is_one_sentence():
         check=False,
     )
     assert answer.returncode != 0
-    assert "TILE_OVERLAP 64" in answer.stderr
+    assert "TILE_OVERLAP (64)" in answer.stderr
     assert "--tile-size 70" in answer.stderr
     assert "Traceback" not in answer.stderr
 
@@ -107,7 +107,7 @@ def test_an_address_in_use_is_one_sentence(server):
     )
     assert answer.returncode == 1
     assert (
-        f"swin2sr: Cannot listen on 127.0.0.1:{port}: Address already in use. Choose another one with --port"
+        f"swin2sr: Cannot listen on 127.0.0.1:{port}: Address already in use. Use --port to choose another"
         in answer.stderr
     )
     assert "Traceback" not in answer.stderr

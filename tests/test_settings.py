@@ -47,16 +47,16 @@ def test_the_environment_is_read(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("values", "names"),
     [
-        ({"tile_overlap": 540}, ["TILE_OVERLAP 540", "TILE_SIZE 544"]),
-        ({"tile_size": 70, "tile_overlap": 64, "max_input_pixels": 100}, ["TILE_OVERLAP 64", "TILE_SIZE 70"]),
-        ({"max_batch_pixels": 1000}, ["MAX_BATCH_PIXELS 1000", "TILE_SIZE 544"]),
-        ({"max_queue_pixels": 60_000_000}, ["MAX_QUEUE_PIXELS 60000000", "MAX_INPUT_PIXELS 50000000"]),
-        ({"drain_delay_ms": 2, "drain_timeout_ms": 1}, ["DRAIN_DELAY_MS 2", "DRAIN_TIMEOUT_MS 1"]),
+        ({"tile_overlap": 540}, ["TILE_OVERLAP (540)", "TILE_SIZE (544)"]),
+        ({"tile_size": 70, "tile_overlap": 64, "max_input_pixels": 100}, ["TILE_OVERLAP (64)", "TILE_SIZE (70)"]),
+        ({"max_batch_pixels": 1000}, ["MAX_BATCH_PIXELS (1000)", "TILE_SIZE (544)"]),
+        ({"max_queue_pixels": 60_000_000}, ["MAX_QUEUE_PIXELS (60000000)", "MAX_INPUT_PIXELS (50000000)"]),
+        ({"drain_delay_ms": 2, "drain_timeout_ms": 1}, ["DRAIN_DELAY_MS (2)", "DRAIN_TIMEOUT_MS (1)"]),
         ({"api_keys": "first-key,second-key", "admin_token": "second-key"}, ["ADMIN_TOKEN", "API_KEYS"]),
     ],
 )
 def test_an_impossible_combination_names_both_values(values, names):
-    """Whoever reads the message knows what to change."""
+    """The message contains both names and values."""
     with pytest.raises(ValidationError) as error:
         Settings(**values)
     for name in names:

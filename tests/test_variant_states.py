@@ -1,4 +1,4 @@
-"""Whether a variant can be used, in every state."""
+"""Whether requests for a variant succeed, in every state."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ from pathlib import Path
 
 import pytest
 
-from app.variants.catalogue import Entry
 from app.variants.loaded_model import LoadedModel
-from app.variants.states import VariantState
+from app.variants.served_variant import ServedVariant
 from tests.scripted import ScriptedUpscaler
 
-HERE, ELSEWHERE = Path("weights.safetensors"), None
+WEIGHTS = Path("weights.safetensors")
 
 
 @pytest.mark.parametrize(
-    ("path", "condition", "available"),
+    ("path", "state", "available"),
     [
-        (ELSEWHERE, VariantState(), False),
-        (ELSEWHERE, VariantState("loading", "being fetched: 2.0 of 48.9 MB"), False),
-        (ELSEWHERE, VariantState("failed", "could not be fetched"), False),
-        (HERE, VariantState(), True),
-        (HERE, VariantState("loading", None), True),
-        (HERE, VariantState("failed", "the file is damaged"), False),
-        (HERE, VariantState("absent", "was unloaded", withdrawn=True), False),
-        (HERE, VariantState("ready", None, LoadedModel("x 1", ScriptedUpscaler())), True),
+        (None, {}, False),
+        (None, {"state": "loading", "reason": "being fetched: 2.0 of 48.9 MB"}, False),
+        (None, {"state": "failed", "reason": "could not be fetched"}, False),
+        (WEIGHTS, {}, True),
+        (WEIGHTS, {"state": "loading", "reason": None}, True),
+        (WEIGHTS, {"state": "failed", "reason": "the file is damaged"}, False),
+        (WEIGHTS, {"state": "absent", "reason": "was unloaded", "withdrawn": True}, False),
+        (WEIGHTS, {"state": "ready", "loaded": LoadedModel("x 1", ScriptedUpscaler())}, True),
     ],
-    ids=lambda value: value.state if isinstance(value, VariantState) else None,
+    ids=lambda value: value.get("state", "new") if isinstance(value, dict) else None,
 )
-def test_a_variant_is_available_when_a_request_for_it_gets_its_image(path, condition, available):
-    """Its weights are here, they are sound as far as is known, and nobody took them away."""
-    assert condition.serves(Entry("own", None, path, "own")) == available
+def test_a_variant_is_available_if_requests_for_it_succeed(path, state, available):
+    """Its weights are present or loaded, did not fail to load, and were not unloaded by an administrator."""
+    assert ServedVariant("own", None, path, "own", **state).is_available == available

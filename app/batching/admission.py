@@ -112,7 +112,7 @@ class AdmissionQueue(Generic[T, R]):
             self.changed.notify_all()
 
     def remove(self, submission: Submission[T, R]) -> list[Job[T, R]]:
-        """Take out the waiting jobs of a submission."""
+        """Remove a submission from the queue and return its waiting jobs."""
         with self.changed:
             jobs = self._queue.remove(submission)
             self.changed.notify_all()
@@ -125,12 +125,12 @@ class AdmissionQueue(Generic[T, R]):
             self.changed.notify_all()
 
     def clear(self) -> list[Job[T, R]]:
-        """Take out everything that waits."""
+        """Remove all submissions and return their waiting jobs."""
         with self.changed:
             return [job for submission in list(self._queue) for job in self._queue.remove(submission)]
 
     def drain(self) -> None:
-        """Refuse new requests, except those with a reservation."""
+        """Refuse new requests. Those with a reservation are still admitted."""
         with self.changed:
             self.draining = True
             self.changed.notify_all()
@@ -153,7 +153,7 @@ class AdmissionQueue(Generic[T, R]):
         return self._queue.next_cost() >= cost
 
     def batching_delay(self, delay: float, budget: int) -> float:
-        """Seconds to wait for a fuller batch, if the oldest request may wait ``delay`` seconds for it."""
+        """Seconds to wait for a fuller batch; the oldest request waits at most ``delay`` seconds."""
         if delay <= 0 or self.draining or self.has_at_least(budget):
             return 0.0
         return next(iter(self._queue)).admitted_at + delay - self._clock()
@@ -179,8 +179,9 @@ class AdmissionQueue(Generic[T, R]):
     def _check_capacity(self, cost: int, client: str, *, promised: bool = False) -> None:
         if cost > self._max_cost:
             raise ImageTooLarge(
-                f"With its tiles and passes this is work for {cost} pixels, and the queue holds {self._max_cost}. "
-                "Send a smaller image, or one without transparency, or leave out the ensemble.",
+                f"This request needs {cost} pixels of work (tiles, passes, alpha, ensemble), and the queue holds "
+                f"{self._max_cost} (MAX_QUEUE_PIXELS). Send a smaller image or one without transparency, or omit "
+                "ensemble.",
                 limit=self._max_cost,
                 actual=cost,
             )
@@ -201,10 +202,10 @@ class AdmissionQueue(Generic[T, R]):
         if client and not own:
             used = sum(min(each, limit // 2) if name else each for name, each in held.items())
         if used + wanted > limit:
-            self._refuse(f"The queue holds {limit} {unit} and no more.", unit, limit, used + wanted)
+            self._refuse(f"The queue is full: {limit} {unit}.", unit, limit, used + wanted)
         if client and own and used > own and own + wanted > limit - used:
             self._refuse(
-                f"Other keys wait too, so yours may hold {limit - used} {unit} at most now.",
+                f"Your share of the queue is full: {limit - used} {unit} while requests with other API keys wait.",
                 "share",
                 limit - used,
                 own + wanted,

@@ -14,13 +14,13 @@ R = TypeVar("R")
 
 
 class Running(Protocol[R]):
-    """A batch on a device that computes by itself. Until it is done, the host can prepare and launch another one."""
+    """A batch on an asynchronous device. Until it is done, the host can prepare and launch another one."""
 
     def fraction_done(self) -> float:
-        """How much of it is done, from 0 to 1; 1 also if waiting is in vain. Never raises."""
+        """The fraction that is done, from 0 to 1; 1 also if the batch failed. Never raises."""
 
     def results(self) -> list[R]:
-        """Wait for the results, in the order of the items; raises what went wrong."""
+        """Wait for the results, in the order of the items. Raises the error of the batch if it failed."""
 
 
 @dataclass(eq=False)
@@ -90,7 +90,7 @@ class Batch(Generic[T, R]):
         return []
 
     def fail(self, error: Exception) -> None:
-        """Resolve with an error what is not resolved."""
+        """Resolve the remaining jobs with an error."""
         for job in self.jobs:
             if not job.future.done():
                 job.fail(error)
@@ -98,7 +98,7 @@ class Batch(Generic[T, R]):
 
 @dataclass
 class InFlight(Generic[T, R]):
-    """The batches between the queue and their end."""
+    """The batches that were taken from the queue and are not finished."""
 
     retries: list[Batch[T, R]] = field(default_factory=list)
     """Parts of batches that failed; the last is next."""
@@ -107,17 +107,17 @@ class InFlight(Generic[T, R]):
     running: deque[tuple[Batch[T, R], Running[R]]] = field(default_factory=deque)
     """The batches on the device, in the order of their launch."""
     fraction_done: float = 0.0
-    """How much of the oldest of these was done at the latest poll."""
+    """The fraction of the oldest one that was done at the last poll."""
 
     def poll(self) -> bool:
-        """Ask the device how far it is; return whether it progressed."""
+        """Update ``fraction_done``; return whether it grew."""
         fraction = self.running[0][1].fraction_done() if self.running else 0.0
         before, self.fraction_done = self.fraction_done, fraction
         return fraction > before
 
     @property
     def oldest_is_done(self) -> bool:
-        """Whether the results of the oldest batch on the device are there."""
+        """Whether the oldest batch on the device is finished."""
         return self.fraction_done >= 1
 
     @property
@@ -141,4 +141,4 @@ class BatchReport:
     cost: int
     seconds: float
     waits: tuple[float, ...]
-    """For each request whose first batch this was: the seconds that it waited."""
+    """Seconds that each request waited whose first batch this was."""

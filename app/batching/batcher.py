@@ -7,8 +7,8 @@ that runs a batch. Every future is resolved exactly once, by the owner of the jo
                    |         |
                    +---------+-> cancelled | deadline passed | worker lost
 
-A device that computes by itself is given the next batch shortly before it has finished the one before, so that it does
-not wait for the host. The worker never waits for a consumer: a submission whose results are not used gets no turn.
+An asynchronous device is given the next batch shortly before it finishes the current one, so that it does not wait for
+the host. The worker never waits for a consumer: a submission whose results are not used gets no turn.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ R = TypeVar("R")
 logger = logging.getLogger(__name__)
 
 MAX_IN_FLIGHT = 2
-"""Batches on a device at a time: the one that it computes, and the next one."""
+"""Batches on a device at a time: the current one and the next one."""
 
 POLL_INTERVAL_S = 5e-4
 """Interval at which the worker asks a device whether a batch is done."""
@@ -54,8 +54,8 @@ class Batcher(Generic[T, R]):
         max_batch_cost: largest cost of a job, and of a batch unless ``lower_budget`` says less.
         max_queue_cost, max_queue_requests: bounds of what waits.
         max_queue_delay: seconds that a free worker waits for a fuller batch.
-        prefetch_cost: cost from which a batch is launched on a device that still has another one; by default a full
-            batch.
+        prefetch_cost: minimum cost of a batch that is launched while the device computes another one; by default a
+            full batch.
         clock: monotonic seconds; deadlines are times of this clock.
         on_batch: called with a report of every batch that ran.
         on_fatal: called when the worker died too often in a row and is not restarted.
@@ -157,12 +157,12 @@ class Batcher(Generic[T, R]):
         return submission
 
     def lower_budget(self, cost: int) -> None:
-        """Let a batch cost at most this from now on; a single job above it still runs, alone."""
+        """Limit the cost of a batch from now on. A single job above it still runs alone."""
         with self._queue.changed:
             self._budget.lower(cost)
 
     def status(self) -> Status:
-        """The state now."""
+        """The current state."""
         with self._queue.changed:
             begun = [batch for batch in self._in_flight.all if batch.started_at is not None]
             since = begun[0].started_at if begun else None
@@ -196,12 +196,12 @@ class Batcher(Generic[T, R]):
         """Drain, and wait at most ``timeout`` seconds for the worker to finish everything.
 
         Returns:
-            Whether everything was finished. If not, what waited was answered with ``Draining``.
+            Whether everything was finished. If not, waiting requests were failed with ``Draining``.
         """
         self.drain()
         finished = not self._worker.started or self._worker.join(timeout)
         for job in self._queue.clear():
-            job.fail(Draining("This server was shut down before the request's turn came. Send it again."))
+            job.fail(Draining("The server was shut down while the request waited. Send it again."))
         return finished
 
     def _cancel(self, submission: Submission[T, R]) -> None:
@@ -215,7 +215,7 @@ class Batcher(Generic[T, R]):
             self._queue.release(submission, count)
 
     def _record_if_idle(self) -> None:
-        """Let silence count from when there is work."""
+        """Record a heartbeat if there was no work, so that the time without work does not count."""
         if not self._has_work:
             self._heartbeat.record()
 
@@ -227,13 +227,13 @@ class Batcher(Generic[T, R]):
 
     def _work(self) -> None:
         while (step := self._next_step()) is not None:
-            step()  # between steps only what runs is held, so that memory and weights are free again
+            step()  # no batch is referenced between steps, so that its memory and weights are freed
 
     def _next_step(self) -> Callable[[], None] | None:
         """Wait until a batch can be begun or ended; None when draining is complete."""
         queue, in_flight = self._queue, self._in_flight
         while True:
-            if in_flight.poll():  # without the lock: the device may be slow to answer
+            if in_flight.poll():  # without the lock, because the device may answer slowly
                 self._heartbeat.record()
             with queue.changed:
                 if self._can_take():
@@ -298,7 +298,7 @@ class Batcher(Generic[T, R]):
     def _attempt(self, batch: Batch[T, R], step: Callable[[Batch[T, R]], None]) -> None:
         try:
             step(batch)
-        except Exception as error:  # noqa: BLE001 - whatever it was, it concerns these jobs alone
+        except Exception as error:  # noqa: BLE001 - every error fails these jobs only
             self._split_or_fail(batch, error)
 
     def _begin(self, batch: Batch[T, R]) -> None:
@@ -315,7 +315,7 @@ class Batcher(Generic[T, R]):
 
     def _receive(self, batch: Batch[T, R], running: Running[R]) -> None:
         assert batch.started_at is not None, "it was begun"
-        since = max(batch.started_at, self._ended_at)  # until then it was behind another batch
+        since = max(batch.started_at, self._ended_at)  # before that the device computed another batch
         try:
             results = running.results()
         finally:
@@ -347,7 +347,7 @@ class Batcher(Generic[T, R]):
             if starved:
                 self._budget.shrink(batch.cost)
         if starved:
-            logger.warning("memory ran out; a batch has %d pixels at most now", self._budget.current)
+            logger.warning("out of memory; largest batch is now %d pixels", self._budget.current)
         elif not again and not isinstance(error, ServiceError):
             logger.error("a batch failed", exc_info=error)
         if not again:
@@ -355,9 +355,9 @@ class Batcher(Generic[T, R]):
             batch.fail(error if isinstance(error, ServiceError) else fault)
 
     def _fail_pending(self) -> None:
-        """Leave no caller waiting after the worker died; later requests are for the next worker."""
+        """Fail all pending jobs after the worker died. The next worker runs later requests."""
         with self._queue.changed:
             orphans = self._in_flight.clear() + self._queue.clear()
-        error = NotReady("The worker failed and is being started again. Send the request again.", retry_after=1)
+        error = NotReady("The worker failed and is being restarted. Send the request again.", retry_after=1)
         for job in orphans:
             job.fail(error)

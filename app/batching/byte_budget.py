@@ -1,4 +1,4 @@
-"""Bytes that requests share: for decoded images and encoders, and for responses that are being sent."""
+"""Budgets of bytes that requests share: for decoded images and encoders, and for responses that are being sent."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ByteBudget:
 
     @contextmanager
     def open(self) -> Iterator[ByteReservation]:
-        """A reservation of no bytes yet; all that it holds is released at the end of the block."""
+        """Open an empty reservation. It is released at the end of the block."""
         reservation = ByteReservation(self)
         try:
             yield reservation
@@ -35,16 +35,16 @@ class ByteBudget:
             reservation.shrink(0)
 
     def check(self, amount: int) -> None:
-        """Refuse what can never fit.
+        """Check that an amount can fit at all.
 
         Raises:
-            ImageTooLarge: with both numbers, in bytes.
+            ImageTooLarge: if not, with both numbers in bytes.
         """
         if amount > self.limit:
             raise ImageTooLarge(
-                f"With its result and the encoder this image takes {amount} bytes of memory, and the limit is "
-                f"{self.limit} bytes (MAX_MEMORY_BYTES). Send a smaller image, ask for a smaller size, or for a format "
-                "whose encoder takes less, such as png or jpeg.",
+                f"This request needs {amount} bytes of memory for the image, its result and the encoder, and the limit "
+                f"is {self.limit} bytes (MAX_MEMORY_BYTES). Send a smaller image, request a smaller size, or use a "
+                "format whose encoder needs less memory, such as png or jpeg.",
                 limit=self.limit,
                 actual=amount,
             )
@@ -59,9 +59,9 @@ class ByteBudget:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self._release(amount)  # it was granted at the same moment
+                self._release(amount)  # granted just before the cancellation
             else:
-                with suppress(ValueError):  # it was passed over at the same moment
+                with suppress(ValueError):  # already removed from the queue
                     self._waiting.remove((amount, turn))
                 self._wake()
             raise
@@ -93,18 +93,18 @@ class ByteReservation:
         self.held = 0
 
     async def reserve(self, amount: int) -> None:
-        """Wait until so many bytes are free, and hold them. A reservation waits once."""
-        await self._budget._take(amount)  # noqa: SLF001 - its other half
+        """Wait until ``amount`` bytes are free, and hold them. Call it once per reservation."""
+        await self._budget._take(amount)  # noqa: SLF001 - same module
         self.held += amount
 
     def shrink(self, amount: int) -> None:
-        """Hold no more than this from now on."""
+        """Release all but ``amount`` bytes."""
         surplus = self.held - amount
         if surplus > 0:
             self.held = amount
-            self._budget._release(surplus)  # noqa: SLF001 - its other half
+            self._budget._release(surplus)  # noqa: SLF001 - same module
 
     def set(self, amount: int) -> None:
-        """Correct an estimate: hold exactly this, without waiting."""
+        """Correct an estimate: hold exactly ``amount`` bytes, without waiting."""
         surplus, self.held = self.held - amount, amount
-        self._budget._release(surplus)  # noqa: SLF001 - its other half
+        self._budget._release(surplus)  # noqa: SLF001 - same module

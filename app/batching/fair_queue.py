@@ -13,7 +13,7 @@ job (tile) at a time. Three rules bound the time that a request waits:
 A request that was overtaken by new ones heads the next batch, so at least every second batch serves requests that have
 started. A request whose result window is full is set aside until its results are released.
 
-There are no threads and no images here: the owner of the queue holds a lock.
+This module is not thread-safe: the owner of the queue holds a lock. It does not handle images.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RoundRobin(Generic[T, R]):
         self.cost += submission.cost
 
     def remove(self, submission: Submission[T, R]) -> None:
-        """Take a submission out."""
+        """Remove a submission."""
         queue = self.clients[submission.client]
         queue.remove(submission)
         if not queue:
@@ -71,7 +71,7 @@ class RoundRobin(Generic[T, R]):
         return None
 
     def rotate(self, submission: Submission[T, R], *, stays: bool) -> None:
-        """Send a submission that was served to the end, or take it out, and send its client to the end."""
+        """Move a submission that was served to the end, or remove it, and move its client to the end."""
         self.remove(submission)
         if stays:
             self.clients.setdefault(submission.client, deque()).append(submission)
@@ -80,7 +80,7 @@ class RoundRobin(Generic[T, R]):
             self._move_to_end(submission.client)
 
     def end_batch(self, served: set[Submission[T, R]]) -> None:
-        """Note which submissions had a turn in the latest batch."""
+        """Record which submissions had a turn in the latest batch."""
         for submission in itertools.chain(served, *self.clients.values()):
             submission.had_turn |= submission in served
             submission.yielded = submission not in served
@@ -124,13 +124,13 @@ class FairQueue(Generic[T, R]):
 
     def add(self, submission: Submission[T, R]) -> None:
         """Add a submission with at least one waiting job."""
-        assert submission.waiting, "a submission without jobs would wait for ever"
+        assert submission.waiting, "a submission without jobs would never be taken"
         self._submissions[submission] = None
         self.cost += submission.cost
         self._make_ready(submission)
 
     def remove(self, submission: Submission[T, R]) -> list[Job[T, R]]:
-        """Take a submission out, if it is there, and return its waiting jobs."""
+        """Remove a submission, if it is in the queue, and return its waiting jobs."""
         if submission not in self._submissions:
             return []
         if submission in self._set_aside:
@@ -144,7 +144,7 @@ class FairQueue(Generic[T, R]):
         return jobs
 
     def release(self, submission: Submission[T, R], count: int) -> None:
-        """Count results of a submission as used. If it was set aside and its window is open again, it waits again."""
+        """Count results of a submission as used. It is queued again if it was set aside and its window is not full."""
         submission.unreleased -= count
         if submission in self._set_aside and submission.unreleased < submission.result_window:
             self._set_aside.discard(submission)

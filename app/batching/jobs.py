@@ -1,4 +1,4 @@
-"""What callers and the batcher share: submissions and their jobs, reservations, progress and status."""
+"""Submissions and their jobs, reservations, progress and status: shared by the batcher and its callers."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class Job(Generic[T, R]):
     submission: Submission[T, R]
     future: Future[R] = field(default_factory=Future)
     retried: bool = False
-    """Whether it ran out of memory alone once, and has its second and last try."""
+    """Whether it ran out of memory in a batch of its own and is tried a second and last time."""
 
     def claim(self) -> bool:
         """Return whether the job is still wanted. From then on its future cannot be cancelled."""
-        if self.future.running():  # its batch failed and was split
+        if self.future.running():  # a split batch
             if self.submission.cancelled:
                 self.future.set_exception(CancelledError())
             return not self.submission.cancelled
@@ -69,9 +69,9 @@ class Submission(Generic[T, R]):
     waiting: deque[Job[T, R]] = field(default_factory=deque)
     """Jobs in the queue, in order. Guarded by the queue's lock, like ``unreleased``, ``had_turn`` and ``yielded``."""
     futures: deque[Future[R]] = field(default_factory=deque)
-    """One per item, in order. Take a future out when its result was used, so that its memory is freed."""
+    """One per item, in order. Remove a future when its result was used, so that its memory is freed."""
     cost: int = 0
-    """Of the jobs that wait."""
+    """Of the waiting jobs."""
     total: int = 0
     done: int = 0
     unreleased: int = 0
@@ -84,7 +84,7 @@ class Submission(Generic[T, R]):
     started_at: float | None = None
     finished_at: float | None = None
     forward_seconds: float = 0.0
-    """Time in batches with a job of this submission, without the time behind another batch on a device."""
+    """Time in batches with a job of this submission, without waiting for another batch on a device."""
 
     @property
     def queue_seconds(self) -> float:
@@ -92,7 +92,7 @@ class Submission(Generic[T, R]):
         return max(0.0, (self.finished_at or self.admitted_at) - self.admitted_at - self.forward_seconds)
 
     def cancel(self) -> None:
-        """Drop the jobs that wait, and do not wait for those that run. Safe at any time, from any thread."""
+        """Drop the waiting jobs, and do not wait for running ones. Safe at any time, from any thread."""
         self.on_cancel(self)
 
     def release(self, count: int) -> None:
@@ -122,9 +122,9 @@ class Status:
     seconds_since_beat: float
     """Time since the worker's last heartbeat while there is work for it; 0 when there is none."""
     batch_budget: int
-    """What a batch may cost now."""
+    """Largest cost of a batch now."""
     out_of_memory: int
-    """How often memory ran out."""
+    """Number of times that memory ran out."""
     alive: bool
     draining: bool
 
@@ -133,9 +133,9 @@ class Reservation:
     """Room in the queue for jobs that do not exist yet. Leaving the block frees what was not used.
 
     Attributes:
-        cost: what is still reserved.
-        client: who reserved it.
-        is_used: whether some of the jobs were admitted; then the request is counted with them.
+        cost: the remaining reserved cost.
+        client: of the request.
+        is_used: whether some jobs were admitted; then the request is counted with them.
     """
 
     def __init__(self, cost: int, client: str, on_exit: Callable[[Reservation], None]) -> None:

@@ -1,9 +1,9 @@
-"""How much a batch may cost, learned from running out of memory."""
+"""The largest cost of a batch, lowered after running out of memory."""
 
 from __future__ import annotations
 
 SUCCESSES_BEFORE_GROWTH = 50
-"""Successful batches in a row before a lowered budget is raised. A wrong guess costs the time of one batch."""
+"""Successful batches in a row before a lowered budget is raised. If that is too early, one batch is repeated."""
 
 
 class BatchBudget:
@@ -14,7 +14,7 @@ class BatchBudget:
 
     Attributes:
         current: the budget now. A single job above it still runs, alone.
-        failures: how often memory ran out.
+        failures: number of times that memory ran out.
     """
 
     def __init__(self, maximum: int) -> None:
@@ -23,7 +23,7 @@ class BatchBudget:
         self._successes = 0
 
     def lower(self, maximum: int) -> None:
-        """Configure a smaller budget; a larger one changes nothing."""
+        """Lower the maximum. A larger value has no effect."""
         self._maximum = max(1, min(self._maximum, maximum))
         self.current = min(self.current, self._maximum)
 

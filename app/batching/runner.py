@@ -13,7 +13,7 @@ from app.variants.loaded_model import TileJob
 
 
 class BatchRunner:
-    """What the batcher's worker calls with the items of a batch.
+    """Runs the items of a batch; called by the batcher's worker.
 
     Args:
         device: of the variants.
@@ -28,7 +28,7 @@ class BatchRunner:
         """Run tiles of one variant, or launch them on the device.
 
         Raises:
-            OutOfMemory: if there was not enough memory. What could be given back to the device was.
+            OutOfMemory: if there was not enough memory. Unused memory was returned to the device before.
         """
         use_threads(self._threads)
         upscaler, tiles = jobs[0].upscaler, [job.tile for job in jobs]
@@ -37,7 +37,7 @@ class BatchRunner:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-        # Here the failed pass is over, and its tensors are gone with its traceback.
+        # Outside of the except block, so that the traceback does not keep the tensors of the failed pass.
         release_memory(self._device)
         raise OutOfMemory("There is not enough memory now. Send the request later, or with a smaller tile.")
 

@@ -1,4 +1,4 @@
-"""A worker thread that is restarted when it dies, and a heartbeat that tells a slow worker from a frozen one."""
+"""A worker thread that is restarted when it dies, and its heartbeat, which shows whether it is frozen."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """The time of the worker's last sign of life. Written by the worker, read by health checks.
+    """The time of the worker's last heartbeat. Written by the worker, read by health checks.
 
     Args:
         clock: monotonic seconds.
@@ -22,22 +22,22 @@ class Heartbeat:
         self._last = clock()
 
     def record(self) -> None:
-        """Record a sign of life."""
+        """Record a heartbeat."""
         self._last = self._clock()
 
     @property
     def seconds_since_beat(self) -> float:
-        """Seconds since the last sign of life."""
+        """Seconds since the last heartbeat."""
         return max(0.0, self._clock() - self._last)
 
 
 class SupervisedThread:
-    """Runs ``work`` in a thread until it returns. If the thread dies instead, cleans up and starts another one.
+    """Runs ``work`` in a thread until it returns. If it raises, cleans up and starts another thread.
 
     Args:
         work: returns when nothing is left to do.
-        on_death: called in the dying thread before another one is started; must leave no caller waiting. If it raises,
-            the thread is replaced all the same.
+        on_death: called in the dying thread before another one is started; must resolve all pending requests. If it
+            raises, the thread is replaced nevertheless.
         on_fatal: called after ``max_failures`` deaths in a row.
         restart_delay: seconds before the first restart; doubled at each further death in a row.
         max_failures: deaths in a row after which no other thread is started.
@@ -74,12 +74,12 @@ class SupervisedThread:
 
     def start(self) -> None:
         """Start the first thread."""
-        assert not self._started, "a supervised thread is started once"
+        assert not self._started, "start() must be called once"
         self._started = True
         self._start_thread()
 
     def succeed(self) -> None:
-        """Forget earlier deaths. Called by the work when it has made progress."""
+        """Reset the count of deaths. Called by the work when it has made progress."""
         self._failures = 0
 
     def stop_restarting(self) -> None:
@@ -91,11 +91,11 @@ class SupervisedThread:
         self._skip_backoff.set()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the end of the work; return whether it came in time."""
+        """Wait for the end of the work; return whether it ended in time."""
         return self._ended.wait(timeout)
 
     def _start_thread(self) -> None:
-        # A daemon thread, because a forward pass that hangs must not keep the process from ending.
+        # A daemon thread, so that a hanging forward pass does not keep the process alive.
         threading.Thread(target=self._run, name="swin2sr-worker", daemon=True).start()
 
     def _run(self) -> None:
@@ -112,16 +112,16 @@ class SupervisedThread:
     def _handle_death(self) -> None:
         self._failures += 1
         if self._failures >= self._max_failures:
-            logger.critical("the worker died and is not started again; giving up")
+            logger.critical("the worker died %d times in a row; giving up", self._failures)
             self._end()
             return
         try:
             self._on_death()
-        finally:  # there is another thread, or ``alive`` is false
+        finally:
             self._restart()
 
     def _restart(self) -> None:
-        logger.error("the worker died; starting it again")
+        logger.error("the worker died; restarting it")
         self._skip_backoff.wait(self._restart_delay * 2 ** (self._failures - 1))
         started = False
         try:
@@ -129,7 +129,7 @@ class SupervisedThread:
             started = True
         finally:
             if not started:
-                logger.critical("no thread can be started for the worker; giving up")
+                logger.critical("cannot start a worker thread; giving up")
                 self._end()
 
     def _end(self) -> None:

@@ -272,11 +272,11 @@ def evaluate(
     settings = read_settings(Settings, device=device, precision=precision, model_dir=model_dir, cache_dir=cache_dir)
     try:
         catalogue = Catalogue(settings.model_dir, find_device(device).type, settings.official_weights())
-        entry = catalogue.resolve(variant)
-        assert entry.path is not None, "resolve raises for absent weights"
-        catalogue.verify(entry.name)
-        upscaler = Upscaler.from_pretrained(entry.path, device, precision)
-        typer.echo(f"{entry.name} on {folder}, precision {upscaler.precision}\n")
+        found = catalogue.resolve(variant)
+        assert found.path is not None, "resolve raises for absent weights"
+        catalogue.verify(found)
+        upscaler = Upscaler.from_pretrained(found.path, device, precision)
+        typer.echo(f"{found.name} on {folder}, precision {upscaler.precision}\n")
         typer.echo(tabulate(evaluate_folder(upscaler, folder, quality=quality)))
     except (ValueError, ServiceError, OSError) as error:
         raise failure(_reason(error)) from None
@@ -297,13 +297,13 @@ def export(
     settings = read_settings(Settings, model_dir=model_dir, cache_dir=cache_dir)
     try:
         catalogue = Catalogue(settings.model_dir, "cpu", settings.official_weights())
-        entry = catalogue.resolve(variant)
-        assert entry.path is not None, "resolve raises for absent weights"
-        catalogue.verify(entry.name)
-        write(load_network(entry.path), file)
+        found = catalogue.resolve(variant)
+        assert found.path is not None, "resolve raises for absent weights"
+        catalogue.verify(found)
+        write(load_network(found.path), file)
     except (ValueError, ServiceError, OSError) as error:
         raise failure(_reason(error)) from None
-    typer.echo(f"{entry.name} written to {file}")
+    typer.echo(f"{found.name} written to {file}")
 
 
 def fetch(

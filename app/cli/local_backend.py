@@ -54,11 +54,11 @@ class LocalBackend:
             UnknownVariant, NotReady: if it does not exist, or its weights are not on this machine.
         """
         registry = self._service.registry
-        entry = registry.find(self._options.variant or registry.default)
-        if entry.path is None and entry.origin == "official":
-            fetch = f"swin2sr fetch {entry.name}"
-            raise NotReady(f"The weights of {entry.name!r} are not on this machine. Download them with: {fetch}")
-        return registry.resolve(entry.name).name
+        variant = registry.find(self._options.variant or registry.default)
+        if variant.path is None and variant.origin == "official":
+            fetch = f"swin2sr fetch {variant.name}"
+            raise NotReady(f"The weights of {variant.name!r} are not on this machine. Download them with: {fetch}")
+        return registry.resolve(variant.name).name
 
     async def upscale(self, body: bytes, name: str, on_progress: client.response.OnProgress) -> client.UpscaledImage:
         """Upscale one image.

@@ -1,1 +1,1 @@
-"""HTTP around the routes: middleware, error responses, uploads."""
+"""The HTTP layer around the routes: connections, middleware, error responses, uploads."""

@@ -1,4 +1,4 @@
-"""How many connections are open, which of them may be closed for a new one, and accepting them."""
+"""Accepts connections within a limit, and closes idle ones to make room for new ones."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from collections.abc import Callable
 from typing import Literal
 
 RESERVE = 128
-"""Files that are kept free for weights, pipes and libraries."""
+"""File descriptors that are kept free for weights, pipes and libraries."""
 
 PROBE_CONNECTIONS = 16
-"""Connections above the limit that may ask for the health of the service when none is idle."""
+"""Connections above the limit that are accepted for health probes when none is idle."""
 
 ACCEPTS_AT_ONCE = 64
-"""Connections that one call of the event loop accepts; others have their turn in between."""
+"""Connections that are accepted before other tasks of the event loop run."""
 
 SHUTDOWN_SECONDS = 5.0
-"""Time for a client to take the end of a TLS connection."""
+"""Maximum time for closing a TLS connection."""
 
 RETRY_SECONDS = 0.2
-"""Pause after the system could not give another connection."""
+"""Pause after a connection could not be accepted."""
 
 LOG_SECONDS = 1.0
-"""Shortest time between two log lines about connections that could not be accepted."""
+"""Minimum time between two log lines about connections that could not be accepted."""
 
 OUT_OF_RESOURCES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
@@ -45,29 +45,29 @@ logger = logging.getLogger(__name__)
 
 
 class HttpConnection(asyncio.Protocol):
-    """A connection as its limit needs it."""
+    """The interface of a connection that ``Connections`` needs."""
 
     transport: asyncio.Transport
     """None until the connection is made."""
     handshake: asyncio.Task[None] | None
-    """Makes the connection; with TLS it takes until the handshake is over."""
+    """Sets up the connection; with TLS it ends after the handshake."""
     is_extra: bool
-    """Whether it came when as many were open as may be, and none was idle."""
+    """Whether it was accepted above the limit, because no other connection was idle."""
 
     @abstractmethod
     def evict(self) -> None:
-        """Close it because another one needs its place."""
+        """Close the connection to make room for another one."""
 
 
 class Connections:
-    """The open connections of one server; used in the event loop alone.
+    """The open connections of one server. Used in the event loop only.
 
     Args:
-        limit: how many may be open.
+        limit: maximum number of open connections.
 
     Attributes:
-        open: connections that have a file, those in a TLS handshake included.
-        draining: whether the listener is closed: who is idle will be closed soon.
+        open: connections with a file descriptor, including those in a TLS handshake.
+        draining: whether the listener is closed. Idle connections are closed soon then.
     """
 
     def __init__(self, limit: int) -> None:
@@ -77,7 +77,7 @@ class Connections:
         self._idle: dict[HttpConnection, None] = {}  # in the order in which they became idle
 
     def add(self, connection: HttpConnection) -> None:
-        """Count a new connection, and close those that have been idle longest if there are too many."""
+        """Add a new connection. Above the limit, close those that have been idle longest."""
         while len(self.open) >= self.limit and self.evict_one():
             pass
         connection.is_extra = len(self.open) >= self.limit
@@ -85,7 +85,7 @@ class Connections:
         self._idle[connection] = None
 
     def has_place(self, connection: HttpConnection) -> bool:
-        """Whether a connection may ask for more than the health of the service; idle ones are closed for it."""
+        """Whether a connection may send other requests than health probes. Idle connections are closed for it."""
         self.set_idle(connection, idle=False)
         while connection.is_extra and len(self.open) > self.limit and self.evict_one():
             pass
@@ -93,7 +93,7 @@ class Connections:
         return not connection.is_extra
 
     def remove(self, connection: HttpConnection) -> None:
-        """Forget a connection that is closed."""
+        """Remove a connection that was closed."""
         self.open.discard(connection)
         self._idle.pop(connection, None)
 
@@ -103,7 +103,7 @@ class Connections:
         return len(self.open) >= self.limit + PROBE_CONNECTIONS and not self._idle
 
     def set_idle(self, connection: HttpConnection, *, idle: bool) -> None:
-        """Note whether a connection waits for a request; then it may be closed for another one."""
+        """Record whether a connection waits for a request. An idle one may be closed to make room."""
         if connection not in self.open:
             return
         if not idle:
@@ -122,18 +122,18 @@ class Connections:
 
 
 class Acceptor:
-    """Accepts connections, within the limit, until it is closed; a stand-in for ``asyncio.Server``.
+    """Accepts connections, within the limit, until it is closed. Used instead of ``asyncio.Server``.
 
-    asyncio's own server logs every failure with a traceback, counts nothing before a TLS handshake is over, and resets
-    what waits in the accept queue when it is closed.
+    asyncio's server logs every failure with a traceback, does not count connections during a TLS handshake, and resets
+    the connections in the accept queue when it is closed.
 
     Args:
         listener: bound, not listening yet.
-        factory: makes the protocol of a connection.
-        connections: counts them.
+        factory: creates the protocol of a connection.
+        connections: the open connections.
         tls: context, for HTTPS.
-        handshake_timeout: seconds that a TLS handshake may take.
-        backlog: connections that wait in the kernel.
+        handshake_timeout: maximum seconds for a TLS handshake.
+        backlog: length of the kernel's accept queue.
     """
 
     def __init__(
@@ -161,9 +161,9 @@ class Acceptor:
         self._loop.add_reader(listener, self._accept)
 
     def turn_away(self) -> None:
-        """Let no new connection begin, where the system can; what waits in the accept queue is still accepted.
+        """Ignore new connections, if the system supports it. Those in the accept queue are still accepted.
 
-        Whoever comes from now on tries again after a second, and finds the port closed or another server there.
+        The client's system repeats an ignored SYN after a second. Then the port is closed or has another server.
         """
         if self._listener.family == socket.AF_UNIX:
             with contextlib.suppress(OSError):
@@ -178,7 +178,7 @@ class Acceptor:
                 self._listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, program)
 
     def close(self) -> None:
-        """Accept what waits, then listen no more."""
+        """Accept the connections in the accept queue, then stop listening."""
         if self._listener.fileno() < 0:
             return
         if self._retry:
@@ -189,15 +189,15 @@ class Acceptor:
         self._listener.close()
 
     async def wait_closed(self) -> None:
-        """Wait for handshakes that are under way."""
+        """Wait for handshakes that have begun."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
     def _accept(self) -> bool:
-        """Accept some connections; whether more may wait."""
+        """Accept some connections, and return whether more may wait."""
         for _ in range(ACCEPTS_AT_ONCE):
             if self._connections.is_full:
-                self._pause("as many connections are open as MAX_CONNECTIONS allows, and none is idle")
+                self._pause("MAX_CONNECTIONS connections are open, and none is idle")
                 return False
             try:
                 connection, _ = self._listener.accept()
@@ -226,13 +226,13 @@ class Acceptor:
             timeouts = {"ssl_handshake_timeout": self._handshake_timeout, "ssl_shutdown_timeout": SHUTDOWN_SECONDS}
         try:
             await self._loop.connect_accepted_socket(lambda: protocol, connection, ssl=self._tls, **timeouts)
-        except (OSError, asyncio.CancelledError):  # the client left, speaks no TLS, or was too slow
+        except (OSError, asyncio.CancelledError):  # disconnect, failed TLS handshake, or timeout
             if protocol.transport is None:
                 connection.close()
                 self._connections.remove(protocol)
 
     def _pause(self, reason: str) -> None:
-        """Accept nothing for a moment, and log why, at most once a second."""
+        """Stop accepting for ``RETRY_SECONDS``, and log the reason at most once per ``LOG_SECONDS``."""
         self._loop.remove_reader(self._listener)
         self._retry = self._loop.call_later(RETRY_SECONDS, self._resume)
         if time.monotonic() - self._logged_at >= LOG_SECONDS:
@@ -245,10 +245,10 @@ class Acceptor:
 
 
 def connection_limit(chosen: int | Literal["auto"]) -> int:
-    """How many connections may be open; raises the soft limit of open files to the hard one.
+    """The maximum number of open connections. Raises the soft limit of open files to the hard limit.
 
     Args:
-        chosen: the setting; auto is the limit of open files, less a reserve.
+        chosen: the setting; auto is the limit of open files minus a reserve.
     """
     files = _raise_file_limit()
     return max(1, files - min(RESERVE, files // 2)) if chosen == "auto" else chosen
@@ -260,7 +260,7 @@ def _raise_file_limit() -> int:
     import resource  # noqa: PLC0415 - not on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):  # not allowed, as on some systems for an infinite one
+    with contextlib.suppress(OSError, ValueError):  # some systems do not allow an infinite limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         soft = hard
     return soft if soft != resource.RLIM_INFINITY else 2**20

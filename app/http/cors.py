@@ -1,4 +1,4 @@
-"""Which pages of other origins may call the API from a browser."""
+"""CORS: the origins whose pages may call the API from a browser."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ EXPOSED = (
 
 
 class CrossOrigin(CORSMiddleware):
-    """Starlette's middleware with the headers of this API; a refused preflight is a problem document.
+    """Starlette's CORS middleware with the headers of this API. A refused preflight gets a problem document.
 
     Args:
-        app: what answers.
-        origins: allowed ones; ``*`` allows any.
+        app: the next application.
+        origins: allowed origins; ``*`` allows all.
     """
 
     def __init__(self, app: ASGIApp, origins: Sequence[str]) -> None:
@@ -47,7 +47,7 @@ class CrossOrigin(CORSMiddleware):
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:
-        """What a browser is told before it sends the request."""
+        """The response to a preflight request."""
         response = super().preflight_response(request_headers)
         if response.status_code < 400:
             return response

@@ -34,7 +34,7 @@ class Form:
         fields: text fields by name; of several with one name the last.
 
     Raises:
-        InvalidUpload: if there is no boundary, or a malformed one.
+        InvalidUpload: if the boundary is missing or malformed.
     """
 
     boundary: bytes
@@ -73,10 +73,10 @@ class Form:
             raise InvalidUpload("The multipart boundary is malformed.") from error
 
     def write(self, chunk: bytes) -> None:
-        """Parse what has arrived.
+        """Parse a chunk.
 
         Raises:
-            InvalidUpload: if it is malformed, or has parts that are not read here.
+            InvalidUpload: if it is malformed, or has parts that are not supported.
         """
         if self._ended:
             return  # an epilogue
@@ -88,7 +88,7 @@ class Form:
             raise InvalidUpload("The multipart body is malformed.") from error
 
     def finish(self) -> None:
-        """Make sure that the form is whole.
+        """Check that the form is complete.
 
         Raises:
             InvalidUpload: if it ended early, or has no file.
@@ -99,7 +99,7 @@ class Form:
             raise InvalidUpload(f"The multipart body has no part named {PART!r}.")
 
     def _skip_preamble(self, chunk: bytes) -> bytes:
-        """What follows from the first boundary on; the text before it is for old mail programs."""
+        """Drop the text before the first boundary, and return the rest."""
         seen = (self._preamble or b"") + chunk
         opening = b"--" + self.boundary
         at = 0 if seen.startswith(opening) else seen.find(b"\r\n" + opening) + 2
@@ -113,7 +113,7 @@ class Form:
     def _begin_part(self) -> None:
         self._parts += 1
         if self._parts > MOST_PARTS:
-            raise InvalidUpload(f"The multipart body has more than {MOST_PARTS} parts.")
+            raise InvalidUpload(f"The multipart body has more than {MOST_PARTS} parts. Send one image per request.")
         self._disposition = b""
         self._header_bytes = 0
 
@@ -141,7 +141,7 @@ class Form:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name != PART:
             if b"filename" in self._disposition or not name:
-                raise InvalidUpload(f"The multipart body has a file {name[:50]!r}. Only {PART!r} is read.")
+                raise InvalidUpload(f"The multipart body has a file {name[:50]!r}. Send the image as {PART!r}.")
             self._part, self._text = name[:LONGEST_NAME], bytearray()
             return
         self._text = None
@@ -169,7 +169,7 @@ class Form:
 
 
 def file_name(header: str) -> str:
-    """The file name in a ``Content-Disposition`` header, ``filename*`` included; empty where there is none."""
+    """The file name in a ``Content-Disposition`` header, including ``filename*``; empty if there is none."""
     message = Message()
     message["Content-Disposition"] = header.encode("latin-1", "replace").decode("utf-8", "replace")
     return (message.get_filename() or "")[:LONGEST_NAME]

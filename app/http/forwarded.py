@@ -1,4 +1,4 @@
-"""The client's address, scheme and path prefix, as trusted proxies and ROOT_PATH tell them. Pure ASGI."""
+"""The client's address, scheme and path prefix, from trusted proxies and ROOT_PATH. Pure ASGI."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from app.http.settings import PATH_PREFIX
 
 UNIX = "unix"
-"""What stands for the address of a client that connects to a Unix socket."""
+"""The address of clients that connect to a Unix socket."""
 
 
 class Forwarded(ProxyHeadersMiddleware):
-    """uvicorn's middleware for ``X-Forwarded-For`` and ``-Proto``, and path prefixes beside it.
+    """uvicorn's middleware for ``X-Forwarded-For`` and ``-Proto``, extended by path prefixes.
 
-    A path answers with its prefix and without it, because some proxies strip the prefix, and probes come without one.
+    Paths work with the prefix and without it, because some proxies strip it, and probes do not send it.
 
     Args:
-        app: what answers.
-        trusted: addresses and networks whose headers are believed.
-        root_path: prefix where no trusted proxy sends ``X-Forwarded-Prefix``.
+        app: the next application.
+        trusted: addresses and networks whose headers are trusted.
+        root_path: prefix if no trusted proxy sends ``X-Forwarded-Prefix``.
     """
 
     def __init__(self, app: ASGIApp, trusted: Sequence[str], root_path: str = "") -> None:
@@ -45,7 +45,7 @@ class Forwarded(ProxyHeadersMiddleware):
 
 
 def _peer(scope: Scope) -> tuple[str, int]:
-    """Who connected. An IPv4 client of an IPv6 socket has its IPv4 address."""
+    """The address of the peer. An IPv4 client of an IPv6 socket gets its IPv4 address."""
     host, port = scope.get("client") or (UNIX, 0)
     try:
         address = ipaddress.ip_address(host)
@@ -56,7 +56,7 @@ def _peer(scope: Scope) -> tuple[str, int]:
 
 
 def _mount(scope: Scope, prefix: str) -> None:
-    """Put a prefix in front of the path where it does not stand there already."""
+    """Put a prefix in front of the path, if the path does not have it already."""
     scope["root_path"] = prefix
     path: str = scope["path"]
     if path != prefix and not path.startswith(f"{prefix}/"):

@@ -1,4 +1,4 @@
-"""The one place where an error becomes a response."""
+"""Turns errors into responses: problem documents, or the error bodies of the Open Inference Protocol."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from app.schemas import UpscaleOptions
 
 LONGEST_SENTENCE = 300
 MOST_SENTENCES = 20
-"""Faults of one request that are described; more would make the answer larger than the request."""
+"""Maximum number of faults of one request that are described."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""What a request that nobody waits for any more is logged as; it is never sent."""
+"""Status in the log of a request whose client has disconnected. It is never sent."""
 
 
 async def answer_service_error(request: Request, error: Exception) -> Response:
-    """A problem document, with ``Retry-After`` where trying again makes sense."""
+    """Respond to an error of the service with a problem document."""
     assert isinstance(error, ServiceError)
     return problem_response(request, error)
 
 
 async def answer_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework refuses: unknown addresses, wrong methods."""
+    """Respond to an error of Starlette: an unknown path or a wrong method."""
     assert isinstance(error, HTTPException)
     method, path = request.method, request.url.path
     if error.status_code == 404:
-        return problem_response(request, NotFound(f"Nothing is at {path[:200]}. GET /docs shows what there is."))
+        return problem_response(request, NotFound(f"No such endpoint: {path[:200]}. See GET /docs."))
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "").replace("GET", "GET, HEAD")
-        sentence = f"{path[:200]} allows {allowed or 'another method'}, not {method}."
+        sentence = f"{method} is not allowed on {path[:200]}; allowed: {allowed or 'other methods'}."
         return problem_response(request, MethodNotAllowed(sentence, allowed=allowed), {"Allow": allowed})
     refusal = RequestError(error.detail)
     document = {**problem_document(request.scope, refusal), "status": error.status_code}
@@ -48,19 +48,19 @@ async def answer_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def answer_validation_error(request: Request, error: Exception) -> Response:
-    """Options that are not what they should be, each with a sentence."""
+    """Respond to invalid options, with a sentence for each."""
     assert isinstance(error, RequestValidationError)
     return problem_response(request, invalid_option(error.errors()))
 
 
 async def answer_memory_error(request: Request, error: Exception) -> Response:
-    """No memory, wherever it was: the same request may succeed later."""
+    """Respond to a MemoryError anywhere with 503, because the same request may succeed later."""
     assert isinstance(error, MemoryError)
     return problem_response(request, OutOfMemory("There is not enough memory now. Send the request later."))
 
 
 async def answer_disconnect(request: Request, error: Exception) -> Response:
-    """Nobody is there to read this."""
+    """Log a disconnect. The response is not sent."""
     assert isinstance(error, ClientDisconnect)
     add_log_fields(request.scope, outcome="cancelled")
     return Response(status_code=CLIENT_CLOSED_REQUEST)
@@ -78,7 +78,7 @@ def problem_response(request: Request, error: ServiceError, headers: Mapping[str
 
 
 def invalid_option(faults: Sequence[Mapping[str, object]]) -> InvalidOption:
-    """The error for what pydantic found wrong with options; bounded, however much is wrong."""
+    """The error for invalid options, from pydantic's faults. Its length is limited."""
     sentences = [_sentence(fault) for fault in faults[:MOST_SENTENCES]]
     if len(faults) > MOST_SENTENCES:
         sentences.append(f"and {len(faults) - MOST_SENTENCES} more")
@@ -86,7 +86,7 @@ def invalid_option(faults: Sequence[Mapping[str, object]]) -> InvalidOption:
 
 
 def is_open_inference(path: str) -> bool:
-    """Whether a path belongs to the Open Inference Protocol, which has errors of its own form."""
+    """Whether a path belongs to the Open Inference Protocol, which has its own form of errors."""
     return path == "/v2" or path.startswith("/v2/")
 
 
@@ -95,7 +95,7 @@ def _sentence(fault: Mapping[str, object]) -> str:
     parts = [str(part) for part in location if part != "query"] if isinstance(location, tuple | list) else []
     name = ".".join(parts)[:100] or "options"
     if fault.get("type") == "extra_forbidden":
-        return f"{name}: there is no such option; there are {', '.join(UpscaleOptions.model_fields)}"
+        return f"{name}: unknown option; valid options: {', '.join(UpscaleOptions.model_fields)}"
     return f"{name}: {str(fault.get('msg')).removeprefix('Value error, ')[:LONGEST_SENTENCE]}"
 
 

@@ -1,4 +1,4 @@
-"""Answers ``HEAD`` wherever ``GET`` is answered. Pure ASGI."""
+"""Supports ``HEAD`` for every endpoint that supports ``GET``. Pure ASGI."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 
 class HeadAsGet:
-    """Asks the application for ``GET`` and sends its headers without the body.
+    """Passes ``HEAD`` on as ``GET`` and sends the response without its body.
 
     Args:
-        app: what answers.
+        app: the next application.
     """
 
     def __init__(self, app: ASGIApp) -> None:

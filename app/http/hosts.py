@@ -1,4 +1,4 @@
-"""Refuses requests for host names that are not this server's: a page elsewhere could reach it by DNS rebinding."""
+"""Refuses requests for other host names, which prevents DNS rebinding by pages of other sites."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ ANY = "*"
 
 
 class AllowedHosts:
-    """Answers 421 to another host's name; probes are exempt, because they come by address. Pure ASGI.
+    """Responds 421 to host names that are not accepted. Probes are exempt, because they use addresses. Pure ASGI.
 
     Args:
-        app: what answers.
-        names: accepted names in lower case; ``*.example.com`` accepts every name below, ``*`` any.
+        app: the next application.
+        names: accepted names in lower case; ``*.example.com`` accepts every subdomain, ``*`` any name.
     """
 
     def __init__(self, app: ASGIApp, names: Sequence[str]) -> None:
@@ -48,6 +48,5 @@ def _matches(host: str, name: str) -> bool:
 
 def _refusal(host: str) -> MisdirectedRequest:
     return MisdirectedRequest(
-        f"This server does not answer requests for the host {host[:100]!r}. If the name is right, add it to "
-        "SWIN2SR_ALLOWED_HOSTS."
+        f"The host {host[:100]!r} is not accepted. If the name is right, add it to SWIN2SR_ALLOWED_HOSTS."
     )

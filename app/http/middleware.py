@@ -1,4 +1,4 @@
-"""Around every request: an id, a clock, one log line, and an answer to unexpected failures. Pure ASGI."""
+"""Middleware of every request: an id, a log line, metrics, and responses to unexpected failures. Pure ASGI."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLICE = 256 * 1024
 """Bytes of a body that are sent at once."""
 
 PROBES = ("/health/", "/v2/health/", "/metrics")
-"""Paths that machines ask by address, every few seconds. A good answer is not worth a log line above DEBUG."""
+"""Paths of probes, which come every few seconds. Successful ones are logged at DEBUG."""
 
 logger = logging.getLogger("app.access")
 
@@ -37,7 +37,7 @@ def request_id(scope: Scope) -> str:
 
 
 def trace_id(headers: Mapping[str, str]) -> str:
-    """The trace id in ``traceparent`` (W3C Trace Context); empty where there is none, or a malformed one."""
+    """The trace id in ``traceparent`` (W3C Trace Context); empty if it is missing or malformed."""
     match = TRACEPARENT.fullmatch(headers.get("traceparent", "").strip())
     return match[1] if match else ""
 
@@ -59,19 +59,19 @@ def add_log_fields(scope: Scope, **log_fields: object) -> None:
 
 
 def on_failure(scope: Scope, end: Callable[[ServiceError], Awaitable[None]]) -> None:
-    """How to end a response that has begun, if a failure or the server's shutdown stops it."""
+    """Register how a response that has begun is ended, if a failure or the shutdown stops it."""
     scope.setdefault(KEY, {})["end"] = end
 
 
 class RequestContext:
-    """Gives every request an id, and logs it when it is over.
+    """Gives every request an id, and logs it when it has ended.
 
     Args:
-        app: what answers.
-        on_start: told the path of each request.
-        on_end: told its path again, its log fields, and the seconds that it took.
-        tracer: exports the spans of requests for images.
-        is_leaving: whether the server is about to end; every response closes its connection then.
+        app: the next application.
+        on_start: called with the path of each request.
+        on_end: called with its path, its log fields, and its duration in seconds.
+        tracer: exports the spans of requests.
+        is_leaving: whether the server is shutting down; every response closes its connection then.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class RequestContext:
         if trace := trace_id(headers):
             log_fields["trace_id"] = trace
         scope[KEY] = {"request_id": identity, "arrived_at": started, "log_fields": log_fields}
-        counted = "" if scope["method"] == "OPTIONS" else route_path(scope)  # a browser's preflight is no request
+        counted = "" if scope["method"] == "OPTIONS" else route_path(scope)  # CORS preflights are not counted
         status = 0
         self.on_start(counted)
 
@@ -128,11 +128,11 @@ class RequestContext:
 
 
 class FailureResponses:
-    """Answers failures that nothing inside expected, and requests that the server's shutdown cancels.
+    """Responds to unexpected exceptions, and to requests that the shutdown cancels.
 
     Args:
-        app: what answers otherwise.
-        is_leaving: whether the server is about to end; a request that is cancelled then is told so.
+        app: the next application.
+        is_leaving: whether the server is shutting down; requests that are cancelled then get 503.
     """
 
     def __init__(self, app: ASGIApp, is_leaving: Callable[[], bool] = lambda: False) -> None:
@@ -164,17 +164,17 @@ class FailureResponses:
         try:
             await self.app(scope, receive, send_and_note)
         except asyncio.CancelledError:
-            gone = Draining("This server ended before it could answer. Send the request again.")
-            if not (self.is_leaving() and await end(gone)):
+            aborted = Draining("The server shut down before it could respond. Send the request again.")
+            if not (self.is_leaving() and await end(aborted)):
                 raise
-        except Exception:  # the outermost handler: the caller gets an answer, and the log the traceback
+        except Exception:  # the outermost handler
             logger.exception("a request failed", extra={"request_id": request_id(scope)})
-            if not await end(InternalError("Something went wrong here. The log has it under this request id.")):
+            if not await end(InternalError("Unexpected server error. The server's log has it under this request id.")):
                 raise
 
 
 def _address(scope: Scope) -> str:
-    """The client's address; empty where a proxy sent something else."""
+    """The client's address; empty if a proxy sent something else."""
     host = (scope.get("client") or ("", 0))[0]
     try:
         return str(ipaddress.ip_address(host))
@@ -188,7 +188,7 @@ def _log(scope: Scope, status: int, log_fields: Mapping[str, object]) -> None:
 
 
 def _slices(message: Message) -> Iterator[Message]:
-    """A long body piece by piece: copying a hundred megabytes at once would hold up the event loop."""
+    """Divide a long body, because copying a hundred megabytes at once would block the event loop."""
     body = message.get("body", b"")
     if len(body) <= SLICE:
         yield message
@@ -199,26 +199,26 @@ def _slices(message: Message) -> Iterator[Message]:
 
 
 def problem_document(scope: Scope, error: ServiceError) -> dict[str, object]:
-    """An error's problem document with the ids of the request."""
+    """The problem document of an error, with the ids of the request."""
     trace = trace_id(Headers(scope=scope))
     return {**error.problem(request_id(scope)), **({"trace_id": trace} if trace else {})}
 
 
 async def refuse(scope: Scope, send: Send, error: ServiceError) -> None:
-    """Answer with an error where no framework does, and log it."""
+    """Respond with an error outside of Starlette's error handlers, and log it."""
     add_log_fields(scope, outcome=error.code)
     await send_problem(send, error, request_id(scope), trace_id(Headers(scope=scope)))
 
 
 async def send_problem(send: Send, error: ServiceError, identity: str, trace: str = "") -> None:
-    """Send an error's problem document with the ids of the request."""
+    """Send the problem document of an error, with the ids of the request."""
     headers, body = encode_problem(error, identity, trace)
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 def encode_problem(error: ServiceError, identity: str, trace: str = "") -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Headers and body of an error's problem document."""
+    """Headers and body of the problem document of an error."""
     body = json.dumps({**error.problem(identity), **({"trace_id": trace} if trace else {})}).encode()
     headers = [
         (b"content-type", PROBLEM.encode()),
@@ -230,6 +230,6 @@ def encode_problem(error: ServiceError, identity: str, trace: str = "") -> tuple
 
 
 def extra_headers(error: ServiceError) -> dict[str, str]:
-    """Headers that go with an error: ``Retry-After`` where trying again makes sense, and how to authenticate."""
+    """Headers of an error's response: ``Retry-After`` if it has one, and ``WWW-Authenticate`` for 401."""
     headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
     return {**headers, "WWW-Authenticate": "Bearer"} if error.status == 401 else headers

@@ -1,6 +1,6 @@
-"""Bodies of the Open Inference Protocol: a request's JSON and binary data to an image and options, and back.
+"""Reads and writes bodies of the Open Inference Protocol: JSON and binary data with an encoded image.
 
-Binary data of an element of the datatype ``BYTES`` is its length (4 bytes, little-endian) and its bytes.
+An element of the datatype ``BYTES`` in binary form is its length (4 bytes, little-endian) and its bytes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ TENSOR = "image"
 """The name of the only input and of the only output."""
 
 MAX_PROBLEMS = 5
-"""Faults of a request that are named."""
+"""Maximum number of faults of one request that are described."""
 
 _LENGTH = struct.Struct("<I")
 
 
 class Tensor(BaseModel):
-    """An input, or an output that is asked for."""
+    """An input, or a requested output."""
 
     name: str
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -44,7 +44,7 @@ class Input(Tensor):
 
 
 class InferRequest(BaseModel):
-    """The JSON of a request; members that the protocol does not have are ignored."""
+    """The JSON of a request. Unknown members are ignored."""
 
     id: str | None = None
     parameters: dict[str, Any] = Field(default_factory=dict)
@@ -57,8 +57,8 @@ class Call:
     """A request: one encoded image and the options.
 
     Attributes:
-        id: the caller's name for the request, sent back.
-        binary: whether the answer's image is sent as binary data.
+        id: the client's id of the request, which the response repeats.
+        binary: whether the response contains the image as binary data.
     """
 
     image: bytes
@@ -69,7 +69,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Answer:
-    """The upscaled image, encoded, and the model that made it."""
+    """The encoded result, and the model that computed it."""
 
     model: str
     version: str
@@ -82,15 +82,17 @@ def parse_call(body: bytes, header_length: int | None, model: str) -> Call:
 
     Args:
         body: JSON, or JSON and binary data.
-        header_length: bytes of JSON; None if there is nothing else.
-        model: name in the address, which the options get as the variant.
+        header_length: bytes of JSON; None if the body is JSON only.
+        model: name in the URL, used as the variant.
 
     Raises:
         InvalidUpload: if the body is not a request with one image.
-        InvalidOption: if ``parameters`` holds something that is not an option, or a wrong value.
+        InvalidOption: if ``parameters`` contains an unknown option or an invalid value.
     """
     if header_length is not None and header_length > len(body):
-        raise InvalidUpload(f"The header announces {header_length} bytes of JSON, and the body has {len(body)}.")
+        raise InvalidUpload(
+            f"Inference-Header-Content-Length is {header_length}, and the body has {len(body)} bytes only."
+        )
     try:
         request = InferRequest.model_validate_json(body[:header_length])
     except ValidationError as error:
@@ -100,7 +102,7 @@ def parse_call(body: bytes, header_length: int | None, model: str) -> Call:
         shape = str(given.shape)[:100]
         raise InvalidUpload(f"The input is {given.name[:100]!r} of shape {shape}. Send {TENSOR!r} of shape [1].")
     if [output.name for output in request.outputs] not in ([], [TENSOR]):
-        raise InvalidUpload(f"There is no output {request.outputs[0].name[:100]!r}. Ask for {TENSOR!r}, or for none.")
+        raise InvalidUpload(f"Unknown output {request.outputs[0].name[:100]!r}. Request {TENSOR!r}, or omit outputs.")
     rest = b"" if header_length is None else body[header_length:]
     parameters = dict(request.parameters)
     binary = bool(parameters.pop("binary_data_output", False))
@@ -128,7 +130,7 @@ def encode_answer(call: Call, answer: Answer) -> tuple[bytes, int | None]:
 
 
 def _faults(error: ValidationError) -> str:
-    """What is wrong, without the values, which may be large."""
+    """Describe the faults, without the values, which may be large."""
     faults = error.errors(include_url=False, include_input=False, include_context=False)
     named = [
         f"{'.'.join(map(str, each['loc']))[:100] or 'body'}: {each['msg'][:200]}" for each in faults[:MAX_PROBLEMS]
@@ -140,12 +142,14 @@ def _image(given: Input, rest: bytes) -> bytes:
     """The bytes of the one element.
 
     Raises:
-        InvalidUpload: if there is none, or not exactly one.
+        InvalidUpload: if there is not exactly one.
     """
     size = given.parameters.get("binary_data_size")
     if size is None:
         if rest:
-            raise InvalidUpload(f"{len(rest)} bytes follow the JSON, and the input has no binary_data_size.")
+            raise InvalidUpload(
+                f"{len(rest)} bytes follow the JSON. Give the input the parameter binary_data_size, or send JSON only."
+            )
         return _from_base64(given)
     if size != len(rest) or given.data is not None:
         raise InvalidUpload(
@@ -178,13 +182,13 @@ def _not_empty(image: bytes) -> bytes:
 
 
 def _options(parameters: dict[str, Any], model: str) -> UpscaleOptions:
-    """The options that a request's parameters hold; ``timeout``, in microseconds, is what some clients call it.
+    """The options in a request's parameters. Some clients send ``timeout`` in microseconds.
 
     Raises:
-        InvalidOption: if a parameter is not an option, or has a wrong value.
+        InvalidOption: if a parameter is not an option, or has an invalid value.
     """
     if "variant" in parameters:
-        raise InvalidOption("variant: the address names the model; leave it out of the parameters.")
+        raise InvalidOption("variant: the URL names the model. Remove it from the parameters.")
     timeout = parameters.pop("timeout", None)
     if timeout is not None:
         if type(timeout) is not int or timeout < 1:

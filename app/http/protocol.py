@@ -1,4 +1,4 @@
-"""HTTP/1.1 on one connection: uvicorn's protocol, with bounds on what a slow, silent or malicious client costs."""
+"""HTTP/1.1 on one connection: uvicorn's protocol, with limits for slow, silent and malicious clients."""
 
 from __future__ import annotations
 
@@ -23,46 +23,47 @@ from app.http.connections import Connections, HttpConnection
 from app.http.middleware import encode_problem, send_problem
 
 HEADER_BYTES = 64 * 1024
-"""Bytes of the longest request line with its headers."""
+"""Maximum length of the request line and the headers."""
 
 EVENTS_AT_ONCE = 64
-"""Parts of a request that one call of the event loop handles; a million tiny chunks must not hold it up."""
+"""Parts of a request that are handled before other tasks of the event loop run, so that a million tiny chunks do not
+block it."""
 
 SEND_BYTES = 64 * 1024
-"""Bytes that a client must take within the send timeout."""
+"""Bytes that a client must read within the send timeout."""
 
 LINGER_SECONDS = 5.0
-"""How long the rest of a request is read and thrown away after its response; closing at once would reset the client,
-which could lose the response."""
+"""How long the rest of a request is read and dropped after its response. Closing at once would reset the connection,
+and the client could lose the response."""
 
 IDLE_SECONDS = 0.5
-"""How long a connection stays open without a request after the listener was closed: a request may be under way."""
+"""How long an idle connection stays open after the listener was closed, because a request may be on its way."""
 
 DRAIN_SHARE = 4
-"""While draining, a client that takes nothing is waited for this part of the drain's time at most."""
+"""While draining, the send timeout is at most the drain timeout divided by this."""
 
 logger = logging.getLogger("app.access")
 
 
 @dataclass(frozen=True)
 class Timeouts:
-    """Seconds that a client has."""
+    """Timeouts of a client in seconds."""
 
     headers: float
-    """To send the headers of a request."""
+    """For sending the headers of a request."""
     send: float
-    """To take ``SEND_BYTES`` of its response, or the rest."""
+    """For reading ``SEND_BYTES`` of its response, or the rest."""
     drain: float
-    """In all, once the server shuts down."""
+    """For everything, after the shutdown has begun."""
 
 
 class Parser(h11.Connection):
-    """h11's parser; a call of the event loop gets a bounded number of events.
+    """h11's parser with a limited number of events per call of the event loop.
 
     Attributes:
-        left: events that this call may still get.
-        interrupted: whether more were there.
-        fault: what was wrong with the request.
+        left: remaining events of this call.
+        interrupted: whether further events are available.
+        fault: the error of a malformed request.
     """
 
     def __init__(self, protocol: HttpProtocol) -> None:
@@ -73,7 +74,7 @@ class Parser(h11.Connection):
         self.fault: h11.RemoteProtocolError | None = None
 
     def next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
-        """The next event, or that there is none for now."""
+        """The next event, or ``NEED_DATA``."""
         self.interrupted = self.left == 0
         if self.interrupted:
             return h11.NEED_DATA
@@ -90,14 +91,14 @@ class Parser(h11.Connection):
 
 
 def _check_size(request: h11.Request) -> None:
-    """Refuse headers that came at once, however long they are, as those that came bit by bit."""
+    """Refuse long headers that arrived in one piece; h11 checks only incomplete ones."""
     size = len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
     if size > HEADER_BYTES:
         raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
 
 
 class _Flow(FlowControl):
-    """uvicorn's flow control; while held, nothing is read, whatever the application asks for."""
+    """uvicorn's flow control. While it is held, nothing is read, even if the application resumes reading."""
 
     _held = False
 
@@ -118,7 +119,7 @@ class _Flow(FlowControl):
 
 
 class _Transport(asyncio.Transport):
-    """The connection's transport; uvicorn writes and closes through the protocol."""
+    """The transport that uvicorn writes to. It watches the sending, and closes gracefully."""
 
     def __init__(self, inner: asyncio.Transport, protocol: HttpProtocol) -> None:
         super().__init__()
@@ -148,20 +149,20 @@ class _Transport(asyncio.Transport):
 
     @property
     def taken(self) -> int:
-        """Bytes that the client's system has taken."""
+        """Bytes that the client's system has acknowledged."""
         return self.written - self.inner.get_write_buffer_size() - _unacknowledged(self.get_extra_info("socket"))
 
 
 class HttpProtocol(H11Protocol, HttpConnection):
     """uvicorn's protocol for h11, with timeouts, limits and problem documents.
 
-    A subclass, because uvicorn has an option only for the time between two requests: not for the first request, for
-    silent or slow headers, for clients that do not read, and for the text of its own refusals.
+    A subclass, because uvicorn limits only the time between two requests. It has no limits for the first request, for
+    slow headers and for clients that do not read, and its error responses are plain text.
 
     Args:
         config, server_state, app_state: of uvicorn.
         timeouts: of this connection.
-        connections: counts this one.
+        connections: of the server.
     """
 
     def __init__(
@@ -184,11 +185,11 @@ class HttpProtocol(H11Protocol, HttpConnection):
         self._served = self.app
         self._request_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
-        self._mark = (0.0, 0)  # when the client had taken how much
+        self._mark = (0.0, 0)  # time, and bytes that the client had acknowledged then
 
     @property
     def is_active(self) -> bool:
-        """Whether a request is under way."""
+        """Whether a request is being processed."""
         return self.cycle is not None and not self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -196,14 +197,14 @@ class HttpProtocol(H11Protocol, HttpConnection):
         super().connection_made(transport)
         self.flow = self._reading = _Flow(transport)
         self.transport = self._output = _Transport(transport, self)
-        if self not in self._registry.open:  # evicted while it was made
+        if self not in self._registry.open:  # evicted during the handshake
             transport.abort()
         elif self._registry.draining:
             self.shutdown()
         self._update()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop every timer, and tell the application."""
+        """Stop all timers, and notify the application."""
         self.closing = True
         self._registry.remove(self)
         self._unset_keepalive_if_required()
@@ -213,12 +214,12 @@ class HttpProtocol(H11Protocol, HttpConnection):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Handle what came; after the last response it is thrown away."""
+        """Handle received data. After the last response it is dropped."""
         if not self.closing:
             super().data_received(data)
 
     def handle_events(self) -> None:
-        """Handle a bounded number of events, and the rest after others had their turn."""
+        """Handle a limited number of events, and the rest in a later call of the event loop."""
         self.parser.left = EVENTS_AT_ONCE
         super().handle_events()
         if self.parser.interrupted and not self.closing:
@@ -227,20 +228,20 @@ class HttpProtocol(H11Protocol, HttpConnection):
         self._update()
 
     def choose_app(self, request: h11.Request) -> None:
-        """Decide who answers a request."""
+        """Choose the application that handles a request: above the limit of connections it is refused."""
         is_welcome = self._registry.has_place(self) or request.target.startswith(b"/health/")
         self.app = self._served if is_welcome else _refuse_connection
 
     def on_response_complete(self) -> None:
-        """Wait for the next request, or for the rest of this one."""
+        """Wait for the next request, or for the rest of the current one."""
         super().on_response_complete()
         self._update()
 
-    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text, which says less
-        """Answer malformed HTTP with a problem document, and close."""
+    def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text, which is less precise
+        """Respond to malformed HTTP with a problem document, and close the connection."""
         fault = self.parser.fault
         error = _describe(fault)
-        if self.is_active:  # the request's body is malformed: the application is told that it ended
+        if self.is_active:  # the body is malformed: end the application's request
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         identity = secrets.token_hex(16)
@@ -257,7 +258,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
         self.transport.close()
 
     def shutdown(self) -> None:
-        """Answer what is under way or arrives within a moment; each response closes its connection."""
+        """Finish requests that have begun or arrive within ``IDLE_SECONDS``. Each response closes its connection."""
         self._send_timeout = min(self._timeouts.send, self._timeouts.drain / DRAIN_SHARE)
         if self.is_active:
             self.cycle.keep_alive = False
@@ -265,14 +266,14 @@ class HttpProtocol(H11Protocol, HttpConnection):
             self.loop.call_later(IDLE_SECONDS, self._close_if_idle)
 
     def evict(self) -> None:
-        """Close the connection because another one needs its place."""
+        """Close the connection to make room for another one."""
         if self.transport is not None:
             self._output.inner.close()
         elif self.handshake:
             self.handshake.cancel()
 
     def finish(self) -> None:
-        """Close the connection; if the request has not ended, read on for a while, or the client would be reset."""
+        """Close the connection. If the request has not ended, drop the rest for ``LINGER_SECONDS`` first."""
         if self.closing:
             return
         self.closing = True
@@ -287,13 +288,13 @@ class HttpProtocol(H11Protocol, HttpConnection):
         self._set_request_timer(LINGER_SECONDS)
 
     def watch_sending(self) -> None:
-        """Abort the connection if its client does not take what is sent."""
+        """Abort the connection later if its client does not read the response."""
         if self._send_timer is None and self._output.inner.get_write_buffer_size():
             self._mark = (time.monotonic(), self._output.taken)
             self._send_timer = self.loop.call_later(self._send_timeout / 4, self._check_sending)
 
     def _should_upgrade(self) -> bool:
-        """Never: no other protocol is spoken here, and asking for one is no reason for a warning."""
+        """Return False: no other protocol is supported. uvicorn would log a warning."""
         return False
 
     def _check_sending(self) -> None:
@@ -306,7 +307,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
             self._mark = (now, taken)
         elif now - self._mark[0] >= self._send_timeout:
             path = self.scope["path"] if self.scope else ""
-            logger.info("aborted %s: the client takes too little", path, extra={"seconds": round(now - self._mark[0])})
+            logger.info("aborted %s: the client reads too slowly", path, extra={"seconds": round(now - self._mark[0])})
             inner.abort()
             return
         self._send_timer = self.loop.call_later(self._send_timeout / 4, self._check_sending)
@@ -317,7 +318,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
             self.handle_events()
 
     def _update(self) -> None:
-        """Set the timer of the request, and whether this connection may be closed for another one."""
+        """Set the timer of the request, and whether the connection is idle."""
         if self.closing:
             return
         self._registry.set_idle(self, idle=not self.is_active)
@@ -334,7 +335,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
 
     @property
     def _is_at_rest(self) -> bool:
-        """Whether it is kept alive after a whole request, and nothing of the next one came."""
+        """Whether it is kept alive after a complete request, and no byte of the next one has arrived."""
         return self.cycle is not None and self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     def _set_request_timer(self, seconds: float) -> None:
@@ -348,7 +349,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
 
 
 async def _refuse_connection(scope: Scope, _receive: Receive, send: Send) -> None:
-    """Answer on a connection above the limit."""
+    """Respond to a request on a connection above the limit."""
     error = NotReady("Too many connections are open. Send the request again after the time in Retry-After.")
     scope["headers"] = [*scope["headers"], (b"connection", b"close")]  # uvicorn closes the connection then
     identity = secrets.token_hex(16)
@@ -360,13 +361,13 @@ async def _refuse_connection(scope: Scope, _receive: Receive, send: Send) -> Non
 def _describe(fault: h11.RemoteProtocolError | None) -> ServiceError:
     if fault is not None and fault.error_status_hint == 431:
         return HeadersTooLarge(
-            f"The request line and headers may have {HEADER_BYTES} bytes together.", limit=HEADER_BYTES
+            f"The request line and headers exceed {HEADER_BYTES} bytes. Send shorter headers.", limit=HEADER_BYTES
         )
     return BadRequest(f"This is not well-formed HTTP/1.1: {str(fault)[:200]}.")
 
 
 def _unacknowledged(connection: socket.socket | None) -> int:
-    """Bytes that the system has sent or will send, and that the other side has not confirmed."""
+    """Bytes in the socket's send queue that the peer has not acknowledged."""
     if sys.platform != "linux" or connection is None or connection.fileno() < 0:
         return 0
     import fcntl  # noqa: PLC0415 - not on Windows

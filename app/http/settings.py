@@ -1,4 +1,4 @@
-"""Settings of the HTTP border: sockets, proxies, hosts, keys, and how long a client is waited for."""
+"""Settings of sockets, proxies, host names, secrets, and client timeouts."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ from app.secrets import Secret, name_keys, read_keys, read_token
 
 PREFIX = "SWIN2SR_"
 LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
-"""Host names that only this machine answers to."""
+"""Host names that are accepted by default when listening on loopback."""
 
 OWN_PATHS = frozenset({"docs", "health", "metrics", "openapi.json", "v1", "v2", "web"})
-"""First parts of the service's own paths: a prefix of that name could not be told from them."""
+"""First parts of the service's own paths, which cannot be path prefixes."""
 
 PATH_PREFIX = r"(/[A-Za-z0-9._~-]+)+"
 """Path prefixes that ROOT_PATH and X-Forwarded-Prefix may have."""
 
 
 class HttpSettings(BaseSettings):
-    """The part of the configuration that needs no model.
+    """The settings that do not concern models.
 
     Raises:
-        pydantic.ValidationError: if a value is impossible, or two values contradict each other.
+        pydantic.ValidationError: if a value is invalid, or two values contradict each other.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address to listen on; 0.0.0.0 accepts other machines")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
-    uds: Path | None = Field(None, description="path of a Unix socket to listen on, in place of HOST and PORT")
+    uds: Path | None = Field(None, description="path of a Unix socket to listen on, instead of HOST and PORT")
     ssl_certfile: Path | None = Field(None, description="PEM file of the certificate chain; serves HTTPS")
     ssl_keyfile: Path | None = Field(None, description="PEM file of the certificate's private key")
     root_path: str | None = Field(None, description="path prefix under which a proxy serves the application")
     trusted_proxies: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
-        description="comma-separated addresses or networks whose X-Forwarded-For, -Proto and -Prefix are believed; "
-        "unix: whoever connects to UDS",
+        description="comma-separated addresses or networks whose X-Forwarded-For, -Proto and -Prefix are trusted; "
+        "unix: clients that connect to UDS",
     )
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="comma-separated host names accepted in Host, or *; unset: loopback names when listening on "
-        "loopback, else any; another one gets 421; /health and /metrics are exempt",
+        "loopback, else any; other names get 421; /health and /metrics are exempt",
     )
     cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
         (), description="comma-separated origins whose pages may call the API from a browser, or *"
     )
     keep_alive_ms: int = Field(75_000, ge=1, description="how long an idle connection stays open")
     header_timeout_ms: int = Field(
-        15_000, ge=1, description="how long a connection may take to send complete headers; then it is closed"
+        15_000, ge=1, description="maximum time for a connection to send complete headers; then it is closed"
     )
     send_timeout_ms: int = Field(
         60_000,
         ge=1,
-        description="time in which a client must take 64 KiB of its response, or the rest; then it is aborted",
+        description="time in which a client must read 64 KiB of its response, or the rest; else it is aborted",
     )
     max_connections: int | Literal["auto"] = Field(
         "auto", description="open connections; auto: the limit of open files, less a reserve"
     )
     api_keys: Annotated[tuple[Secret, ...], NoDecode] = Field(
-        (), description="comma-separated keys; with any set, /v1/* needs one of them as bearer token"
+        (), description="comma-separated keys; if set, /v1/* and /v2/models/* require one of them as bearer token"
     )
     api_keys_file: Path | None = Field(
-        None, description="file with one key a line, name:key or key, in place of API_KEYS"
+        None, description="file with one key per line, name:key or key, instead of API_KEYS"
     )
     admin_token: Secret | None = Field(None, description="bearer token that allows load, unload and reload")
     admin_token_file: Path | None = Field(None, description="file whose only line is the admin token")
@@ -91,9 +91,9 @@ class HttpSettings(BaseSettings):
     @field_validator("api_keys", "trusted_proxies", "allowed_hosts", "cors_origins", mode="before")
     @classmethod
     def _refuse_blank_lists(cls, value: object) -> object:
-        """A list without an item would mean the opposite of what it seems to say. Runs before the value is split."""
+        """Refuse a list without items, which would disable what the user wanted to enable. Runs before ``_split``."""
         if isinstance(value, str) and not value.replace(",", "").strip():
-            raise ValueError("holds only blanks or commas; set at least one item, or leave it empty")
+            raise ValueError("contains only blanks or commas; set at least one item, or leave it empty")
         return value
 
     @field_validator("port", mode="before")
@@ -101,7 +101,7 @@ class HttpSettings(BaseSettings):
     def _explain_injected_port(cls, value: object) -> object:
         if isinstance(value, str) and "://" in value:
             raise ValueError(
-                f"{value[:100]!r} is no port. Kubernetes sets this variable for a Service called swin2sr: set "
+                f"{value[:100]!r} is not a port. Kubernetes sets this variable for a Service called swin2sr: set "
                 "enableServiceLinks: false in the pod's spec"
             )
         return value
@@ -123,7 +123,7 @@ class HttpSettings(BaseSettings):
         for name in names:
             if not re.fullmatch(r"\*|(\*\.)?[\w.-]+|\[[0-9a-f:.]+\]", name):
                 raise ValueError(
-                    f"{name!r} is no host name; list names such as images.example, without scheme and port"
+                    f"{name!r} is not a host name; list names such as images.example, without scheme and port"
                 )
         return names
 
@@ -133,7 +133,7 @@ class HttpSettings(BaseSettings):
         origins = tuple(each.lower().rstrip("/") for each in value)
         for each in origins:
             if not re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[^/\s]+", each):
-                raise ValueError(f"{each!r} is no origin; list origins such as https://photos.example, or *")
+                raise ValueError(f"{each!r} is not an origin; list origins such as https://photos.example, or *")
         return origins
 
     @field_validator("root_path")
@@ -141,9 +141,9 @@ class HttpSettings(BaseSettings):
     def _check_root_path(cls, value: str | None) -> str | None:
         path = (value or "").rstrip("/")
         if path and not re.fullmatch(PATH_PREFIX, path):
-            raise ValueError(f"{path[:100]!r} is no path prefix; write it as /tools/upscaler")
+            raise ValueError(f"{path[:100]!r} is not a path prefix; write it as /tools/upscaler")
         if path.split("/")[1:2] and path.split("/")[1] in OWN_PATHS:
-            raise ValueError(f"{path[:100]!r} begins like a path of the service itself; choose another prefix")
+            raise ValueError(f"{path[:100]!r} begins with a path of the service; choose another prefix")
         return path or None
 
     @field_validator("ssl_certfile", "ssl_keyfile")
@@ -163,7 +163,7 @@ class HttpSettings(BaseSettings):
     @model_validator(mode="after")
     def _fit_certificate(self) -> Self:
         if self.ssl_keyfile and not self.ssl_certfile:
-            raise ValueError(f"SSL_KEYFILE {self.ssl_keyfile} needs SSL_CERTFILE beside it")
+            raise ValueError(f"SSL_KEYFILE ({self.ssl_keyfile}) needs SSL_CERTFILE too")
         return self
 
     @model_validator(mode="after")
@@ -185,7 +185,7 @@ class HttpSettings(BaseSettings):
 
     @property
     def keys(self) -> Mapping[str, SecretStr]:
-        """The API keys by name, from API_KEYS or API_KEYS_FILE; empty where none are needed."""
+        """The API keys by name, from API_KEYS or API_KEYS_FILE; empty if none are required."""
         return self._keys
 
     @property

@@ -1,4 +1,4 @@
-"""A request's body as one file: streamed, bounded, and timed, whatever its framing."""
+"""Reads the uploaded file of a request, within limits of bytes and time."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from app.errors import BodyTooLarge, DeadlineExceeded, InvalidUpload, QueueFull,
 from app.http.forms import PART, Form, file_name
 
 PARSED_AT_ONCE = 16 * 1024
-"""Bytes of a form that are parsed before others have their turn in the event loop."""
+"""Bytes of a form that are parsed before other tasks of the event loop run."""
 
 UNSPECIFIC = frozenset({b"application/octet-stream", b"binary/octet-stream", b"application/x-www-form-urlencoded"})
-"""Content types that clients send where nobody chose one: curl, S3 and PHP. The bytes decide whether it is an image."""
+"""Default content types of curl, S3 and PHP. The bytes decide whether the body is an image."""
 
 
 @dataclass
 class Upload:
-    """One file as it was sent: its bytes, its name where one was given, and text fields beside it in a form."""
+    """One uploaded file: its bytes, its name (may be empty), and the text fields of the form."""
 
     body: bytes
     filename: str
     fields: Mapping[str, str] = field(default_factory=dict)
 
     def discard(self) -> None:
-        """Free the bytes, when the image was decoded."""
+        """Free the bytes after the image was decoded."""
         self.body = b""
 
 
 class UploadBudget:
-    """How many bytes of bodies are held at once, over all requests; used in the event loop alone.
+    """The bytes of all uploads that are held at once. Used in the event loop only.
 
     Args:
-        limit: bytes.
+        limit: maximum, bytes.
 
     Attributes:
-        held: bytes.
+        held: bytes that are held now.
     """
 
     def __init__(self, limit: int) -> None:
@@ -51,7 +51,7 @@ class UploadBudget:
 
     @contextmanager
     def reserve(self) -> Iterator[UploadReservation]:
-        """One request's reservation, free again at the end of the block."""
+        """Open the reservation of one request. It is released at the end of the block."""
         reservation = UploadReservation(self)
         try:
             yield reservation
@@ -61,38 +61,38 @@ class UploadBudget:
 
 @dataclass
 class UploadReservation:
-    """What one request holds of a room."""
+    """The part of a budget that one request holds."""
 
     budget: UploadBudget
     bytes: int = 0
 
     def check_capacity(self, expected: int) -> None:
-        """Look for room for bytes that were announced; they are counted when they come.
+        """Check that announced bytes fit. They are counted when they arrive.
 
         Raises:
-            QueueFull: if there is none now.
+            QueueFull: if they do not fit now.
         """
         if self.budget.held + expected > self.budget.limit:
             raise QueueFull(
-                f"The uploads of all requests may have {self.budget.limit} bytes together. Try again after the time in "
-                "Retry-After.",
+                f"The uploads of all requests would exceed {self.budget.limit} bytes (MAX_INFLIGHT_BYTES). Try again "
+                "after the time in Retry-After.",
                 reason="bytes",
                 limit=self.budget.limit,
                 actual=self.budget.held + expected,
             )
 
     def add(self, received: int) -> None:
-        """Count bytes that came.
+        """Count received bytes.
 
         Raises:
-            QueueFull: if there is no room for them.
+            QueueFull: if they do not fit.
         """
         self.check_capacity(received)
         self.bytes += received
         self.budget.held += received
 
     def release(self) -> None:
-        """Hold nothing any more, when the image was decoded or the request has ended."""
+        """Release everything, when the image was decoded or the request has ended."""
         self.budget.held -= self.bytes
         self.bytes = 0
 
@@ -100,19 +100,21 @@ class UploadReservation:
 async def read_upload(
     request: Request, reservation: UploadReservation, *, max_bytes: int, upload_timeout: float, deadline: float
 ) -> Upload:
-    """Read the one file of a request.
+    """Read the file of a request.
 
     Args:
         request: ``multipart/form-data`` with a part ``file``, or the file itself with an image's content type.
-        reservation: of the room for bodies, which this one is counted in.
-        max_bytes: largest body, framing included; checked against ``Content-Length`` first, and while reading.
-        upload_timeout: seconds that the body may take to arrive.
-        deadline: time of ``time.monotonic()`` after which nobody waits for an answer.
+        reservation: counts the bytes of the body.
+        max_bytes: largest body, including multipart framing; checked against ``Content-Length``, and while reading.
+        upload_timeout: maximum seconds for the body to arrive.
+        deadline: time of ``time.monotonic()`` after which the request fails.
 
     Raises:
-        InvalidUpload: if there is not exactly one file with something in it.
-        BodyTooLarge, UploadTooSlow, UnsupportedFormat, DeadlineExceeded: as their names say.
-        QueueFull: if too many bytes of others' bodies are held now.
+        InvalidUpload: if there is not exactly one file, or it is empty.
+        BodyTooLarge: if the body exceeds ``max_bytes``.
+        UploadTooSlow, DeadlineExceeded: if it does not arrive in time.
+        UnsupportedFormat: if its content type or encoding is not supported.
+        QueueFull: if the uploads of all requests exceed their budget.
     """
     content_type, parameters = parse_options_header(request.headers.get("content-type", "application/octet-stream"))
     _check_encoding(request.headers.get("content-encoding", ""))
@@ -139,7 +141,7 @@ async def read_upload(
 async def read_body(
     request: Request, reservation: UploadReservation, *, max_bytes: int, upload_timeout: float, deadline: float
 ) -> bytes:
-    """Read the body of a request whatever it holds, with the limits of ``read_upload``.
+    """Read the body of a request of any content type, with the limits of ``read_upload``.
 
     Raises:
         BodyTooLarge, UploadTooSlow, DeadlineExceeded, QueueFull: as for ``read_upload``.
@@ -166,10 +168,12 @@ async def _read(
     except TimeoutError:
         if left < upload_timeout:
             raise DeadlineExceeded(
-                "The deadline passed while the body arrived. Ask for more time with timeout_ms."
+                "The deadline passed while the body arrived. Allow more time with timeout_ms."
             ) from None
         raise UploadTooSlow(
-            f"The body was not complete after {upload_timeout:g} s. Send it faster, or send less.", limit=upload_timeout
+            f"The body was not complete after {upload_timeout:g} s (UPLOAD_TIMEOUT_MS). Send it faster, or a smaller "
+            "one.",
+            limit=upload_timeout,
         ) from None
 
 
@@ -177,7 +181,7 @@ def _check_encoding(header: str) -> None:
     codings = [each.strip() for each in header.split(",") if each.strip().lower() not in ("", "identity")]
     if codings:
         raise UnsupportedFormat(
-            f"Content-Encoding {', '.join(codings)[:100]!r} is not read here. Send the image as it is, without it."
+            f"Unsupported Content-Encoding {', '.join(codings)[:100]!r}. Send the image without Content-Encoding."
         )
 
 
@@ -191,8 +195,8 @@ def _is_image(body: bytes) -> bool:
 
 def _unread(content_type: bytes) -> UnsupportedFormat:
     return UnsupportedFormat(
-        f"A body of type {content_type.decode('latin-1')[:100]!r} is not read here. Send multipart/form-data with "
-        f"a part {PART!r}, or the image itself with its image/* content type."
+        f"Unsupported Content-Type {content_type.decode('latin-1')[:100]!r}. Send multipart/form-data with a part "
+        f"{PART!r}, or the image itself with its image/* content type."
     )
 
 
@@ -206,7 +210,11 @@ def _check_length(content_length: str, max_bytes: int, reservation: UploadReserv
 
 
 def _too_large(max_bytes: int, actual: int) -> BodyTooLarge:
-    return BodyTooLarge(f"A body may have {max_bytes} bytes at most.", limit=max_bytes, actual=actual)
+    return BodyTooLarge(
+        f"The body is larger than {max_bytes} bytes (MAX_BODY_BYTES). Send a smaller file.",
+        limit=max_bytes,
+        actual=actual,
+    )
 
 
 async def _receive(request: Request, form: Form | None, max_bytes: int, reservation: UploadReservation) -> bytes:

@@ -1,1 +1,1 @@
-"""What the pipeline does with pixels between decoding and encoding."""
+"""Planning, channels and resizing: the pipeline's work on pixels between decoding and encoding."""

@@ -2,7 +2,7 @@
 
 Networks have three channels or one. A color network sees gray replicated, and its channels are averaged afterwards. A
 gray network sees the luma of colors, and their chroma is kept. An alpha plane is computed as gray of its own. All
-functions are pure and work on any rectangle, so a tile is treated as a whole image is.
+functions are pure and work on any rectangle, so tiles and whole images are treated alike.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
 @dataclass(frozen=True)
 class NetworkInput:
-    """What a network sees of an image.
+    """The input of a network, and how its output becomes the image's channels again.
 
     Attributes:
         pixels: (H,W,C) with the network's number of channels.
@@ -59,15 +59,15 @@ def adapt(pixels: Pixels, channels: int) -> NetworkInput:
 def adapt_alpha(alpha: Pixels, channels: int) -> NetworkInput:
     """Convert alpha (H,W,1) for a network of ``channels`` channels; the output is limited to the range around it.
 
-    A network draws edges well, but adds a level or two to empty areas, and dark corners. A background that is wholly
-    transparent or wholly opaque has to stay so.
+    A network adds a level or two to empty areas, and dark corners. The limits keep a background that is fully
+    transparent or fully opaque unchanged.
     """
     each = adapt(alpha, channels)
     return NetworkInput(each.pixels, each.source, _within_neighbours)
 
 
 def is_constant(alpha: Pixels) -> bool:
-    """Whether alpha is the same everywhere, so that nothing has to be computed."""
+    """Whether alpha is the same everywhere, so that it need not be computed."""
     return bool((alpha == alpha.flat[0]).all())
 
 

@@ -1,4 +1,4 @@
-"""How much memory a request takes at most, known from its header before anything is decoded."""
+"""Peak memory of a request, estimated from its header before anything is decoded."""
 
 from __future__ import annotations
 

@@ -22,11 +22,7 @@ _SERVICE_ERRORS: Mapping[type[codec_errors.CodecError], type[RequestError]] = Ma
 
 @contextmanager
 def codec_errors_as_refusals() -> Iterator[None]:
-    """Raise what the codec raises as the service's error of the same meaning.
-
-    Raises:
-        InvalidImage, UnsupportedFormat, ImageTooLarge, OutputTooLarge, InvalidOption: as their names say.
-    """
+    """Raise an error of the codec as the service's error of the same meaning."""
     try:
         yield
     except codec_errors.CodecError as error:

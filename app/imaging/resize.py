@@ -1,4 +1,4 @@
-"""Resizing and blending of whole images, band by band, because in floating point an image has four times its bytes."""
+"""Resizing and blending of whole images, in bands: a whole image in floating point needs four times the memory."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _resize_rows(
 ) -> NDArray[np.float32]:
     """Rows of the resized image, in floating point, from the rows of the image that they depend on.
 
-    With ``as_stored``, uint8 is resized as such: Pillow rounds and clips between its two passes.
+    With ``as_stored``, uint8 is resized as uint8: Pillow then rounds and clips between its two passes.
     """
     height, width = size
     left, above, right, below = box

@@ -1,4 +1,4 @@
-"""A small picture to try the service with, drawn here: a landscape, fine lines, and text.
+"""The sample image of the page and the quickstart, drawn by this module: a landscape, fine lines, and text.
 
 ``python -m app.imaging.sample FILE`` writes it as PNG.
 """
@@ -17,7 +17,7 @@ SIZE = (240, 160)
 """Width and height of the sample, pixels."""
 
 _FINE = 4
-"""Everything is drawn so many times larger and then reduced, as a camera would."""
+"""The image is drawn this many times larger and then reduced, so that it looks like a photograph."""
 
 _INK = (24, 32, 48)
 _PAPER = (244, 240, 230)
@@ -66,7 +66,7 @@ def _draw_hills(draw: ImageDraw.ImageDraw, width: int, height: int) -> None:
 
 
 def _draw_star(draw: ImageDraw.ImageDraw, centre: tuple[float, float], radius: float) -> None:
-    """Spokes that come closer and closer together: where they blur, the resolution ends."""
+    """A Siemens star: spokes that converge, and show the resolution."""
     box = [centre[0] - radius, centre[1] - radius, centre[0] + radius, centre[1] + radius]
     draw.ellipse(box, fill=_PAPER)
     spokes = 28

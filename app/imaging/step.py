@@ -50,7 +50,7 @@ class StepRun:
         ]
 
     def tiles(self) -> Iterator[Pixels]:
-        """What the network computes: for each tile the colors and the alpha plane, each in every augmentation."""
+        """The inputs of the network: for each tile the colors and the alpha plane, each in every augmentation."""
         for tile in self._step.tiles:
             for each in self._inputs:
                 for index in range(self._step.augmentations):

@@ -11,7 +11,7 @@ from app.errors import ImageTooLarge, InvalidOption
 from app.schemas import UpscaleOptions
 
 MAX_PASSES = 3
-"""Passes of networks that enlarge one image; each sees what the one before has invented."""
+"""Largest number of enlarging passes for one image; artefacts add up over the passes."""
 
 _TOLERANCE = 1 + 1e-9
 
@@ -90,7 +90,7 @@ def choose_passes(
         size: height and width of the input in pixels.
         target: None for one pass of the requested variant.
         max_pixels: largest image at any point.
-        enlarge: whether a sequence that does not reach the target will do.
+        enlarge: whether a sequence that does not reach the target is accepted.
 
     Raises:
         ImageTooLarge: if one pass makes too large an image, or the target is too large.
@@ -117,8 +117,8 @@ def choose_passes(
     largest = max(_product(each) for each in allowed)
     if not reaching and not enlarge:
         raise InvalidOption(
-            f"{target.option} is more than the largest size that {firsts[0].variant} reaches for this image: "
-            f"{size[1] * largest}x{size[0] * largest} pixels. Use enlarge=true, or ask for less.",
+            f"{target.option} is larger than the largest size that {firsts[0].variant} reaches for this image: "
+            f"{size[1] * largest}x{size[0] * largest} pixels. Use enlarge=true or a smaller size.",
             errors=[f"{target.option}: larger than {size[1] * largest}x{size[0] * largest} pixels"],
             limit=largest,
             actual=target.ratio,
@@ -143,8 +143,8 @@ def _cost(passes: Sequence[Pass]) -> int:
 
 def _too_large(size: tuple[int, int], result: tuple[int, int], limit: int) -> ImageTooLarge:
     return ImageTooLarge(
-        f"{size[1]}x{size[0]} would become {result[1]}x{result[0]}, and an upscaled image may have {limit} pixels at "
-        "most. Send a smaller image, or ask for less.",
+        f"The result of {size[1]}x{size[0]} would be {result[1]}x{result[0]} ({result[0] * result[1]} pixels), and the "
+        f"limit is {limit} pixels (MAX_OUTPUT_PIXELS). Send a smaller image, or request a smaller size.",
         limit=limit,
         actual=result[0] * result[1],
     )

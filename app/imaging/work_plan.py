@@ -21,12 +21,12 @@ from model.padding import padded_size
 from model.tiling import Tile, plan
 
 RESULT_WINDOW = 4
-"""Tiles of a request that may be computed and not yet stitched; with the self-ensemble, all versions of two tiles."""
+"""Tiles of a request that may be computed and not yet stitched; with the self-ensemble, two tiles' augmentations."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """What a plan needs to know of a variant: side of its output over side of its input, window and channels."""
+    """The properties of a variant that a plan depends on."""
 
     name: str
     scale: int
@@ -39,9 +39,9 @@ class Step:
     """One pass of a network over the whole image.
 
     Attributes:
-        network: which.
-        height, width: of the image that it takes, in pixels, without padding.
-        tiles: what is computed, in reading order; they cover the padded image.
+        network: of this pass.
+        height, width: of its input in pixels, without padding.
+        tiles: in reading order; they cover the padded image.
         augmentations: 1, or 8 with the self-ensemble.
         alpha: whether the network also computes the alpha plane, unless that is constant.
     """
@@ -70,7 +70,7 @@ class Step:
 
     @property
     def output_size(self) -> tuple[int, int]:
-        """Height and width of what it makes, in pixels."""
+        """Height and width of its output in pixels."""
         return self.height * self.network.scale, self.width * self.network.scale
 
 
@@ -85,11 +85,11 @@ class Resize:
 
 @dataclass(frozen=True)
 class WorkPlan:
-    """What a request will cost and become.
+    """The steps of a request, its cost, and its result.
 
     Attributes:
         steps: passes of networks, at least one.
-        resize: None if the last pass makes the wanted size.
+        resize: None if the last pass has the target size.
         format: name of the output format.
         memory_bytes: largest amount of memory for planes, results and the encoder at a time.
         response_bytes: estimate of the encoded result.

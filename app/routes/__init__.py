@@ -1,4 +1,4 @@
-"""What can be asked over HTTP, a module per resource; a route parses, asks the service, and responds."""
+"""The routes, one module per resource. A route parses the request, calls the service, and responds."""
 
 from typing import Annotated
 
@@ -8,7 +8,7 @@ from app.service import Service
 
 
 async def current_service(request: Request) -> Service:
-    """The service that the application's lifespan owns. Not a plain function, which would take a thread of the pool."""
+    """The service of the application. Async, because FastAPI runs plain functions in a thread."""
     service: Service = request.app.state.service
     return service
 

@@ -1,4 +1,4 @@
-"""Who may ask: keys travel as ``Authorization: Bearer``."""
+"""Authentication with API keys and tokens, sent as ``Authorization: Bearer``."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from app.settings import Settings
 
 Credentials = Annotated[
     HTTPAuthorizationCredentials | None,
-    Depends(HTTPBearer(auto_error=False, description="Needed where the server has API_KEYS.")),
+    Depends(HTTPBearer(auto_error=False, description="Required if the server has API_KEYS.")),
 ]
 
 
 ADMIN = "(admin)"
-"""Whose request it is that carries the admin token; no key can have this name."""
+"""Client name of requests with the admin token. No key can have this name."""
 
 
 async def current_client(request: Request, service: ServiceDependency, credentials: Credentials) -> str:
-    """The name of the key that a request carries: clients take turns in the queue.
+    """The name of the API key of a request. Clients take turns in the queue.
 
     Raises:
-        Unauthorized: if a key is needed and none, or a wrong one, was sent.
+        Unauthorized: if a key is required, and none or a wrong one was sent.
     """
     token, settings = credentials.credentials if credentials else None, service.settings
     name = ADMIN if _is_admin(token, settings) else identify(token, settings.keys)
@@ -39,50 +39,50 @@ async def current_client(request: Request, service: ServiceDependency, credentia
 
 
 async def require_admin(service: ServiceDependency, credentials: Credentials) -> None:
-    """Let nobody but the administrator through.
+    """Require the admin token.
 
     Raises:
-        Forbidden: if there is no admin token on this server, or a user's key was sent.
-        Unauthorized: if none, or a wrong one, was sent.
+        Forbidden: if the server has no admin token, or an API key was sent.
+        Unauthorized: if no token or a wrong one was sent.
     """
     token, settings = credentials.credentials if credentials else None, service.settings
     if settings.admin_secret is None:
-        raise Forbidden("This server has no SWIN2SR_ADMIN_TOKEN, so nobody may change what is loaded.")
+        raise Forbidden("Loading and unloading are disabled: this server has no SWIN2SR_ADMIN_TOKEN.")
     if _is_admin(token, settings):
         return
     if any(_matches(token, settings.keys.values())):
-        raise Forbidden("This is a user's key. What is loaded changes with the admin token only.")
-    raise Unauthorized("The admin token is needed. Send it as `Authorization: Bearer TOKEN`.")
+        raise Forbidden("An API key does not permit this. Use the admin token.")
+    raise Unauthorized("The admin token is required. Send it as `Authorization: Bearer TOKEN`.")
 
 
 async def require_metrics_token(service: ServiceDependency, credentials: Credentials) -> None:
-    """Let through who may read the metrics.
+    """Require the metrics token, if the server has one.
 
     Raises:
-        Unauthorized: if there is a metrics token, and none or a wrong one was sent.
+        Unauthorized: if no token or a wrong one was sent.
     """
     expected = service.settings.metrics_token
     if expected is not None and not any(_matches(credentials.credentials if credentials else None, [expected])):
-        raise Unauthorized("The metrics token is needed. Send it as `Authorization: Bearer TOKEN`.")
+        raise Unauthorized("The metrics token is required. Send it as `Authorization: Bearer TOKEN`.")
 
 
 ClientDependency = Annotated[str, Depends(current_client)]
 
 
 def identify(token: str | None, keys: Mapping[str, SecretStr]) -> str:
-    """The name of the key that was sent; empty where no keys are needed.
+    """The name of the key that was sent; empty if no keys are configured.
 
-    Every key is compared, each in constant time, so that the time of the answer tells nothing.
+    All keys are compared, each in constant time, so that the response time reveals nothing about them.
 
     Raises:
-        Unauthorized: if a key is needed and none, or a wrong one, was sent.
+        Unauthorized: if a key is required, and none or a wrong one was sent.
     """
     if not keys:
         return ""
     matches = _matches(token, keys.values())
     if not any(matches):
-        what = "This key is not known" if token else "A key is needed"
-        raise Unauthorized(f"{what}. Send one as `Authorization: Bearer KEY`.")
+        what = "Unknown API key" if token else "An API key is required"
+        raise Unauthorized(f"{what}. Send a key as `Authorization: Bearer KEY`.")
     return list(keys)[matches.index(True)]
 
 

@@ -1,4 +1,4 @@
-"""A caller at the other end of a connection: it may leave, and then its work is of no use."""
+"""Cancels the work of a request when its client disconnects."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ V = TypeVar("V")
 
 
 async def while_connected(receive: Receive, work: Awaitable[V]) -> V:
-    """The work's result, unless the caller leaves: then the work is cancelled.
+    """Return the result of some work, or cancel it when the client disconnects.
 
     Args:
         receive: of a request whose body was read.
-        work: what the caller waits for.
+        work: of the request.
 
     Raises:
-        ClientDisconnect: if the caller left first.
+        ClientDisconnect: if the client disconnects first.
     """
     task = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(_until_disconnect(receive))

@@ -1,4 +1,4 @@
-"""What the documentation shows: real bodies of every error, and of answers that tell more than an image."""
+"""Examples in the OpenAPI document: bodies of errors, progress streams, and metrics."""
 
 from __future__ import annotations
 
@@ -31,34 +31,38 @@ content-type: image/png
 (the image)
 --BOUNDARY--
 """
-"""An answer that tells how far it is."""
+"""A response with progress."""
 
 EXPOSITION = """\
 # HELP swin2sr_requests_total Requests for an image by outcome.
 # TYPE swin2sr_requests_total counter
 swin2sr_requests_total{key="",outcome="ok",variant="small-x2"} 12.0
 """
-"""The beginning of what there is to measure."""
+"""The first lines of the metrics."""
 
 
 def example_errors() -> list[errors.ServiceError]:
-    """One error of every class that callers meet, with the words and facts that the service gives it."""
+    """One error of every class, with messages and facts as the service sends them."""
     return [
         errors.InvalidImage("The PNG is truncated; send the whole file."),
-        errors.InvalidUpload(
-            "The multipart body has a part 'image'. Only 'file' is read; options are query parameters."
-        ),
+        errors.InvalidUpload("The multipart body has a file 'image'. Send the image as 'file'."),
         errors.BadRequest("This is not well-formed HTTP/1.1: illegal request line."),
-        errors.Unauthorized("A key is needed. Send one as `Authorization: Bearer KEY`."),
-        errors.Forbidden("This is a user's key. What is loaded changes with the admin token only."),
-        errors.NotFound("Nothing is at /v1/enlarge. GET /docs shows what there is."),
+        errors.Unauthorized("An API key is required. Send a key as `Authorization: Bearer KEY`."),
+        errors.Forbidden("An API key does not permit this. Use the admin token."),
+        errors.NotFound("No such endpoint: /v1/enlarge. See GET /docs."),
         errors.UnknownVariant(
-            "There is no variant 'x9'. GET /v1/variants lists what there is.",
+            "Unknown variant 'x9'. Available: x2, x4, jpeg-restore, compressed, lightweight-x2, small-x2.",
             available=["x2", "x4", "jpeg-restore", "compressed", "lightweight-x2", "small-x2"],
         ),
-        errors.MethodNotAllowed("/v1/upscale allows POST, not GET.", allowed="POST"),
-        errors.UploadTooSlow("The body was not complete after 30 s. Send it faster, or send less.", limit=30.0),
-        errors.BodyTooLarge("A body may have 67108864 bytes at most.", limit=67_108_864, actual=80_000_000),
+        errors.MethodNotAllowed("GET is not allowed on /v1/upscale; allowed: POST.", allowed="POST"),
+        errors.UploadTooSlow(
+            "The body was not complete after 30 s (UPLOAD_TIMEOUT_MS). Send it faster, or a smaller one.", limit=30.0
+        ),
+        errors.BodyTooLarge(
+            "The body is larger than 67108864 bytes (MAX_BODY_BYTES). Send a smaller file.",
+            limit=67_108_864,
+            actual=80_000_000,
+        ),
         errors.ImageTooLarge(
             "The image has 10000x10000 pixels; at most 50000000 are accepted.", limit=50_000_000, actual=100_000_000
         ),
@@ -72,25 +76,24 @@ def example_errors() -> list[errors.ServiceError]:
             supported=["png", "jpeg", "webp", "tiff", "avif", "bmp", "gif", "heif", "jxl"],
         ),
         errors.MisdirectedRequest(
-            "This server does not answer requests for the host 'images.example'. If the name is right, add it to "
-            "SWIN2SR_ALLOWED_HOSTS."
+            "The host 'images.example' is not accepted. If the name is right, add it to SWIN2SR_ALLOWED_HOSTS."
         ),
         errors.InvalidOption(
             "quality: Input should be greater than or equal to 1",
             errors=["quality: Input should be greater than or equal to 1"],
         ),
         errors.QueueFull(
-            "The queue holds 256 requests and no more. Try again after the time in Retry-After.",
+            "The queue is full: 256 requests. Try again after the time in Retry-After.",
             retry_after=3,
             reason="requests",
             limit=256,
             actual=256,
         ),
-        errors.HeadersTooLarge("The request line and headers may have 65536 bytes together.", limit=65_536),
-        errors.InternalError("Something went wrong here. The log has it under this request id."),
+        errors.HeadersTooLarge("The request line and headers exceed 65536 bytes. Send shorter headers.", limit=65_536),
+        errors.InternalError("Unexpected server error. The server's log has it under this request id."),
         errors.NotReady(
-            "The weights of 'realworld-x4' are not on this server. Run `swin2sr fetch realworld-x4` where it runs and "
-            "start it again, or let its administrator POST /v1/variants/realworld-x4/load.",
+            "The weights of 'realworld-x4' are not on this server. Run `swin2sr fetch realworld-x4` on the server "
+            "and restart it, or ask its administrator to POST /v1/variants/realworld-x4/load.",
             retry_after=60,
             variant="realworld-x4",
         ),
@@ -103,7 +106,7 @@ def example_errors() -> list[errors.ServiceError]:
 def problems(*kinds: type[errors.ServiceError]) -> dict[int | str, dict[str, object]]:
     """The documentation of a route's errors: a response for each status, an example for each code.
 
-    Every route may also meet a bug; that is its ``default``.
+    The ``default`` is an unexpected server error.
     """
     shown = [error for error in example_errors() if type(error) in kinds]
     statuses = sorted({error.status for error in shown})
@@ -122,6 +125,6 @@ def _response(shown: Sequence[errors.ServiceError]) -> dict[str, object]:
         "content": {"application/problem+json": content},
     }
     if any(error.retry_after is not None for error in shown):
-        about = {"description": "Seconds after which trying again makes sense.", "schema": {"type": "integer"}}
+        about = {"description": "Seconds to wait before another attempt.", "schema": {"type": "integer"}}
         response["headers"] = {"Retry-After": about}
     return response

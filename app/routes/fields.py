@@ -15,13 +15,13 @@ SIMILARITY = 0.75
 """Ratio of ``difflib`` from which the name of a field counts as a misspelt option."""
 
 NAMED = 5
-"""Ignored fields that the notice names."""
+"""Maximum number of ignored fields that the notice names."""
 
 
 def with_fields(
     options: UpscaleOptions, fields: Mapping[str, str], query: Mapping[str, str]
 ) -> tuple[UpscaleOptions, str]:
-    """Options of the query, and those of a form's text fields beside them. The query counts where both have one.
+    """The options of the query and of a form's text fields. The query takes precedence.
 
     Args:
         options: of the query, checked.
@@ -33,13 +33,13 @@ def with_fields(
 
     Raises:
         InvalidOption: if the name of a field is a likely misspelling of an option.
-        RequestValidationError: if a value is impossible, or two options contradict each other.
+        RequestValidationError: if a value is invalid, or two options contradict each other.
     """
     names = list(UpscaleOptions.model_fields)
     unknown = [name for name in fields if name not in names]
     for name in unknown:
         if near := difflib.get_close_matches(name.strip().lower().replace("-", "_"), names, 1, cutoff=SIMILARITY):
-            sentence = f"The form has a field {name[:50]!a}, which is no option. Did you mean {near[0]!r}?"
+            sentence = f"Unknown option {name[:50]!a} in the form. Did you mean {near[0]!r}?"
             raise InvalidOption(sentence, errors=[sentence])
     known = {name: value for name, value in fields.items() if name in names}
     if known:
@@ -54,7 +54,7 @@ def with_fields(
 def _notice(unknown: list[str], overruled: list[str]) -> str:
     more = f" and {len(unknown) - NAMED} more" if len(unknown) > NAMED else ""
     names = ", ".join(ascii(name[:50]) for name in unknown[:NAMED]) + more
-    ignored = [f"fields of the form that are no options were ignored: {names}"] if unknown else []
+    ignored = [f"unknown fields of the form were ignored: {names}"] if unknown else []
     if overruled:
         ignored.append(f"fields of the form were ignored, because the query has them too: {', '.join(overruled)}")
     return "; ".join(ignored)

@@ -1,4 +1,4 @@
-"""What machines ask about this process: is it alive, is it ready, what has it done."""
+"""Health probes and metrics."""
 
 from typing import Any
 
@@ -14,26 +14,26 @@ from app.version import service_version
 
 router = APIRouter(tags=["health"])
 
-_ALL: dict[str, Any] = {"description": "All of them.", "content": {"text/plain": {"example": EXPOSITION}}}
+_ALL: dict[str, Any] = {"description": "All metrics.", "content": {"text/plain": {"example": EXPOSITION}}}
 
 
 @router.get("/health/live", summary="Liveness probe", responses=problems(NotReady))
 async def live(service: ServiceDependency) -> Health:
-    """503 only when a restart is the cure."""
+    """503 if the process should be restarted."""
     service.check_liveness()
     return Health()
 
 
 @router.get("/health/ready", summary="Readiness probe", responses=problems(NotReady))
 async def ready(service: ServiceDependency) -> Readiness:
-    """503 with the reasons while loading, warming up, draining, or without a worker that works."""
+    """503 with the reasons while loading, warming up or draining, or if the worker does not run."""
     service.check_readiness()
     return Readiness(version=service_version())
 
 
 @router.get("/health/startup", summary="Startup probe", responses=problems(NotReady))
 async def startup(service: ServiceDependency) -> Health:
-    """503 until everything that was asked for at boot was loaded, or failed to."""
+    """503 until all variants in VARIANTS were loaded or have failed."""
     if not service.registry.booted:
         raise NotReady("; ".join(service.registry.reasons_not_ready()), retry_after=1)
     return Health()
@@ -47,6 +47,6 @@ async def startup(service: ServiceDependency) -> Health:
     dependencies=[Depends(require_metrics_token)],
 )
 async def metrics(service: ServiceDependency, request: Request) -> Response:
-    """Counters, histograms and gauges as Prometheus text. Needs the metrics token where the server has one."""
+    """Counters, histograms and gauges as Prometheus text. Requires the metrics token if the server has one."""
     collect = getattr(request.app.state, "collect_metrics", None)  # of all replicas, on Ray
     return Response(await collect() if collect else service.metrics.exposition(), media_type=MEDIA_TYPE)

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol (version 2): every variant is a model with an encoded image in and one out.
+"""The Open Inference Protocol (version 2): every variant is a model with an encoded image as input and as output.
 
 The request's body is JSON, with the image in base64, or JSON followed by binary data (the extension
 ``binary_tensor_data``). Errors are ``{"error": ...}``; see ``app.http.handlers``.
@@ -55,13 +55,13 @@ async def server_ready(service: ServiceDependency) -> Response:
 
 
 def check_version(version: str = VERSION) -> None:
-    """Refuse a version that does not exist.
+    """Check the version of a model.
 
     Raises:
-        NotFound: if it is not the only one.
+        NotFound: if it is not ``VERSION``.
     """
     if version != VERSION:
-        raise NotFound(f"There is no version {version[:100]!r} of this model, only {VERSION!r}.")
+        raise NotFound(f"Unknown version {version[:100]!r} of this model. Use {VERSION!r}.")
 
 
 VersionDependency = Depends(check_version)
@@ -72,8 +72,8 @@ VersionDependency = Depends(check_version)
 async def model_metadata(name: str, service: ServiceDependency) -> dict[str, object]:
     """Inputs and outputs of a model."""
     tensor = {"name": "image", "datatype": "BYTES", "shape": [1]}
-    entry = service.registry.find(name)
-    return {"name": entry.name, "versions": [VERSION], "platform": "pytorch", "inputs": [tensor], "outputs": [tensor]}
+    variant = service.registry.find(name)
+    return {"name": variant.name, "versions": [VERSION], "platform": "pytorch", "inputs": [tensor], "outputs": [tensor]}
 
 
 @models.get("/ready")
@@ -108,7 +108,7 @@ async def infer(
         upload_timeout=settings.upload_timeout_ms / 1000,
         deadline=longest,
     )
-    # In a thread: JSON and base64 of the largest body take a second.
+    # In a thread, because parsing JSON and base64 of the largest body takes a second.
     call = await asyncio.to_thread(parse_call, body, header_length, name)
     del body
     timeout = min(call.options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
@@ -127,7 +127,7 @@ async def _answer(request: Request, service: Service, call: Call, caller: Caller
 
 
 def _readiness(about: Mapping[str, object], reason: str) -> Response:
-    """Ready if there is no reason against it."""
+    """The response of a readiness endpoint: 503 if there is a reason."""
     if not reason:
         return JSONResponse({**about, "ready": True})
     return JSONResponse({**about, "ready": False, "error": reason}, 503, {"Retry-After": "1"})

@@ -1,4 +1,4 @@
-"""What people see: a page of its own files and of nothing else."""
+"""The web page and its files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HEADERS = MappingProxyType(
         "Cache-Control": "no-cache",
     }
 )
-"""Of every answer: nothing is loaded from elsewhere, and no other page may put this one into a frame."""
+"""Headers of every response: nothing is loaded from other hosts, and other pages cannot embed this one."""
 
 
 @router.get("/")
@@ -49,28 +49,28 @@ def show_page(request: Request) -> Response:
 
 @router.get("/docs")
 def show_documents(request: Request) -> Response:
-    """What ``/openapi.json`` says, to read and to try."""
+    """The documentation of the API."""
     return _answer(request, "docs.html")
 
 
 @router.get("/status")
 def show_status(request: Request) -> Response:
-    """Whether the service is ready and which variants it has, for people."""
+    """The status page: whether the service is ready, and its variants."""
     return _answer(request, "status.html")
 
 
 @router.get("/web/sample.png")
 def show_sample(request: Request) -> Response:
-    """A picture to try the service with."""
+    """The sample image."""
     return _respond(request, draw_sample(), "image/png")
 
 
 @router.get("/web/{name}")
 def show_file(request: Request, name: str) -> Response:
-    """A part of the page.
+    """A file of the page.
 
     Raises:
-        NotFound: if it has no such part.
+        NotFound: if it does not exist.
     """
     return _answer(request, name)
 
@@ -79,12 +79,12 @@ def _answer(request: Request, name: str) -> Response:
     parts = {entry.name: entry for entry in files("app").joinpath("web").iterdir()}
     suffix = name[name.rfind(".") :]
     if name not in parts or suffix not in MEDIA_TYPES:
-        raise NotFound("The page has no such part. GET / shows the page.")
+        raise NotFound(f"No such file of the page: {name[:100]}. See GET /.")
     return _respond(request, parts[name].read_bytes(), MEDIA_TYPES[suffix])
 
 
 def _respond(request: Request, body: bytes, media_type: str) -> Response:
-    """The body, or that the browser has it already."""
+    """The body, or 304 if the browser has it already."""
     tag = f'"{sha256(body).hexdigest()[:32]}"'
     headers = {**HEADERS, "ETag": tag}
     if tag in request.headers.get("if-none-match", ""):

@@ -1,8 +1,8 @@
-r"""An answer that tells how far it is: ``multipart/mixed``, for who asks with ``Accept: multipart/mixed``.
+r"""Responses with progress, for requests with ``Accept: multipart/mixed``.
 
-What is refused before the request has its place in the queue is answered as ever, with a status and a problem
-document. From then on the status is 200, and the body's parts arrive as things happen (CRLF line ends, a boundary that
-stands in ``Content-Type``, ``Content-Length`` in every part)::
+Errors before the request is in the queue have their own status and a problem document, as in plain responses. Later the
+status is 200, and the parts of a ``multipart/mixed`` body arrive as the request progresses (CRLF line ends, the
+boundary in ``Content-Type``, ``Content-Length`` in every part)::
 
     --BOUNDARY
     content-type: application/json
@@ -26,14 +26,14 @@ stands in ``Content-Type``, ``Content-Length`` in every part)::
     (the image)
     --BOUNDARY--
 
-- ``queued``: ``position`` 1 is next. ``running``: ``tile`` of ``tiles`` are done; a tile counts once for the colours,
-  once more for a transparency, and eight times with the ensemble.
-- The last part is sent again after 8 s of silence, so that proxies do not close the stream.
-- There is at least one part of each state; of several that wait for a slow reader only the newest is sent.
-- The last part is the image, with the headers that a plain answer has, or ``application/problem+json``, whose
-  ``status`` and ``Retry-After`` are what a plain answer would have had.
-- A part is complete when it is sent: the delimiter behind it comes with it.
-- Whoever leaves cancels, as ever.
+- ``queued``: ``position`` 1 is next. ``running``: ``tile`` of ``tiles`` are done. A tile counts once for the colours,
+  once more for the alpha plane, and eight times with the ensemble.
+- The latest progress part is repeated after 8 s without news, so that proxies do not close the stream.
+- There is at least one part of each state. If the client reads slowly, older parts of the same state are dropped.
+- The last part is the image with the headers of a plain response, or ``application/problem+json`` with the ``status``
+  and ``Retry-After`` of a plain response.
+- Each part is sent with the delimiter that follows it, so that it is complete on arrival.
+- A disconnect cancels the request, as in plain responses.
 """
 
 from __future__ import annotations
@@ -57,21 +57,22 @@ from app.routes.connection import while_connected
 
 MIXED = "multipart/mixed"
 REPEAT_SECONDS = 8.0
-"""Silence after which the last part is sent again: proxies close streams that say nothing."""
+"""Time without progress after which the latest part is repeated, because proxies close idle streams."""
 
 
 def wants_progress(request: Request) -> bool:
-    """Whether the caller accepts ``multipart/mixed`` by name."""
+    """Whether the ``Accept`` header contains ``multipart/mixed``."""
     ranges = request.headers.get("accept", "").split(",")
     return any(each.partition(";")[0].strip().lower() == MIXED for each in ranges)
 
 
 class ProgressResponse(Response):
-    """The progress of some work, then its answer.
+    """The progress of some work, then its response.
 
     Args:
-        work: given whom to tell about progress, in any thread, returns the answer that becomes the last part.
-        repeat_after: seconds of silence after which the last part is sent again.
+        work: gets a callback for progress, which may be called in any thread, and returns the response of the last
+            part.
+        repeat_after: seconds without progress after which the latest part is repeated.
 
     Raises:
         ServiceError: when called, if the work fails before it made any progress; nothing was sent then.
@@ -88,8 +89,8 @@ class ProgressResponse(Response):
         self._repeat_after = repeat_after
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        parts = _Parts(send)
+        """Respond to one request."""
+        parts = _MultipartWriter(send)
 
         async def end(error: ServiceError) -> None:
             await parts.end(problem_response(Request(scope), error))
@@ -101,7 +102,9 @@ class ProgressResponse(Response):
                 raise
             add_log_fields(scope, outcome="cancelled")
 
-    async def _stream(self, scope: Scope, parts: _Parts, end: Callable[[ServiceError], Awaitable[None]]) -> None:
+    async def _stream(
+        self, scope: Scope, parts: _MultipartWriter, end: Callable[[ServiceError], Awaitable[None]]
+    ) -> None:
         mailbox = _Mailbox()
         task = asyncio.ensure_future(self._work(mailbox.put))
         task.add_done_callback(lambda _task: mailbox.ring())
@@ -128,12 +131,12 @@ class ProgressResponse(Response):
 
 
 def _describe(progress: Progress) -> dict[str, object]:
-    place = {"position": progress.position} if progress.state == "queued" else {}
-    return {"state": progress.state, **place, "tile": progress.done, "tiles": progress.total}
+    position = {"position": progress.position} if progress.state == "queued" else {}
+    return {"state": progress.state, **position, "tile": progress.done, "tiles": progress.total}
 
 
 class _Mailbox:
-    """Progress on its way from any thread to a reader that may be slow: of each state only the newest waits."""
+    """Passes progress from any thread to the event loop. Of each state only the newest is kept."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -146,15 +149,15 @@ class _Mailbox:
 
     def put(self, progress: Progress) -> None:
         """Called in any thread."""
-        with suppress(RuntimeError):  # the loop has ended, and nobody reads any more
+        with suppress(RuntimeError):  # the event loop is closed
             self._loop.call_soon_threadsafe(self._keep, progress)
 
     def ring(self) -> None:
-        """Wake the reader though there is no progress."""
+        """Wake the reader without progress."""
         self._bell.set()
 
     async def take(self, seconds: float) -> deque[Progress]:
-        """What waits, as soon as something does or the bell rings; nothing after so many seconds."""
+        """Wait for progress or ``ring``, for at most ``seconds``, and return the progress."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._bell.wait(), seconds)
         self._bell.clear()
@@ -168,8 +171,8 @@ class _Mailbox:
         self._bell.set()
 
 
-class _Parts:
-    """A multipart body, sent part by part, each with the delimiter behind it."""
+class _MultipartWriter:
+    """Sends a multipart body part by part, each with the delimiter that follows it."""
 
     def __init__(self, send: Send) -> None:
         self.send = send
@@ -187,11 +190,11 @@ class _Parts:
         await self._write(b"--" + self._boundary)
 
     async def add(self, document: bytes) -> None:
-        """A JSON part."""
+        """Send a JSON part."""
         await self._write(self._part({"content-type": "application/json", "content-length": len(document)}, document))
 
     async def end(self, answer: Response) -> None:
-        """The last part: an answer with its headers."""
+        """Send the last part: a response with its headers."""
         await self._write(self._part(answer.headers, bytes(answer.body)) + b"--\r\n", more=False)
 
     def _part(self, headers: Mapping[str, object], content: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""One image in, one image out."""
+"""``POST /v1/upscale``."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ _ERRORS = problems(
     errors.DeadlineExceeded,
 )
 _HEADERS = {
-    "Content-Disposition": "A file name made from the upload's and the variant's.",
-    "X-Request-Id": "Of this request; taken over if it was sent.",
-    "X-Swin2SR-Variant": "The variant that computed.",
-    "X-Swin2SR-Scale": "Its scale.",
-    "X-Swin2SR-Precision": "What it computed in: exact, high or fast.",
-    "X-Swin2SR-Tiles": "How many tiles the image was cut into.",
+    "Content-Disposition": "A file name from the upload's name and the variant.",
+    "X-Request-Id": "Id of this request; yours is echoed if you send one.",
+    "X-Swin2SR-Variant": "The variant that was used.",
+    "X-Swin2SR-Scale": "Scale of the variant.",
+    "X-Swin2SR-Precision": "Precision of the computation: exact, high or fast.",
+    "X-Swin2SR-Tiles": "Number of tiles.",
     "X-Swin2SR-Steps": "The passes and the resizing, for example `small-jpeg; small-x4; resize 2000x1500`.",
     "X-Swin2SR-Restored": "The variant that removed compression artefacts first, and the upload's estimated quality.",
     "X-Swin2SR-Quality": "The quality that was chosen for `max_bytes`.",
@@ -81,14 +81,14 @@ _IMAGE: dict[int | str, dict[str, object]] = {
 
 @dataclass(frozen=True)
 class Holdings:
-    """What a request holds of the budgets for uploads, memory and responses, until its response was sent."""
+    """The reservations of a request in the budgets for uploads, memory and responses, until its response was sent."""
 
     upload: UploadReservation
     memory: ByteReservation
     response: ByteReservation
 
     def caller(self, deadline: float, client: str, on_progress: Callable[[Progress], None] | None = None) -> Caller:
-        """The caller that these reservations belong to."""
+        """A caller with these reservations."""
         return Caller(deadline, client, on_progress, self.upload.release, response=self.response, memory=self.memory)
 
 
@@ -123,7 +123,7 @@ async def upscale(
 
     Options are query parameters, or text fields of the form.
 
-    With ``Accept: multipart/mixed`` the answer tells its progress in JSON parts before the image.
+    With ``Accept: multipart/mixed`` the response contains progress in JSON parts before the image.
     """
     settings = service.settings
     deadline = _deadline(request, options, settings)
@@ -151,13 +151,13 @@ async def upscale(
 
 
 def _deadline(request: Request, options: UpscaleOptions, settings: Settings) -> float:
-    """Time of ``time.monotonic()`` after which nobody waits for the response."""
+    """Time of ``time.monotonic()`` after which the request fails."""
     timeout_ms = min(options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms)
     return arrived_at(request.scope) + timeout_ms / 1000
 
 
 def log_result(scope: Scope, upscaled: Upscaled) -> None:
-    """Add what a request got, and what it took, to its line in the log and to the metrics."""
+    """Add the result of a request to its log line and to the metrics."""
     add_log_fields(
         scope,
         outcome="ok",

@@ -1,4 +1,4 @@
-"""What a request can ask for, and, for the administrator, what is loaded."""
+"""The variants of the server, and their loading and unloading by an administrator."""
 
 from fastapi import APIRouter, Depends
 
@@ -14,7 +14,7 @@ admin_router = APIRouter(prefix="/v1/variants", tags=["admin"], dependencies=[De
 _REFUSALS = problems(Unauthorized, Forbidden, UnknownVariant, NotReady)
 
 
-@router.get("", summary="All variants, what each is for, and its state", responses=problems(Unauthorized))
+@router.get("", summary="List variants and their states", responses=problems(Unauthorized))
 async def list_variants(service: ServiceDependency) -> VariantList:
     """Official, embedded and own variants."""
     return VariantList(default=service.registry.default, variants=service.registry.describe_all())
@@ -28,7 +28,7 @@ async def describe_variant(name: str, service: ServiceDependency) -> VariantDesc
 
 @admin_router.post("/{name}/load", summary="Load a variant", responses=_REFUSALS)
 async def load_variant(name: str, service: ServiceDependency) -> VariantDescription:
-    """Answers when it is loaded and warm; official weights are fetched if they are not here, loaded ones stay."""
+    """Responds when the variant is loaded and warm. Missing official weights are downloaded first."""
     registry = service.registry
     await registry.load(registry.find(name))
     return registry.describe(name)
@@ -36,7 +36,7 @@ async def load_variant(name: str, service: ServiceDependency) -> VariantDescript
 
 @admin_router.post("/{name}/unload", summary="Unload a variant", responses=_REFUSALS)
 async def unload_variant(name: str, service: ServiceDependency) -> VariantDescription:
-    """New requests for it are refused from now on; those that were accepted are finished."""
+    """New requests for the variant are refused. Accepted ones are finished."""
     registry = service.registry
     await registry.unload(registry.resolve(name))
     return registry.describe(name)
@@ -44,7 +44,7 @@ async def unload_variant(name: str, service: ServiceDependency) -> VariantDescri
 
 @admin_router.post("/{name}/reload", summary="Load a variant's weights again", responses=_REFUSALS)
 async def reload_variant(name: str, service: ServiceDependency) -> VariantDescription:
-    """Answers when the new weights serve; if they cannot be loaded, the old ones stay."""
+    """Responds when the new weights are in use. If they cannot be loaded, the old ones are kept."""
     registry = service.registry
     await registry.reload(registry.resolve(name))
     return registry.describe(name)

@@ -1,1 +1,1 @@
-"""Which variants exist, where their weights are, and whether they are loaded."""
+"""The variants of a server: their weights, downloads, states and loaded models."""

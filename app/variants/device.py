@@ -1,4 +1,4 @@
-"""Memory of a device: how much there is, whether it ran out, and how to return what is unused."""
+"""Memory of a device: how much is free, whether it ran out, and how to release it. Threads of a forward pass."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _PHRASES = (
     "can't allocate memory", "out of memory", "alloc_failed", "bad_alloc", "not enough memory",
     "unable to find an engine",
 )  # fmt: skip
-"""Messages of RuntimeErrors without a class of their own, from torch's CPU allocator, CUDA and its libraries. cuDNN
-raises the last one if no algorithm for a convolution got the memory that it needs."""
+"""Parts of messages of plain RuntimeErrors from torch's CPU allocator, CUDA and its libraries. cuDNN raises the last
+one if no algorithm for a convolution got the memory that it needs."""
 
 _MALLOC_LIMITS = (
     (-8, "MALLOC_ARENA_MAX", 2),
@@ -80,7 +80,7 @@ def keep_memory_small() -> None:
 
 
 def use_threads(count: int) -> None:
-    """Let the calling thread compute with ``count`` threads. The number belongs to the thread, so each one sets it."""
+    """Let PyTorch use ``count`` threads in the calling thread. PyTorch stores the number for each thread."""
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
 
@@ -91,7 +91,7 @@ def free(device: torch.device) -> int | None:
 
 
 def measure(device: torch.device) -> Iterator[tuple[str, float]]:
-    """Kinds of memory of a device and their bytes: ``used`` by this process, and ``total``."""
+    """Kinds of memory of a device and their bytes: ``used`` by this process, ``total``, on a GPU also ``allocated``."""
     if device.type == "cuda":
         yield "allocated", float(torch.cuda.memory_allocated(device))
         yield "used", float(torch.cuda.memory_reserved(device))
@@ -108,6 +108,6 @@ def machine_memory() -> int:
 
 
 def resident_memory() -> int | None:
-    """Bytes of main memory that this process uses; None on another system than Linux."""
+    """Bytes of main memory that this process uses; None on other systems than Linux."""
     statm = Path("/proc/self/statm")
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else None

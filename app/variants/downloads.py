@@ -14,7 +14,7 @@ from model.variants import Variant
 class Downloads:
     """The running downloads.
 
-    The threads end with the process, also in the middle of a download; the next process resumes it.
+    The threads are daemons: they end with the process, also in the middle of a download. The next process resumes it.
 
     Args:
         official: the authors' weights on this machine.
@@ -22,10 +22,10 @@ class Downloads:
 
     def __init__(self, official: OfficialWeights) -> None:
         self._official = official
-        self._on_the_way: dict[str, Future[Path]] = {}
+        self._running: dict[str, Future[Path]] = {}
 
     async def fetch(self, variant: Variant, on_step: OnStep) -> Path:
-        """Download the weights of a variant, or wait for the download that runs.
+        """Download the weights of a variant, or wait for a running download.
 
         Args:
             variant: of the table.
@@ -34,10 +34,10 @@ class Downloads:
         Raises:
             FetchError: if it fails; the message says why, and what to do.
         """
-        future = self._on_the_way.get(variant.name)
+        future = self._running.get(variant.name)
         if future is None or future.done():
-            future = self._on_the_way[variant.name] = Future()
-            future.set_running_or_notify_cancel()  # a caller that stops waiting must not cancel it for others
+            future = self._running[variant.name] = Future()
+            future.set_running_or_notify_cancel()  # so that a cancelled caller does not cancel it for others
             threading.Thread(
                 target=self._fetch, args=(future, variant, on_step), name="swin2sr-fetch", daemon=True
             ).start()
@@ -52,4 +52,4 @@ class Downloads:
             future.set_exception(FetchError(str(error) or type(error).__name__))
         finally:
             if not future.done():
-                future.set_exception(FetchError("something unexpected; the server's log has it"))
+                future.set_exception(FetchError("unexpected error; see the server's log"))

@@ -15,11 +15,11 @@ from model.gpu.runner import Flight
 from model.official.fetch import file_digest
 
 WARM_UP_SIDES = (64, 48)
-"""Sides in windows' multiples of the images that are computed before a variant is ready, pixels."""
+"""Sides of the warm-up images in pixels; rounded up to multiples of the window."""
 
 
 class TileUpscaler(Protocol):
-    """What the service needs of ``model.upscaler.Upscaler``."""
+    """The part of ``model.upscaler.Upscaler`` that the service uses."""
 
     scale: int
     window_size: int
@@ -28,21 +28,21 @@ class TileUpscaler(Protocol):
 
     @property
     def bytes_per_pixel(self) -> int:
-        """Memory that a forward pass takes for each pixel of its tiles, at most."""
+        """Upper bound on the memory of a forward pass for each pixel of its tiles."""
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether there is a device that computes by itself what ``launch`` gives it."""
+        """Whether the device is asynchronous, so that ``launch`` can be used."""
 
     def forward(self, tiles: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Reconstruct tiles (H,W,C) on the window grid in one forward pass: (s H, s W, C) in about [0,1]."""
 
     def launch(self, tiles: Sequence[NDArray[Any]]) -> Flight:
-        """Begin the same, where it ``runs_ahead``."""
+        """Begin ``forward`` and return at once, if ``runs_ahead``."""
 
 
 Load = Callable[[str, Path], TileUpscaler]
-"""Makes the weights of a variant, found at a path, ready to call; raises ValueError if they are no use."""
+"""Loads the weights of a variant from a path. Raises ValueError if they cannot be used."""
 
 
 @dataclass(eq=False)
@@ -65,12 +65,11 @@ class Throughput:
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A model that is ready to use. A reload makes another one; requests keep the one they were admitted with."""
+    """A loaded model. A reload creates another one; requests keep the one they were admitted with."""
 
     key: str
     """Tiles of the same key may share a batch."""
     upscaler: TileUpscaler
-
     digest: str | None = None
     """SHA-256 of the file of weights, in hexadecimal."""
     parameters: int | None = None
@@ -78,7 +77,7 @@ class LoadedModel:
 
     @property
     def precision(self) -> str:
-        """What the weights compute in. A stand-in that does not say computes in float32."""
+        """Precision of the computation. Stand-ins without this attribute compute in float32."""
         return getattr(self.upscaler, "precision", "exact")
 
 
@@ -97,16 +96,20 @@ def weights_digest(path: Path) -> str | None:
 
 
 def count_parameters(upscaler: object) -> int | None:
-    """The number of trained values; None for something that is no network."""
+    """The number of trained values; None if the upscaler has no network, as stand-ins in tests."""
     network = getattr(upscaler, "network", None)
     return sum(each.numel() for each in network.parameters()) if isinstance(network, nn.Module) else None
 
 
 def warm_up(upscaler: TileUpscaler) -> None:
-    """Run first forward passes, which are slower, and check that the weights work at all."""
+    """Run the first forward passes, which are slower, and check that the output is finite.
+
+    Raises:
+        ValueError: if it is not.
+    """
     sides = [-(-side // upscaler.window_size) * upscaler.window_size for side in WARM_UP_SIDES]
     tiles = [np.full((side, side, upscaler.channels), 128, np.uint8) for side in sides]
     for batch in (tiles[:1], tiles):
         outputs = upscaler.forward(batch)
         if not all(np.isfinite(output).all() for output in outputs):
-            raise ValueError("the network's answer to a gray image is not finite")
+            raise ValueError("the network's output for a gray image is not finite")

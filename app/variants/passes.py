@@ -1,4 +1,4 @@
-"""Chooses the variants that compute a request, one for each pass, and makes sure that they are loaded."""
+"""Chooses the variants that compute a request, one for each pass, and loads them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from app import codec
 from app.errors import NotReady
 from app.imaging.target_size import Pass, choose_passes, find_target
 from app.schemas import UpscaleOptions
-from app.variants.catalogue import Entry
 from app.variants.loaded_model import LoadedModel
 from app.variants.registry import ModelRegistry
+from app.variants.served_variant import ServedVariant
 
 FAMILIES = ("classical", "lightweight", "small")
 """Variants of one family differ in their scale only, and may follow each other."""
@@ -34,9 +34,9 @@ class ChosenModels:
     """The models of a request.
 
     Attributes:
-        main: name of the variant of the first enlarging pass, which the request is counted and named by.
+        main: name of the variant of the first enlarging pass, for metrics, log and file name.
         names, models: of every pass, in order.
-        restored: what the restoring pass was, for a response header; None without one.
+        restored: the restoring variant and the estimated quality, for a response header; None without a restoring pass.
         notices: sentences on what was skipped.
     """
 
@@ -62,20 +62,20 @@ async def choose_models(
         UnknownVariant, NotReady: if the variant, or one that a pass needs, does not exist or cannot be loaded.
         ImageTooLarge, InvalidOption: if the size is too large, or cannot be reached.
     """
-    entry = registry.resolve(options.variant)
-    first = await registry.obtain(entry)
+    variant = registry.resolve(options.variant)
+    first = await registry.obtain(variant)
     is_alias = registry.is_alias(options.variant)
     passes = choose_passes(
-        [Pass(entry.name, first.upscaler.scale), *(_family(registry, entry) if is_alias else [])],
-        _family(registry, entry) or _repeated(entry, first),
+        [Pass(variant.name, first.upscaler.scale), *(_family(registry, variant) if is_alias else [])],
+        _family(registry, variant) or _repeated(variant, first),
         (header.upright_height, header.upright_width),
         find_target(header.upright_height, header.upright_width, options),
         max_pixels=max_pixels,
         enlarge=options.enlarge,
     )
     names = [each.variant for each in passes]
-    models = [first if name == entry.name else await registry.obtain(registry.resolve(name)) for name in names]
-    restoring, notices = _find_restoring(registry, options, entry, header, is_alias=is_alias)
+    models = [first if name == variant.name else await registry.obtain(registry.resolve(name)) for name in names]
+    restoring, notices = _find_restoring(registry, options, variant, header, is_alias=is_alias)
     if restoring is None:
         return ChosenModels(names[0], tuple(names), tuple(models), None, notices)
     restorer = await registry.obtain(restoring)
@@ -83,43 +83,43 @@ async def choose_models(
     return ChosenModels(names[0], (restoring.name, *names), (restorer, *models), restored)
 
 
-def _family(registry: ModelRegistry, entry: Entry) -> list[Pass]:
+def _family(registry: ModelRegistry, variant: ServedVariant) -> list[Pass]:
     """The available super-resolution variants of an official variant's family."""
-    family = entry.name.partition("-")[0]
-    if entry.origin == "own" or family not in FAMILIES:
+    family = variant.name.partition("-")[0]
+    if variant.origin == "own" or family not in FAMILIES:
         return []
     return [
-        Pass(each.name, registry.scale_of(each))
+        Pass(each.name, each.scale or 1)
         for each in registry.available()
-        if each.origin != "own"
-        and each.variant is not None
-        and each.variant.task == SUPER_RESOLUTION
-        and each.name.startswith(f"{family}-")
+        if each.name.startswith(f"{family}-") and _is_super_resolution(each)
     ]
 
 
-def _repeated(entry: Entry, model: LoadedModel) -> list[Pass]:
+def _is_super_resolution(variant: ServedVariant) -> bool:
+    return variant.origin != "own" and variant.row is not None and variant.row.task == SUPER_RESOLUTION
+
+
+def _repeated(variant: ServedVariant, model: LoadedModel) -> list[Pass]:
     """A variant that may follow itself: an own checkpoint, or the official one without a family."""
-    repeats = entry.origin == "own" or entry.name == REPEATABLE
-    return [Pass(entry.name, model.upscaler.scale)] if repeats and model.upscaler.scale > 1 else []
+    repeats = variant.origin == "own" or variant.name == REPEATABLE
+    return [Pass(variant.name, model.upscaler.scale)] if repeats and model.upscaler.scale > 1 else []
 
 
 def _find_restoring(
-    registry: ModelRegistry, options: UpscaleOptions, entry: Entry, header: codec.Header, *, is_alias: bool
-) -> tuple[Entry | None, tuple[str, ...]]:
+    registry: ModelRegistry, options: UpscaleOptions, variant: ServedVariant, header: codec.Header, *, is_alias: bool
+) -> tuple[ServedVariant | None, tuple[str, ...]]:
     """The restoring variant to run first, or None, and notices.
 
     Raises:
         NotReady: if ``restore=always`` and it is not loaded.
     """
     wish = options.restore or ("auto" if is_alias else "never")
-    is_enlarging = entry.origin != "own" and entry.variant is not None and entry.variant.task == SUPER_RESOLUTION
-    if wish == "never" or not is_enlarging:
+    if wish == "never" or not _is_super_resolution(variant):
         return None, ()
     if wish == "auto" and (header.quality is None or header.quality >= RESTORE_BELOW_QUALITY):
         return None, ()
     restoring = registry.find(RESTORING_ALIAS)
-    if registry.is_loaded(restoring):
+    if restoring.loaded is not None:
         return restoring, ()
     if wish == "always":
         raise NotReady(

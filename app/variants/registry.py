@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from app.errors import NotReady
 from app.schemas import VariantDescription
-from app.variants.catalogue import Catalogue, Entry, fetchable
+from app.variants.catalogue import Catalogue
 from app.variants.device import release_memory, use_threads
 from app.variants.downloads import Downloads
 from app.variants.loaded_model import Load, LoadedModel, TileUpscaler, count_parameters, warm_up, weights_digest
-from app.variants.states import VariantState, describe
+from app.variants.served_variant import ServedVariant
 from model.official.fetch import FetchError, OfficialWeights, Step
 from model.upscaler import Upscaler, find_device
 
@@ -23,19 +23,19 @@ logger = logging.getLogger(__name__)
 
 
 class ModelRegistry:
-    """The variants of a catalogue, and their states.
+    """The variants of this server, and what is loaded.
 
     Args:
-        wanted: names and aliases to load at boot; the first is the default.
+        wanted: names and aliases to load at startup; the first is the default.
         model_dir: folder of checkpoints, each a variant under its own name in lower case.
         official: the authors' weights on this machine, and their download.
-        device, precision: as in ``Upscaler``; the device decides what aliases stand for.
+        device, precision: as in ``Upscaler``; the device decides how aliases are resolved.
         threads: of a forward pass on a CPU.
-        load: makes weights ready to call.
-        heartbeat: called at each block while a network computes.
+        load: loads the weights of a variant; a stand-in for tests.
+        heartbeat: called before each block while a network computes.
 
     Raises:
-        ValueError: if a wanted variant is unknown, or can be neither found nor downloaded, or the device is missing.
+        ValueError: if a variant in ``wanted`` is unknown or cannot be found or downloaded, or the device is missing.
     """
 
     def __init__(
@@ -60,30 +60,26 @@ class ModelRegistry:
         self._downloads = Downloads(official)
         self._catalogue = Catalogue(model_dir, self.device.type, official)
         self._catalogue.log_aliases()
-        self._states = {name: VariantState() for name in self._catalogue.entries}
         self._versions = itertools.count(1)
         self._boot = self._catalogue.choose(wanted)
         self.default = wanted[0]
         self.booted = False
 
-    # Names.
-
-    def resolve(self, name: str | None) -> Entry:
-        """The entry of a variant or alias, the default for None.
+    def resolve(self, name: str | None) -> ServedVariant:
+        """The variant of a name or alias, the default for None.
 
         Raises:
             UnknownVariant: if there is no such name.
-            NotReady: if its weights are missing; the message says how to get them, or how far the download is.
+            NotReady: if its weights are missing; the message says how to get them, or the progress of the download.
         """
-        entry = self._catalogue.find(name or self.default)
-        status = self._states[entry.name]
-        if entry.path is None and status.state != "absent":
-            verb, retry_after = ("is ", 10) if status.state == "loading" else ("", 60)
-            raise NotReady(f"The variant {entry.name!r} {verb}{status.reason}", retry_after=retry_after)
+        variant = self._catalogue.find(name or self.default)
+        if variant.path is None and variant.state != "absent":
+            verb, retry_after = ("is ", 10) if variant.state == "loading" else ("", 60)
+            raise NotReady(f"The variant {variant.name!r} {verb}{variant.reason}", retry_after=retry_after)
         return self._catalogue.resolve(name or self.default)
 
-    def find(self, name: str) -> Entry:
-        """The entry of a variant or alias, present or not.
+    def find(self, name: str) -> ServedVariant:
+        """The variant of a name or alias, present or not.
 
         Raises:
             UnknownVariant: if there is no such name.
@@ -92,35 +88,16 @@ class ModelRegistry:
 
     @property
     def precision(self) -> str:
-        """What the loaded variants compute in, comma separated if they differ; the setting before one is loaded."""
-        used = {each.loaded.precision for each in self._states.values() if each.loaded is not None}
-        return ",".join(sorted(used)) or self._precision
+        """What the loaded variants compute in, comma-separated if they differ; the setting before one is loaded."""
+        return ",".join(sorted({loaded.precision for loaded in self._loaded})) or self._precision
 
     def is_alias(self, name: str | None) -> bool:
-        """Whether a name, or the default for None, is a task alias."""
+        """Whether a name, or the default for None, is an alias."""
         return (name or self.default).lower() in self._catalogue.aliases
 
-    def is_loaded(self, entry: Entry) -> bool:
-        """Whether a variant is loaded now."""
-        return self._states[entry.name].loaded is not None
-
-    def available(self) -> list[Entry]:
-        """Variants that a request gets, after loading if need be."""
-        return [each for each in self._catalogue.entries.values() if self._states[each.name].serves(each)]
-
-    def scale_of(self, entry: Entry) -> int:
-        """Scale of an official variant: that of its weights if they are loaded, else that of the table."""
-        loaded = self._states[entry.name].loaded
-        assert loaded is not None or entry.variant is not None, "only official variants are asked for"
-        return loaded.upscaler.scale if loaded is not None else entry.variant.scale  # type: ignore[union-attr]
-
-    def aliases(self) -> Mapping[str, str | None]:
-        """The variant of each alias on this server; None if none of its variants is present."""
-        return self._catalogue.aliases
-
-    def names(self) -> list[str]:
-        """Every variant's name."""
-        return list(self._catalogue.entries)
+    def available(self) -> list[ServedVariant]:
+        """Variants for which requests succeed, after loading if necessary."""
+        return [each for each in self._catalogue.variants.values() if each.is_available]
 
     def describe(self, name: str) -> VariantDescription:
         """A variant, by its name or an alias.
@@ -128,176 +105,172 @@ class ModelRegistry:
         Raises:
             UnknownVariant: if there is no such name.
         """
-        return self._describe(self.find(name))
+        variant = self.find(name)
+        return variant.describe(self._catalogue.aliases_of(variant))
 
     def describe_all(self) -> list[VariantDescription]:
         """Every variant, in the table's order, own ones last."""
-        return [self._describe(entry) for entry in self._catalogue.entries.values()]
-
-    # States.
+        return [self.describe(name) for name in self._catalogue.variants]
 
     async def boot(self) -> None:
-        """Load and warm the wanted variants one after the other; failures are recorded in their states.
+        """Load and warm the wanted variants one after the other. Failures are recorded in their states.
 
-        Those that have to be downloaded come last, and aliases are resolved again after them.
+        Those that must be downloaded come last. Then aliases are resolved again.
         """
-        entries = sorted((self._catalogue.entries[name] for name in self._boot), key=lambda entry: entry.path is None)
-        for status in (self._states[entry.name] for entry in entries if entry.path is None):
-            status.state, status.reason = "loading", "about to be fetched"
-        for entry in entries:
-            (fault,) = await asyncio.gather(self._fetch_and_load(entry), return_exceptions=True)
+        variants = sorted((self.find(name) for name in self._boot), key=lambda each: each.path is None)
+        for variant in variants:
+            if variant.path is None:
+                variant.state, variant.reason = "loading", "about to be fetched"
+        for variant in variants:
+            (fault,) = await asyncio.gather(self._fetch_and_load(variant), return_exceptions=True)
             if isinstance(fault, Exception) and not isinstance(fault, NotReady):
-                logger.error("loading %s failed unexpectedly", entry.name, exc_info=fault)
+                logger.error("loading %s failed unexpectedly", variant.name, exc_info=fault)
         self._catalogue.bind_aliases()
         self.booted = True
 
-    async def obtain(self, entry: Entry) -> LoadedModel:
+    async def obtain(self, variant: ServedVariant) -> LoadedModel:
         """The model of a present variant, loaded first if necessary.
 
         Raises:
-            NotReady: if it cannot be loaded, or was unloaded on purpose; the message has the reason.
+            NotReady: if it cannot be loaded, or an administrator unloaded it; the message has the reason.
         """
-        status = self._states[entry.name]
-        if status.loaded is None and status.state != "failed" and not status.withdrawn:
-            await self._in_loader(self._make_ready, entry)
-        return self._loaded(entry)
+        if variant.loaded is None and variant.state != "failed" and not variant.withdrawn:
+            await self._in_loader(self._make_ready, variant)
+        return _model_of(variant)
 
-    async def load(self, entry: Entry) -> None:
+    async def load(self, variant: ServedVariant) -> None:
         """Load a variant, also one that failed before or was unloaded. Download its weights first if they are missing.
 
         Raises:
             NotReady: if it cannot be downloaded or loaded.
         """
-        self._states[entry.name].withdrawn = False
-        await self._fetch_and_load(entry)
-        self._loaded(entry)
+        variant.withdrawn = False
+        await self._fetch_and_load(variant)
+        _model_of(variant)
 
-    async def reload(self, entry: Entry) -> None:
-        """Replace the weights of a variant by those at its path. Until then, and if that fails, the old ones are used.
+    async def reload(self, variant: ServedVariant) -> None:
+        """Replace the weights of a variant by those at its path. The old ones are used until then, and if that fails.
 
         Raises:
             NotReady: if it cannot be loaded.
         """
-        self._states[entry.name].withdrawn = False
-        reason = await self._in_loader(self._replace, entry)
+        variant.withdrawn = False
+        reason = await self._in_loader(self._replace, variant)
         if reason is not None:
-            kept = "; the weights from before stay" if self._states[entry.name].loaded else ""
-            raise NotReady(f"The variant {entry.name!r} could not be loaded: {reason}{kept}", retry_after=60)
+            kept = "; the old weights are kept" if variant.loaded else ""
+            raise NotReady(f"The variant {variant.name!r} could not be loaded: {reason}{kept}", retry_after=60)
 
-    async def unload(self, entry: Entry) -> None:
+    async def unload(self, variant: ServedVariant) -> None:
         """Unload a variant: new requests are refused, admitted ones are finished first."""
-        await self._in_loader(self._withdraw, entry)
+        await self._in_loader(self._withdraw, variant)
 
     @property
     def bytes_per_pixel(self) -> int:
         """Memory for a pixel of a batch, the largest of the loaded variants; 0 if none is loaded."""
-        loaded = [each.loaded.upscaler for each in self._states.values() if each.loaded is not None]
-        return max((upscaler.bytes_per_pixel for upscaler in loaded), default=0)
+        return max((loaded.upscaler.bytes_per_pixel for loaded in self._loaded), default=0)
 
     def reasons_not_ready(self) -> list[str]:
-        """Why the variants that are wanted at boot cannot be used yet; empty when they can."""
-        states = [(name, self._states[name]) for name in self._boot]
+        """Why the variants that are loaded at startup cannot be used yet; empty when they can."""
         reasons = [
-            f"{name}: {each.reason or each.state}"
-            for name, each in states
+            f"{each.name}: {each.reason or each.state}"
+            for each in map(self.find, self._boot)
             if each.loaded is None and not each.withdrawn
         ]
         return reasons if self._boot else ["no variant is present"]
 
+    def record_batch(self, key: str, pixels: int, seconds: float) -> None:
+        """Add a forward pass to the measured speed of the model that ran it."""
+        for loaded in self._loaded:
+            if loaded.key == key:
+                loaded.throughput.record(pixels, seconds)
+
     def close(self) -> None:
-        """Stop loading; what is loaded stays usable."""
+        """Stop loading. Loaded models remain usable."""
         self._loader.shutdown(wait=False, cancel_futures=True)
 
-    async def _fetch_and_load(self, entry: Entry) -> None:
-        if entry.path is None or (entry.origin == "official" and not entry.path.is_file()):
-            entry = await self._fetch(entry)
-        await self._in_loader(self._make_ready, entry)
+    @property
+    def _loaded(self) -> list[LoadedModel]:
+        return [loaded for each in self._catalogue.variants.values() if (loaded := each.loaded) is not None]
 
-    async def _fetch(self, entry: Entry) -> Entry:
-        variant = fetchable(entry)
-        status = self._states[entry.name]
+    async def _fetch_and_load(self, variant: ServedVariant) -> None:
+        if variant.path is None or (variant.origin == "official" and not variant.path.is_file()):
+            await self._fetch(variant)
+        await self._in_loader(self._make_ready, variant)
 
-        def tell(step: Step) -> None:
-            status.reason = f"being fetched: {step}"
+    async def _fetch(self, variant: ServedVariant) -> None:
+        row = variant.downloadable
 
-        status.state, status.reason = "loading", "being fetched"
-        logger.info("fetching the weights of %s", entry.name)
+        def report(step: Step) -> None:
+            variant.reason = f"being fetched: {step}"
+
+        variant.state, variant.reason = "loading", "being fetched"
+        logger.info("fetching the weights of %s", variant.name)
         try:
-            path = await self._downloads.fetch(variant, tell)
+            path = await self._downloads.fetch(row, report)
         except FetchError as error:
-            status.state, status.reason = "failed", f"could not be fetched: {error}"
-            logger.warning("variant %s %s", entry.name, status.reason)
-            raise NotReady(f"The variant {entry.name!r} {status.reason}", retry_after=60) from error
-        return self._catalogue.place(entry, path)
+            variant.state, variant.reason = "failed", f"could not be fetched: {error}"
+            logger.warning("variant %s %s", variant.name, variant.reason)
+            raise NotReady(f"The variant {variant.name!r} {variant.reason}", retry_after=60) from error
+        self._catalogue.set_path(variant, path)
 
-    async def _in_loader(self, work: Callable[[Entry], str | None], entry: Entry) -> str | None:
-        return await asyncio.wrap_future(self._loader.submit(work, entry))
-
-    def _loaded(self, entry: Entry) -> LoadedModel:
-        status = self._states[entry.name]
-        loaded = status.loaded
-        if loaded is None and status.withdrawn:
-            raise NotReady(f"The variant {entry.name!r} {status.reason}.", retry_after=60)
-        if loaded is None:
-            raise NotReady(f"The variant {entry.name!r} could not be loaded: {status.reason}", retry_after=60)
-        return loaded
-
-    def record_batch(self, key: str, pixels: int, seconds: float) -> None:
-        """Count a forward pass in the measured speed of the weights that ran it."""
-        for status in self._states.values():
-            if status.loaded is not None and status.loaded.key == key:
-                status.loaded.throughput.record(pixels, seconds)
+    async def _in_loader(self, work: Callable[[ServedVariant], str | None], variant: ServedVariant) -> str | None:
+        return await asyncio.wrap_future(self._loader.submit(work, variant))
 
     # In the loading thread.
 
-    def _make_ready(self, entry: Entry) -> str | None:
-        status = self._states[entry.name]
-        if status.loaded is not None or status.withdrawn:
+    def _make_ready(self, variant: ServedVariant) -> str | None:
+        if variant.loaded is not None or variant.withdrawn:
             return None
-        status.state, status.reason = "loading", None
-        return self._replace(entry)
+        variant.state, variant.reason = "loading", None
+        return self._replace(variant)
 
-    def _replace(self, entry: Entry) -> str | None:
-        """Load and warm; return why that failed, then the model from before stays in use."""
-        assert entry.path is not None, "resolve refuses what is absent"
-        status = self._states[entry.name]
-        replaced = status.loaded is not None
-        reason: str | None = "something unexpected; the server's log has it"
+    def _replace(self, variant: ServedVariant) -> str | None:
+        """Load and warm. Return the reason if that fails; then the old model stays in use."""
+        assert variant.path is not None, "checked by resolve"
+        is_reload = variant.loaded is not None
+        reason: str | None = "unexpected error; see the server's log"
         try:
             use_threads(self._threads)
-            digest = weights_digest(entry.path)
-            upscaler = self._load(entry.name, entry.path)
+            digest = weights_digest(variant.path)
+            upscaler = self._load(variant.name, variant.path)
             warm_up(upscaler)
-            key = f"{entry.name} {next(self._versions)}"
-            loaded = status.loaded = LoadedModel(key, upscaler, digest, count_parameters(upscaler))
-            status.state, status.reason, reason = "ready", None, None
-            logger.info("variant %s is ready on %s, precision %s", entry.name, upscaler.device, loaded.precision)
+            key = f"{variant.name} {next(self._versions)}"
+            loaded = variant.loaded = LoadedModel(key, upscaler, digest, count_parameters(upscaler))
+            variant.state, variant.reason, reason = "ready", None, None
+            logger.info("variant %s is ready on %s, precision %s", variant.name, upscaler.device, loaded.precision)
             if self._precision not in ("auto", loaded.precision):
-                logger.warning("variant %s: precision %s is not available here", entry.name, self._precision)
+                logger.warning("variant %s: precision %s is not available here", variant.name, self._precision)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             reason = str(error) or type(error).__name__
-            logger.warning("variant %s could not be loaded: %s", entry.name, reason)
+            logger.warning("variant %s could not be loaded: %s", variant.name, reason)
         finally:
-            if status.loaded is None:
-                status.state, status.reason = "failed", reason
-        if replaced:
+            if variant.loaded is None:
+                variant.state, variant.reason = "failed", reason
+        if is_reload:
             release_memory(self.device)
         return reason
 
-    def _withdraw(self, entry: Entry) -> str | None:
-        status = self._states[entry.name]
-        status.withdrawn = True
-        status.state, status.loaded = "absent", None
-        status.reason = f"was unloaded; POST /v1/variants/{entry.name}/load brings it back"
+    def _withdraw(self, variant: ServedVariant) -> None:
+        variant.withdrawn = True
+        variant.state, variant.loaded = "absent", None
+        variant.reason = f"was unloaded; load it with POST /v1/variants/{variant.name}/load"
         release_memory(self.device)
-        logger.info("variant %s was unloaded", entry.name)
-        return None
+        logger.info("variant %s was unloaded", variant.name)
 
     def _load_upscaler(self, name: str, path: Path) -> TileUpscaler:
-        self._catalogue.verify(name)
+        self._catalogue.verify(self.find(name))
         upscaler = Upscaler.from_pretrained(path, device=str(self.device), precision=self._precision)
         upscaler.on_progress(self._heartbeat)
         return upscaler
 
-    def _describe(self, entry: Entry) -> VariantDescription:
-        return describe(entry, self._states[entry.name], self._catalogue.aliases_of(entry))
+
+def _model_of(variant: ServedVariant) -> LoadedModel:
+    """The loaded model of a variant.
+
+    Raises:
+        NotReady: if it is not loaded, with the reason.
+    """
+    if variant.loaded is None:
+        outcome = f"{variant.reason}." if variant.withdrawn else f"could not be loaded: {variant.reason}"
+        raise NotReady(f"The variant {variant.name!r} {outcome}", retry_after=60)
+    return variant.loaded
