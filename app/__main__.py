@@ -14,7 +14,7 @@ def main() -> None:
     _open_standard_streams()
     if sys.argv[1:2] == ["serve"]:
         signal.signal(signal.SIGTERM, _leave)
-        if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup ignores it
             signal.signal(signal.SIGHUP, _leave)
     from app.cli import commands  # noqa: PLC0415
 

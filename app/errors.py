@@ -1,31 +1,4 @@
-"""The errors that callers see, as one tree.
-
-ServiceError
-├── RequestError                  the request must change
-│   ├── InvalidImage          400 invalid_image
-│   ├── InvalidUpload         400 invalid_upload
-│   ├── BadRequest            400 bad_request
-│   ├── Unauthorized          401 unauthorized
-│   ├── Forbidden             403 forbidden
-│   ├── NotFound              404 not_found
-│   │   └── UnknownVariant    404 unknown_variant
-│   ├── MethodNotAllowed      405 method_not_allowed
-│   ├── UploadTooSlow         408 upload_too_slow
-│   ├── BodyTooLarge          413 body_too_large
-│   ├── ImageTooLarge         413 image_too_large
-│   ├── OutputTooLarge        413 output_too_large
-│   ├── UnsupportedFormat     415 unsupported_format
-│   ├── MisdirectedRequest    421 misdirected_request
-│   ├── InvalidOption         422 invalid_option
-│   ├── QueueFull             429 queue_full
-│   └── HeadersTooLarge       431 headers_too_large
-└── ServerError                   the same request may succeed later or elsewhere
-    ├── InternalError         500 internal_error
-    ├── NotReady              503 not_ready
-    ├── Draining              503 draining
-    ├── OutOfMemory           503 out_of_memory
-    ├── DeadlineExceeded      504 deadline_exceeded
-    └── ServerUnreachable     raised by the client only, also a ConnectionError
+"""The errors that clients see, as one tree of classes. Each has an HTTP status and a stable code.
 
 The server raises these, and ``app.http.handlers`` turns them into problem documents (RFC 9457). The client turns the
 documents back into the same classes with :func:`error_from_problem`. This module imports no framework.
@@ -59,6 +32,15 @@ class ServiceError(Exception):
     default_retry_after: ClassVar[int | None] = None
     """Seconds for ``Retry-After`` if the constructor gets none."""
 
+    def __init_subclass__(
+        cls, status: int | None = None, code: str = "", title: str = "", retry_after: int | None = None
+    ) -> None:
+        """Set status, code, title and seconds for ``Retry-After``; those that are not given are inherited."""
+        cls.status = status or cls.status
+        cls.default_retry_after = cls.default_retry_after if retry_after is None else retry_after
+        if code:
+            cls.code, cls.title = code, title or code.replace("_", " ").capitalize()
+
     def __init__(self, detail: str = "", *, retry_after: int | None = None, **facts: object) -> None:
         assert not RESERVED & facts.keys(), "a fact cannot replace a member of the problem document"
         super().__init__(detail or self.title)
@@ -80,145 +62,76 @@ class ServiceError(Exception):
         }
 
 
-class RequestError(ServiceError):
+class RequestError(ServiceError, status=400, code="invalid_request"):
     """The request is wrong, and fails again if it is repeated."""
 
-    status = 400
-    code = "invalid_request"
-    title = "Invalid request"
 
-
-class InvalidImage(RequestError):
+class InvalidImage(RequestError, code="invalid_image"):
     """The image is broken or truncated."""
 
-    code = "invalid_image"
-    title = "Invalid image"
 
-
-class InvalidUpload(RequestError):
+class InvalidUpload(RequestError, code="invalid_upload"):
     """The body is empty or malformed, or does not contain exactly one file."""
 
-    code = "invalid_upload"
-    title = "Invalid upload"
 
-
-class BadRequest(RequestError):
+class BadRequest(RequestError, code="bad_request"):
     """The request is not well-formed HTTP."""
 
-    code = "bad_request"
-    title = "Bad request"
 
-
-class Unauthorized(RequestError):
+class Unauthorized(RequestError, status=401, code="unauthorized", title="Unauthorized: API key required"):
     """An API key is required, and none or a wrong one was sent."""
 
-    status = 401
-    code = "unauthorized"
-    title = "Unauthorized: API key required"
 
-
-class Forbidden(RequestError):
+class Forbidden(RequestError, status=403, code="forbidden"):
     """The key does not permit this."""
 
-    status = 403
-    code = "forbidden"
-    title = "Forbidden"
 
-
-class NotFound(RequestError):
+class NotFound(RequestError, status=404, code="not_found"):
     """No endpoint has this path."""
 
-    status = 404
-    code = "not_found"
-    title = "Not found"
 
-
-class UnknownVariant(NotFound):
+class UnknownVariant(NotFound, code="unknown_variant"):
     """No variant or alias has this name."""
 
-    code = "unknown_variant"
-    title = "Unknown variant"
 
-
-class MethodNotAllowed(RequestError):
+class MethodNotAllowed(RequestError, status=405, code="method_not_allowed"):
     """The endpoint exists, but not with this method."""
 
-    status = 405
-    code = "method_not_allowed"
-    title = "Method not allowed"
 
-
-class UploadTooSlow(RequestError):
+class UploadTooSlow(RequestError, status=408, code="upload_too_slow"):
     """The body did not arrive within UPLOAD_TIMEOUT_MS."""
 
-    status = 408
-    code = "upload_too_slow"
-    title = "Upload too slow"
 
-
-class BodyTooLarge(RequestError):
+class BodyTooLarge(RequestError, status=413, code="body_too_large"):
     """The body has more bytes than MAX_BODY_BYTES; carries ``limit``."""
 
-    status = 413
-    code = "body_too_large"
-    title = "Body too large"
 
-
-class ImageTooLarge(RequestError):
+class ImageTooLarge(RequestError, status=413, code="image_too_large"):
     """The image or its result has too many pixels; carries ``limit`` and ``actual``."""
 
-    status = 413
-    code = "image_too_large"
-    title = "Image too large"
 
-
-class OutputTooLarge(RequestError):
+class OutputTooLarge(RequestError, status=413, code="output_too_large", title="Result too large for the output format"):
     """The output format cannot hold the result; carries ``limit`` and ``actual``, pixels a side."""
 
-    status = 413
-    code = "output_too_large"
-    title = "Result too large for the output format"
 
-
-class UnsupportedFormat(RequestError):
+class UnsupportedFormat(RequestError, status=415, code="unsupported_format"):
     """The upload is not an image in a supported format."""
 
-    status = 415
-    code = "unsupported_format"
-    title = "Unsupported format"
 
-
-class MisdirectedRequest(RequestError):
+class MisdirectedRequest(RequestError, status=421, code="misdirected_request"):
     """The request's ``Host`` is not one of ALLOWED_HOSTS."""
 
-    status = 421
-    code = "misdirected_request"
-    title = "Misdirected request"
 
-
-class InvalidOption(RequestError):
+class InvalidOption(RequestError, status=422, code="invalid_option"):
     """An option is unknown or has an invalid value; carries ``errors``, one sentence per option."""
 
-    status = 422
-    code = "invalid_option"
-    title = "Invalid option"
 
-
-class QueueFull(RequestError):
+class QueueFull(RequestError, status=429, code="queue_full", retry_after=1):
     """The queue is full; try again after ``Retry-After``."""
 
-    status = 429
-    code = "queue_full"
-    title = "Queue full"
-    default_retry_after = 1
 
-
-class HeadersTooLarge(RequestError):
+class HeadersTooLarge(RequestError, status=431, code="headers_too_large"):
     """The request line and headers are too long; carries ``limit``, bytes."""
-
-    status = 431
-    code = "headers_too_large"
-    title = "Headers too large"
 
 
 class ServerError(ServiceError):
@@ -229,47 +142,24 @@ class InternalError(ServerError):
     """Unexpected server error. Details are in the server log under the request id."""
 
 
-class NotReady(ServerError):
+class NotReady(ServerError, status=503, code="not_ready", retry_after=5):
     """The variant is not loaded, or the service cannot work at the moment."""
 
-    status = 503
-    code = "not_ready"
-    title = "Not ready"
-    default_retry_after = 5
 
-
-class Draining(ServerError):
+class Draining(ServerError, status=503, code="draining", title="Shutting down", retry_after=1):
     """The server is shutting down and accepts no requests."""
 
-    status = 503
-    code = "draining"
-    title = "Shutting down"
-    default_retry_after = 1
 
-
-class OutOfMemory(ServerError):
+class OutOfMemory(ServerError, status=503, code="out_of_memory", retry_after=10):
     """A single tile does not fit into memory at the moment."""
 
-    status = 503
-    code = "out_of_memory"
-    title = "Out of memory"
-    default_retry_after = 10
 
-
-class DeadlineExceeded(ServerError):
+class DeadlineExceeded(ServerError, status=504, code="deadline_exceeded"):
     """The deadline passed before the result was ready."""
 
-    status = 504
-    code = "deadline_exceeded"
-    title = "Deadline exceeded"
 
-
-class ServerUnreachable(ServerError, ConnectionError):
+class ServerUnreachable(ServerError, ConnectionError, status=503, code="unreachable", title="Server unreachable"):
     """No server answers at the client's URL, or the connection was lost and could not be established again."""
-
-    status = 503
-    code = "unreachable"
-    title = "Server unreachable"
 
 
 def _tree(root: type[ServiceError]) -> Iterator[type[ServiceError]]:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -73,8 +73,33 @@ def create_app(
         ValueError: if a variant in ``settings.variants`` or the device does not exist.
     """
     service = build_service(settings or Settings(), load, on_fatal=on_fatal, clock=clock)
-
     tracer = make_tracer()
+    app = Application(
+        title="Swin2SR",
+        version=service_version(),
+        summary="Super-resolution and restoration of compressed images.",
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        docs_url=None,  # FastAPI's own pages load scripts from a CDN
+        redoc_url=None,
+        lifespan=_lifespan(service, tracer, on_ready=on_ready, on_fatal=on_fatal, boot_first=boot_first),
+        middleware=middleware(service, tracer),
+        exception_handlers=dict(EXCEPTION_HANDLERS),
+    )
+    app.state.service = service
+    for router in ROUTERS:
+        app.include_router(router)
+    return app
+
+
+def _lifespan(
+    service: Service,
+    tracer: Tracer,
+    *,
+    on_ready: Callable[[], None],
+    on_fatal: Callable[[], None],
+    boot_first: bool,
+) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """Start the service when the application starts, and drain it when the application ends."""
 
     def end_if_failed(boot: asyncio.Task[None]) -> None:
         if not boot.cancelled() and (error := boot.exception()):
@@ -93,21 +118,7 @@ def create_app(
         await service.close()
         tracer.close()
 
-    app = Application(
-        title="Swin2SR",
-        version=service_version(),
-        summary="Super-resolution and restoration of compressed images.",
-        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
-        docs_url=None,  # FastAPI's own pages load scripts from a CDN
-        redoc_url=None,
-        lifespan=lifespan,
-        middleware=middleware(service, tracer),
-        exception_handlers=dict(EXCEPTION_HANDLERS),
-    )
-    app.state.service = service
-    for router in ROUTERS:
-        app.include_router(router)
-    return app
+    return lifespan
 
 
 def middleware(service: Service, tracer: Tracer) -> list[Middleware]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 UPSCALE = "/v1/upscale"
@@ -99,16 +99,6 @@ class Metrics:
 def is_upscaling(path: str) -> bool:
     """Whether this path is that of an endpoint that upscales."""
     return path == UPSCALE or INFER.fullmatch(path) is not None
-
-
-def gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
-    """A gauge with one value."""
-    return GaugeMetricFamily(name, text, value=value)
-
-
-def counter(name: str, text: str, value: float) -> CounterMetricFamily:
-    """A counter."""
-    return CounterMetricFamily(name, text, value=value)
 
 
 def labelled_gauge(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> GaugeMetricFamily:

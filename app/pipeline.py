@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from app import codec
 from app.batching.batcher import Batcher
-from app.batching.byte_budget import ByteBudget, ByteReservation
 from app.batching.jobs import Progress, Reservation, Submission
 from app.errors import DeadlineExceeded
+from app.http.byte_budget import ByteBudget, ByteReservation
 from app.http.uploads import Upload
 from app.imaging import encoding
 from app.imaging.refusals import codec_errors_as_refusals

@@ -11,19 +11,20 @@ from dataclasses import dataclass
 from functools import partial
 
 from prometheus_client import Metric
+from prometheus_client.core import CounterMetricFamily as Counter
+from prometheus_client.core import GaugeMetricFamily as Gauge
 from prometheus_client.registry import Collector
 
 from app import logs
 from app.batching.batch import BatchReport
 from app.batching.batcher import Batcher
-from app.batching.byte_budget import ByteBudget
 from app.batching.runner import BatchRunner, cost_of
 from app.batching.supervision import Heartbeat
 from app.build_info import build_info
 from app.cgroup import total_memory, usable_cpus
 from app.errors import NotReady
-from app.http.uploads import UploadBudget
-from app.metrics import Metrics, counter, gauge, labelled_gauge
+from app.http.byte_budget import ByteBudget
+from app.metrics import Metrics, labelled_gauge
 from app.pipeline import Pipeline, TileBatcher
 from app.settings import Settings
 from app.variants.device import free, is_lost, keep_memory_small, machine_memory, measure, resident_memory
@@ -59,7 +60,7 @@ class Service:
     registry: ModelRegistry
     batcher: TileBatcher
     pipeline: Pipeline
-    uploads: UploadBudget
+    uploads: ByteBudget
     memory: ByteBudget
     responses: ByteBudget
     metrics: Metrics
@@ -204,7 +205,50 @@ def build_service(
         heartbeat=heartbeat.record,
     )
     metrics = Metrics(settings.keys)
+    batcher = _build_batcher(
+        settings,
+        registry,
+        metrics,
+        heartbeat,
+        run=BatchRunner(registry.device, threads),
+        clock=clock,
+        on_fatal=on_fatal,
+    )
+    limit = settings.max_memory_bytes
+    memory = ByteBudget(max(LEAST_MEMORY, available_memory()) if limit == "auto" else limit)
+    pipeline = Pipeline(
+        registry,
+        batcher,
+        settings,
+        memory=memory,
+        codec_threads=max(1, min(8, cpus // 2)),
+        stitch_threads=cpus,
+    )
+    service = Service(
+        settings,
+        registry,
+        batcher,
+        pipeline,
+        ByteBudget(settings.max_inflight_bytes),
+        memory,
+        ByteBudget(settings.max_response_bytes),
+        metrics,
+        ServiceState(),
+    )
+    metrics.watch(_Gauges(service))
+    return service
 
+
+def _build_batcher(
+    settings: Settings,
+    registry: ModelRegistry,
+    metrics: Metrics,
+    heartbeat: Heartbeat,
+    *,
+    run: BatchRunner,
+    clock: Callable[[], float],
+    on_fatal: Callable[[], None],
+) -> TileBatcher:
     def count(report: BatchReport) -> None:
         metrics.batch_images.observe(report.jobs)
         metrics.batch_pixels.observe(report.cost)
@@ -216,7 +260,7 @@ def build_service(
     on_cpu = registry.device.type == "cpu"
     smallest = 0 if on_cpu else PACK_PIXELS
     batcher: TileBatcher = Batcher(
-        BatchRunner(registry.device, threads),
+        run,
         cost_of,
         max_batch_cost=max(settings.tile_size**2, smallest) if budget == "auto" else budget,
         max_queue_cost=settings.max_queue_pixels,
@@ -231,30 +275,7 @@ def build_service(
     )
     if budget == "auto" and on_cpu:
         batcher.lower_budget(CPU_BATCH_PIXELS)
-    limit = settings.max_memory_bytes
-    memory = ByteBudget(max(LEAST_MEMORY, available_memory()) if limit == "auto" else limit)
-    pipeline = Pipeline(
-        registry,
-        batcher,
-        settings,
-        memory=memory,
-        codec_threads=max(1, min(8, cpus // 2)),
-        stitch_threads=cpus,
-    )
-    uploads = UploadBudget(settings.max_inflight_bytes)
-    service = Service(
-        settings,
-        registry,
-        batcher,
-        pipeline,
-        uploads,
-        memory,
-        ByteBudget(settings.max_response_bytes),
-        metrics,
-        ServiceState(),
-    )
-    metrics.watch(_Gauges(service))
-    return service
+    return batcher
 
 
 def available_memory() -> int:
@@ -277,14 +298,14 @@ class _Gauges(Collector):
         status = self._batcher.status()
         ready = float(not self._service.reasons_not_ready())
         yield build_info(self._registry.precision)
-        yield gauge("swin2sr_ready", "Whether new requests should be sent here.", ready)
-        yield gauge("swin2sr_queue_requests", "Requests in the queue.", status.waiting_requests)
-        yield gauge("swin2sr_queue_pixels", "Pixels in the queue.", status.waiting_cost)
+        yield Gauge("swin2sr_ready", "Whether new requests should be sent here.", value=ready)
+        yield Gauge("swin2sr_queue_requests", "Requests in the queue.", value=status.waiting_requests)
+        yield Gauge("swin2sr_queue_pixels", "Pixels in the queue.", value=status.waiting_cost)
         responses = self._service.responses.held
-        yield gauge("swin2sr_response_bytes", "Bytes of responses that are being sent.", responses)
-        yield gauge("swin2sr_batch_budget_pixels", "Largest batch now, in pixels.", status.batch_budget)
-        yield counter("swin2sr_out_of_memory", "Batches that ran out of memory.", status.out_of_memory)
-        yield counter("swin2sr_log_dropped", "Dropped log lines.", logs.dropped())
+        yield Gauge("swin2sr_response_bytes", "Bytes of responses that are being sent.", value=responses)
+        yield Gauge("swin2sr_batch_budget_pixels", "Largest batch now, in pixels.", value=status.batch_budget)
+        yield Counter("swin2sr_out_of_memory", "Batches that ran out of memory.", value=status.out_of_memory)
+        yield Counter("swin2sr_log_dropped", "Dropped log lines.", value=logs.dropped())
         kinds = measure(self._registry.device)
         yield labelled_gauge("swin2sr_device_memory_bytes", "Memory of the device.", "kind", kinds)
         states = [(each.name, float(each.state == "ready")) for each in self._registry.describe_all()]

@@ -6,7 +6,6 @@ import errno
 import ipaddress
 import signal
 import socket
-import sys
 from pathlib import Path
 
 
@@ -23,8 +22,7 @@ def listen(host: str, port: int) -> socket.socket:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     # With the protocol named, asyncio sets TCP_NODELAY. Otherwise Nagle's algorithm delays a response by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    if sys.platform != "win32":
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(address)
     except OSError as error:
@@ -73,6 +71,6 @@ def url(host: str, port: int, scheme: str = "http") -> str:
 def stop_signals() -> list[signal.Signals]:
     """Signals that stop a server. SIGHUP is left out if it is ignored, as with nohup."""
     found = [signal.SIGTERM, signal.SIGINT]
-    if sys.platform != "win32" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         found.append(signal.SIGHUP)
     return found

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from app.batching.byte_budget import ByteBudget
 from app.errors import ImageTooLarge
+from app.http.byte_budget import ByteBudget
 
 
 def run(scenario):
@@ -28,7 +28,7 @@ def test_what_fits_is_held_until_the_end_of_the_block():
             await one.reserve(4)
             await other.reserve(6)
             assert budget.held == 10
-            one.shrink(1)
+            one.set(1)
             assert budget.held == 7
         assert budget.held == 0
 
@@ -68,7 +68,7 @@ def test_one_that_is_larger_than_all_is_admitted_alone():
             task = asyncio.create_task(giant.reserve(100))
             await settle()
             assert not task.done()
-            small.shrink(0)
+            small.set(0)
             await task
             assert budget.held == 100
 
@@ -89,7 +89,7 @@ def test_who_stops_waiting_holds_nobody_up():
             tasks[0].cancel()
             await settle()
             assert tasks[1].done()
-            held.shrink(0)  # grants the last one, which leaves before it runs
+            held.set(0)  # grants the last one, which leaves before it runs
             tasks[2].cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             assert budget.held == 2

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from app import errors
 from app.cli.commands import build
-from app.routes.examples import example_errors, problems
+from app.routes.examples import EXAMPLE_ERRORS, problems
 from app.schemas import SMALLEST_TILE
 from tests.scripted import ScriptedUpscaler
 from tests.service import noise, png, png_header, running, scripted_app
@@ -104,9 +104,7 @@ def leaves(error):
 
 def test_there_is_an_example_of_every_error():
     """One each, and a route's documentation has those that it names."""
-    assert sorted(error.code for error in example_errors()) == sorted(
-        {kind.code for kind in leaves(errors.ServiceError)}
-    )
+    assert sorted(error.code for error in EXAMPLE_ERRORS) == sorted({kind.code for kind in leaves(errors.ServiceError)})
     shown = problems(errors.NotReady, errors.QueueFull)
     assert set(shown) == {429, 503, "default"}
     assert "Retry-After" in shown[429]["headers"]
@@ -142,7 +140,7 @@ def test_the_examples_are_what_the_service_answers(tmp_path):
                 for method, path, more in requests
             ]
 
-    examples = {error.code: error.problem("") for error in example_errors()}
+    examples = {error.code: error.problem("") for error in EXAMPLE_ERRORS}
     answers = {answer["code"]: answer for answer in asyncio.run(ask())}
     assert len(answers) == len(requests)
     for code, answer in answers.items():

@@ -285,7 +285,7 @@ def test_a_request_waits_before_encoding_until_its_response_fits(build):
             task = asyncio.create_task(service.pipeline.upscale(Upload(body, ""), UpscaleOptions(), caller))
             await asyncio.wait([task], timeout=0.2)
             assert not task.done()
-            other.shrink(0)
+            other.set(0)
             upscaled = await task
             assert own.held == memory.held == len(upscaled.encoded.body)
         assert service.responses.held == service.memory.held == 0

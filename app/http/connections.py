@@ -8,6 +8,7 @@ import ctypes
 import errno
 import logging
 import os
+import resource
 import socket
 import ssl
 import struct
@@ -255,9 +256,6 @@ def connection_limit(chosen: int | Literal["auto"]) -> int:
 
 
 def _raise_file_limit() -> int:
-    if sys.platform == "win32":
-        return 8192
-    import resource  # noqa: PLC0415 - not on Windows
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):  # some systems do not allow an infinite limit

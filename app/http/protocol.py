@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import secrets
 import socket
 import sys
+import termios
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -370,8 +372,6 @@ def _unacknowledged(connection: socket.socket | None) -> int:
     """Bytes in the socket's send queue that the peer has not acknowledged."""
     if sys.platform != "linux" or connection is None or connection.fileno() < 0:
         return 0
-    import fcntl  # noqa: PLC0415 - not on Windows
-    import termios  # noqa: PLC0415
 
     try:
         return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from python_multipart.multipart import parse_options_header
@@ -13,6 +12,7 @@ from starlette.requests import Request
 
 from app import codec
 from app.errors import BodyTooLarge, DeadlineExceeded, InvalidUpload, QueueFull, UnsupportedFormat, UploadTooSlow
+from app.http.byte_budget import ByteReservation
 from app.http.forms import PART, Form, file_name
 
 PARSED_AT_ONCE = 16 * 1024
@@ -35,70 +35,8 @@ class Upload:
         self.body = b""
 
 
-class UploadBudget:
-    """The bytes of all uploads that are held at once. Used in the event loop only.
-
-    Args:
-        limit: maximum, bytes.
-
-    Attributes:
-        held: bytes that are held now.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.held = 0
-
-    @contextmanager
-    def reserve(self) -> Iterator[UploadReservation]:
-        """Open the reservation of one request. It is released at the end of the block."""
-        reservation = UploadReservation(self)
-        try:
-            yield reservation
-        finally:
-            reservation.release()
-
-
-@dataclass
-class UploadReservation:
-    """The part of a budget that one request holds."""
-
-    budget: UploadBudget
-    bytes: int = 0
-
-    def check_capacity(self, expected: int) -> None:
-        """Check that announced bytes fit. They are counted when they arrive.
-
-        Raises:
-            QueueFull: if they do not fit now.
-        """
-        if self.budget.held + expected > self.budget.limit:
-            raise QueueFull(
-                f"The uploads of all requests would exceed {self.budget.limit} bytes (MAX_INFLIGHT_BYTES). Try again "
-                "after the time in Retry-After.",
-                reason="bytes",
-                limit=self.budget.limit,
-                actual=self.budget.held + expected,
-            )
-
-    def add(self, received: int) -> None:
-        """Count received bytes.
-
-        Raises:
-            QueueFull: if they do not fit.
-        """
-        self.check_capacity(received)
-        self.bytes += received
-        self.budget.held += received
-
-    def release(self) -> None:
-        """Release everything, when the image was decoded or the request has ended."""
-        self.budget.held -= self.bytes
-        self.bytes = 0
-
-
 async def read_upload(
-    request: Request, reservation: UploadReservation, *, max_bytes: int, upload_timeout: float, deadline: float
+    request: Request, reservation: ByteReservation, *, max_bytes: int, upload_timeout: float, deadline: float
 ) -> Upload:
     """Read the file of a request.
 
@@ -139,7 +77,7 @@ async def read_upload(
 
 
 async def read_body(
-    request: Request, reservation: UploadReservation, *, max_bytes: int, upload_timeout: float, deadline: float
+    request: Request, reservation: ByteReservation, *, max_bytes: int, upload_timeout: float, deadline: float
 ) -> bytes:
     """Read the body of a request of any content type, with the limits of ``read_upload``.
 
@@ -154,7 +92,7 @@ async def read_body(
 async def _read(
     request: Request,
     form: Form | None,
-    reservation: UploadReservation,
+    reservation: ByteReservation,
     *,
     max_bytes: int,
     upload_timeout: float,
@@ -200,13 +138,30 @@ def _unread(content_type: bytes) -> UnsupportedFormat:
     )
 
 
-def _check_length(content_length: str, max_bytes: int, reservation: UploadReservation) -> None:
+def _check_length(content_length: str, max_bytes: int, reservation: ByteReservation) -> None:
     if not content_length.isdecimal():
         return
     announced = int(content_length[:20])
     if announced > max_bytes:
         raise _too_large(max_bytes, announced)
-    reservation.check_capacity(announced)
+    _check_capacity(reservation, announced)
+
+
+def _check_capacity(reservation: ByteReservation, expected: int) -> None:
+    """Check that further bytes fit into the budget of all uploads.
+
+    Raises:
+        QueueFull: if they do not fit now.
+    """
+    budget = reservation.budget
+    if budget.held + expected > budget.limit:
+        raise QueueFull(
+            f"The uploads of all requests would exceed {budget.limit} bytes (MAX_INFLIGHT_BYTES). Try again after the "
+            "time in Retry-After.",
+            reason="bytes",
+            limit=budget.limit,
+            actual=budget.held + expected,
+        )
 
 
 def _too_large(max_bytes: int, actual: int) -> BodyTooLarge:
@@ -217,14 +172,15 @@ def _too_large(max_bytes: int, actual: int) -> BodyTooLarge:
     )
 
 
-async def _receive(request: Request, form: Form | None, max_bytes: int, reservation: UploadReservation) -> bytes:
+async def _receive(request: Request, form: Form | None, max_bytes: int, reservation: ByteReservation) -> bytes:
     body = bytearray()
     received = 0
     async for chunk in request.stream():
         received += len(chunk)
         if received > max_bytes:
             raise _too_large(max_bytes, received)
-        reservation.add(len(chunk))
+        _check_capacity(reservation, len(chunk))
+        reservation.set(reservation.held + len(chunk))
         if form is None:
             body += chunk
             continue

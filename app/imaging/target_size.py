@@ -101,12 +101,7 @@ def choose_passes(
         raise _too_large(size, (target.height, target.width), max_pixels)
     if target is None:
         firsts, others = firsts[:1], ()
-    sequences = [
-        [first, *more]
-        for first in firsts
-        for count in range(MAX_PASSES)
-        for more in itertools.product(others, repeat=count)
-    ]
+    sequences = _list_sequences(firsts, others)
     allowed = [each for each in sequences if pixels * _product(each) ** 2 <= max_pixels]
     if not allowed:
         scale = min(_product(each) for each in sequences)
@@ -116,16 +111,31 @@ def choose_passes(
     reaching = [each for each in allowed if _product(each) * _TOLERANCE >= target.ratio]
     largest = max(_product(each) for each in allowed)
     if not reaching and not enlarge:
-        raise InvalidOption(
-            f"{target.option} is larger than the largest size that {firsts[0].variant} reaches for this image: "
-            f"{size[1] * largest}x{size[0] * largest} pixels. Use enlarge=true or a smaller size.",
-            errors=[f"{target.option}: larger than {size[1] * largest}x{size[0] * largest} pixels"],
-            limit=largest,
-            actual=target.ratio,
-            max_width=size[1] * largest,
-            max_height=size[0] * largest,
-        )
+        raise _unreachable(target, firsts[0].variant, size, largest)
     return min(reaching or [each for each in allowed if _product(each) == largest], key=_cost)
+
+
+def _list_sequences(firsts: Sequence[Pass], others: Sequence[Pass]) -> list[list[Pass]]:
+    return [
+        [first, *more]
+        for first in firsts
+        for count in range(MAX_PASSES)
+        for more in itertools.product(others, repeat=count)
+    ]
+
+
+def _unreachable(target: Target, variant: str, size: tuple[int, int], largest: int) -> InvalidOption:
+    """The error for a target that no sequence of passes reaches; ``largest`` is the largest scale."""
+    height, width = size[0] * largest, size[1] * largest
+    return InvalidOption(
+        f"{target.option} is larger than the largest size that {variant} reaches for this image: {width}x{height} "
+        "pixels. Use enlarge=true or a smaller size.",
+        errors=[f"{target.option}: larger than {width}x{height} pixels"],
+        limit=largest,
+        actual=target.ratio,
+        max_width=width,
+        max_height=height,
+    )
 
 
 def _scaled(height: int, width: int, ratio: float, option: str) -> Target:

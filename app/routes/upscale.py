@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Annotated
 from urllib.parse import quote
@@ -12,11 +13,11 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.types import Scope
 
 from app import errors
-from app.batching.byte_budget import ByteReservation
 from app.batching.jobs import Progress
+from app.http.byte_budget import ByteReservation
 from app.http.forms import PART
 from app.http.middleware import add_log_fields, arrived_at
-from app.http.uploads import UploadReservation, read_upload
+from app.http.uploads import read_upload
 from app.pipeline import Caller, Upscaled
 from app.routes import ServiceDependency
 from app.routes.access import ClientDependency
@@ -83,19 +84,21 @@ _IMAGE: dict[int | str, dict[str, object]] = {
 class Holdings:
     """The reservations of a request in the budgets for uploads, memory and responses, until its response was sent."""
 
-    upload: UploadReservation
+    upload: ByteReservation
     memory: ByteReservation
     response: ByteReservation
 
     def caller(self, deadline: float, client: str, on_progress: Callable[[Progress], None] | None = None) -> Caller:
         """A caller with these reservations."""
-        return Caller(deadline, client, on_progress, self.upload.release, response=self.response, memory=self.memory)
+        return Caller(
+            deadline, client, on_progress, partial(self.upload.set, 0), response=self.response, memory=self.memory
+        )
 
 
 async def current_holdings(service: ServiceDependency) -> AsyncIterator[Holdings]:
     """The reservations of this request."""
     with (
-        service.uploads.reserve() as upload,
+        service.uploads.open() as upload,
         service.memory.open() as memory,
         service.responses.open() as response,
     ):

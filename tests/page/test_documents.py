@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from app.routes.examples import example_errors
+from app.routes.examples import EXAMPLE_ERRORS
 from tests.browser import DESK, PHONE, broken_rules, given, shoot
 from tests.service import noise
 
@@ -35,7 +35,7 @@ def test_every_address_is_there_with_the_body_of_every_error(visit):
         assert page.locator(".operation").count() == page.locator("#contents a").count() == count
         text = page.locator("#operations").evaluate("operations => operations.textContent")
         elsewhere = {"not_found", "method_not_allowed", "bad_request", "misdirected_request", "headers_too_large"}
-        shown = {error.code for error in example_errors()} - elsewhere  # those belong to no address
+        shown = {error.code for error in EXAMPLE_ERRORS} - elsewhere  # those belong to no address
         assert {code for code in shown if f'"code": "{code}"' not in text} == set()
         assert '"available": true' in text
 

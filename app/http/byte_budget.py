@@ -1,4 +1,4 @@
-"""Budgets of bytes that requests share: for decoded images and encoders, and for responses that are being sent."""
+"""Budgets of bytes that requests share: for uploads, decoded images and encoders, and responses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ByteBudget:
         try:
             yield reservation
         finally:
-            reservation.shrink(0)
+            reservation.set(0)
 
     def check(self, amount: int) -> None:
         """Check that an amount can fit at all.
@@ -82,29 +82,23 @@ class ByteBudget:
 
 
 class ByteReservation:
-    """What one request holds of a budget.
+    """The part of a budget that one request holds.
 
     Attributes:
+        budget: shared by all requests.
         held: bytes.
     """
 
     def __init__(self, budget: ByteBudget) -> None:
-        self._budget = budget
+        self.budget = budget
         self.held = 0
 
     async def reserve(self, amount: int) -> None:
         """Wait until ``amount`` bytes are free, and hold them. Call it once per reservation."""
-        await self._budget._take(amount)  # noqa: SLF001 - same module
+        await self.budget._take(amount)  # noqa: SLF001 - same module
         self.held += amount
 
-    def shrink(self, amount: int) -> None:
-        """Release all but ``amount`` bytes."""
-        surplus = self.held - amount
-        if surplus > 0:
-            self.held = amount
-            self._budget._release(surplus)  # noqa: SLF001 - same module
-
     def set(self, amount: int) -> None:
-        """Correct an estimate: hold exactly ``amount`` bytes, without waiting."""
+        """Hold exactly ``amount`` bytes from now on, without waiting."""
         surplus, self.held = self.held - amount, amount
-        self._budget._release(surplus)  # noqa: SLF001 - same module
+        self.budget._release(surplus)  # noqa: SLF001 - same module
