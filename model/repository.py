@@ -1,13 +1,13 @@
-"""Finds the folder of a pretrained model: on this machine, in the Hugging Face cache, or on the hub."""
+"""Finds the folder of a pretrained model on this machine or in the Hugging Face cache, or downloads it from the hub."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from model.official.hub import local_folder
+from model.official.hub import is_hub_id, local_folder
 
 PATTERNS = ["*.json", "*.safetensors", "*.bin"]
-"""Files that are downloaded of a repository."""
+"""Files of a repository that are downloaded."""
 
 
 def find_folder(
@@ -20,20 +20,20 @@ def find_folder(
     force_download: bool = False,
     subfolder: str | None = None,
 ) -> Path:
-    """The folder, or the file, that a name stands for.
+    """Find the folder or file of a pretrained model. Download it if it is on the hub only.
 
     Args:
-        name: a folder or file, or a hub id such as ``caidas/swin2SR-classical-sr-x2-64``. What is in the local cache is
-            used without asking the hub.
-        cache_dir: folder of the Hugging Face cache; huggingface_hub's own choice where None.
-        revision: branch, tag or commit of the repository; its main branch where None.
-        token: for private repositories; True for the one that is stored on this machine.
-        local_files_only: whether never to ask the hub.
+        name: a folder or file, or a hub id such as ``caidas/swin2SR-classical-sr-x2-64``. If it is in the local cache,
+            the hub is not asked.
+        cache_dir: folder of the Hugging Face cache; None uses huggingface_hub's own.
+        revision: branch, tag or commit of the repository; None is its main branch.
+        token: for private repositories; True uses the one that is stored on this machine.
+        local_files_only: whether downloads are forbidden.
         force_download: whether to download the files even if they are in the cache.
-        subfolder: a folder inside of the one that is found.
+        subfolder: folder inside the one that is found.
 
     Raises:
-        ValueError: if there is nothing of that name, or the subfolder is not inside.
+        ValueError: if it does not exist, cannot be downloaded, or lacks the subfolder.
     """
     if Path(name).exists():
         folder = Path(name)
@@ -41,9 +41,9 @@ def find_folder(
         folder = _download(str(name), cache_dir, revision, token, force=True)
     else:
         try:
-            folder = _cached(name, cache_dir, revision)
+            folder = local_folder(name, cache_dir=cache_dir, revision=revision)
         except ValueError as error:
-            if local_files_only or "is no hub id" in str(error):
+            if local_files_only or not is_hub_id(name):
                 raise
             try:
                 folder = _download(str(name), cache_dir, revision, token, force=False)
@@ -52,22 +52,10 @@ def find_folder(
     return _inside(folder, subfolder) if subfolder else folder
 
 
-def _cached(name: str | Path, cache_dir: str | Path | None, revision: str | None) -> Path:
-    if revision is None:
-        return local_folder(name, cache_dir=cache_dir)
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 (needed by hub ids alone)
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
-
-    try:
-        return Path(snapshot_download(str(name), cache_dir=cache_dir, revision=revision, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError) as error:
-        raise ValueError(f"revision {revision!r} of {name!r} is not in the local Hugging Face cache") from error
-
-
 def _download(
     name: str, cache_dir: str | Path | None, revision: str | None, token: str | bool | None, *, force: bool
 ) -> Path:
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 (needed by hub ids alone)
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import
 
     try:
         found = snapshot_download(
@@ -86,7 +74,7 @@ def _download(
 def _inside(folder: Path, subfolder: str) -> Path:
     inner = folder / subfolder
     if not inner.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"subfolder={subfolder!r} leads out of {folder}")
+        raise ValueError(f"subfolder={subfolder!r} is not inside {folder}")
     if not inner.is_dir():
         raise ValueError(f"{folder} has no folder {subfolder!r}")
     return inner

@@ -1,4 +1,4 @@
-"""The download of one file over HTTP, from a server that fails in every way."""
+"""The download of one file over HTTP, from a server that fails in many ways."""
 
 from __future__ import annotations
 
@@ -53,22 +53,48 @@ def test_a_file_is_downloaded_with_its_progress(fetch):
     assert str(steps[-1]).endswith(": 1.0 of 1.0 MB")
 
 
-def test_a_broken_connection_is_repeated_from_the_start(hub, fetch):
-    """Parts of two attempts never become one file."""
-    hub.misbehave(FILE, Mischief(stop_after=HALF, content=CONTENT[::-1]), Mischief(stop_after=1000))
+def test_an_interrupted_download_is_resumed(hub, fetch, part):
+    """The next attempt requests the missing bytes only, and the sum is the file."""
+    hub.misbehave(FILE, Mischief(stop_after=HALF), Mischief(stop_after=1000))
     assert fetch() == CONTENT
-    assert hub.ranges(FILE) == [None] * 3
+    assert hub.ranges(FILE) == [None, f"bytes={HALF}-", f"bytes={HALF + 1000}-"]
     assert fetch.waits == [2, 4]
+    assert list(part.parent.iterdir()) == [part]
 
 
-def test_a_server_that_always_breaks_off_is_given_up(hub, fetch, part):
-    """After some attempts, with longer and longer waits; nothing is left on the disk."""
-    hub.misbehave(FILE, *[Mischief(stop_after=HALF)] * 100)
-    with pytest.raises(Unreachable, match=r"the connection broke after 0\.5 of 1\.0 MB"):
+def test_a_download_that_failed_is_resumed_by_the_next_call(hub, fetch):
+    """After ``ATTEMPTS`` attempts with growing waits; the message says how much is kept."""
+    hub.misbehave(FILE, *[Mischief(stop_after=1000)] * ATTEMPTS)
+    with pytest.raises(Unreachable, match=r"the connection broke after 0\.0 of 1\.0 MB; 0\.0 MB are kept"):
         fetch()
     assert fetch.waits == [2, 4, 8]
-    assert len(hub.ranges(FILE)) == ATTEMPTS
-    assert list(part.parent.iterdir()) == []
+    assert fetch() == CONTENT
+    assert hub.ranges(FILE)[-1] == f"bytes={1000 * ATTEMPTS}-"
+
+
+@pytest.mark.parametrize("mischief", [Mischief(), Mischief(ranges=False), Mischief(shift=7)])
+@pytest.mark.parametrize("changed", [False, True])
+def test_parts_of_different_files_are_never_joined(hub, fetch, changed, mischief):
+    """A file that changed meanwhile, a server without ranges, or a wrong range: the download starts over."""
+    hub.misbehave(FILE, Mischief(stop_after=HALF, content=CONTENT[::-1] if changed else None), mischief)
+    assert fetch() == CONTENT
+
+
+def test_a_part_that_cannot_be_identified_is_not_resumed(hub, fetch):
+    """The server sends no ETag."""
+    hub.etags = False
+    hub.misbehave(FILE, Mischief(stop_after=HALF))
+    assert fetch() == CONTENT
+    assert hub.ranges(FILE) == [None, None]
+
+
+def test_a_part_as_long_as_the_file_starts_over(hub, fetch, part):
+    """The server refuses the range with 416."""
+    hub.misbehave(FILE, *[Mischief(stop_after=1000)] * ATTEMPTS)
+    with pytest.raises(Unreachable):
+        fetch()
+    part.write_bytes(CONTENT + b"more")
+    assert fetch() == CONTENT
 
 
 @pytest.mark.parametrize("status", [404, 401, 403, 410])
@@ -126,7 +152,7 @@ def test_a_silent_server_is_not_waited_for_for_ever(hub, fetch, monkeypatch):
     """It counts as a failed attempt."""
     monkeypatch.setattr("model.official.http.TIMEOUT_S", 0.2)
     gate = Gate(is_open=False)
-    hub.misbehave(FILE, *[Mischief(stop_after=HALF, gate=gate)] * ATTEMPTS)
+    hub.misbehave(FILE, *[Mischief(stop_after=1000, gate=gate)] * ATTEMPTS)
     with pytest.raises(Unreachable, match="sent nothing for 0 s"):
         fetch()
     gate.open()

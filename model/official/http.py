@@ -1,4 +1,4 @@
-"""A verified download of one file over HTTP, for the authors' release on GitHub."""
+"""Resumable download of one file over HTTP, for the authors' release on GitHub."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TIMEOUT_S = 30.0
 """Seconds that a server may send nothing."""
 
 _CHUNK = 1 << 16
-_TRANSIENT = frozenset({408, 425, 429, 500, 502, 503, 504})
+_TRANSIENT = frozenset({408, 416, 425, 429, 500, 502, 503, 504})
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
 
@@ -59,11 +59,11 @@ OnStep = Callable[[Step], None]
 
 
 def download(url: str, part: Path, on_step: OnStep, *, wait: Callable[[float], None] = time.sleep) -> None:
-    """Download a file.
+    """Download a file. An earlier download that was interrupted is resumed if the server still has the same file.
 
     Args:
         url: http or https.
-        part: the file to write. Its folder is created. It is removed if the download fails.
+        part: the file to write. Its folder is created. It is kept if the download is interrupted.
         on_step: called after each chunk.
         wait: between attempts, with seconds.
 
@@ -82,14 +82,18 @@ def download(url: str, part: Path, on_step: OnStep, *, wait: Callable[[float], N
             _receive(url, part, f"{part.stem} from {host}", on_step)
         except HTTPError as error:
             error.close()
+            if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+                part.unlink(missing_ok=True)
             final, reason = error.code not in _TRANSIENT, f"{host} answered {error.code} {error.reason} for {url}"
         except (OSError, http.client.HTTPException) as error:
             final, reason = isinstance(error, URLError), f"{host} {_describe(error)}"
         else:
+            _etag_file(part).unlink(missing_ok=True)
             return
         if final or attempt == ATTEMPTS:
-            part.unlink(missing_ok=True)
-            raise Unreachable(reason)
+            size = _resumable(part)[0]
+            kept = f"; {megabytes(size)} MB are kept, so that another attempt resumes there" if size else ""
+            raise Unreachable(f"{reason}{kept}")
         wait(2.0**attempt)
 
 
@@ -128,12 +132,20 @@ def megabytes(count: int | None) -> str:
 
 def _receive(url: str, part: Path, text: str, on_step: OnStep) -> None:
     """One attempt. Errors of the network are raised as they are, those of the disk as ``FetchError``."""
-    request = Request(url, headers={"User-Agent": "swin2sr-serve"})  # noqa: S310 - the scheme was checked
+    done, etag = _resumable(part)
+    resume = {"Range": f"bytes={done}-", "If-Range": etag} if done else {}
+    request = Request(url, headers={"User-Agent": "swin2sr-serve", **resume})  # noqa: S310 - the scheme was checked
     with urlopen(request, timeout=TIMEOUT_S) as response:  # noqa: S310
-        done, total = 0, response.length
-        _check_space(part.parent, total or 0)
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            done = 0
+        elif not response.headers.get("Content-Range", "").startswith(f"bytes {done}-"):
+            part.unlink()
+            raise ConnectionError("the server sent another range than the requested one")
+        total = None if response.length is None else done + response.length
+        _check_space(part.parent, response.length or 0)
         with writing(part):
-            file: BinaryIO = part.open("wb")
+            _etag_file(part).write_text(response.headers.get("ETag", ""))
+            file: BinaryIO = part.open("ab" if done else "wb")
         with file:
             on_step(Step(text, done, total))
             while chunk := response.read1(_CHUNK):
@@ -146,6 +158,17 @@ def _receive(url: str, part: Path, text: str, on_step: OnStep) -> None:
                 os.fsync(file.fileno())
     if total is not None and done < total:
         raise ConnectionError(f"the connection broke after {megabytes(done)} of {megabytes(total)} MB")
+
+
+def _etag_file(part: Path) -> Path:
+    """The file that holds the ETag of a part."""
+    return part.with_name(f"{part.name}.etag")
+
+
+def _resumable(part: Path) -> tuple[int, str]:
+    """Size and ETag of an interrupted download; 0 if it cannot be resumed. A weak ETag does not identify the bytes."""
+    etag = _etag_file(part).read_text() if _etag_file(part).is_file() else ""
+    return (part.stat().st_size, etag) if etag.startswith('"') and part.is_file() else (0, "")
 
 
 def _check_space(folder: Path, needed: int) -> None:

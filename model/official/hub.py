@@ -14,30 +14,36 @@ from model.official.http import OnStep, Step, Unreachable
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
 
-def local_folder(name: str | Path, *, cache_dir: str | Path | None = None) -> Path:
-    """Find the folder or file that a name means. Downloads nothing.
+def is_hub_id(name: object) -> bool:
+    """Whether a name has the form of a hub id, ``owner/name``."""
+    return isinstance(name, str) and _HUB_ID.fullmatch(name) is not None
+
+
+def local_folder(name: str | Path, *, cache_dir: str | Path | None = None, revision: str | None = None) -> Path:
+    """Find a folder or file, or the folder of a hub id in the local cache. Downloads nothing.
 
     Args:
-        name: a folder or file, or a hub id such as ``caidas/swin2SR-classical-sr-x2-64``, which is looked up in the
-            local cache of huggingface_hub.
-        cache_dir: folder of that cache; None uses huggingface_hub's own.
+        name: a folder or file, or a hub id such as ``caidas/swin2SR-classical-sr-x2-64``.
+        cache_dir: folder of the cache; None uses huggingface_hub's own.
+        revision: branch, tag or commit of the repository; None is its main branch.
 
     Raises:
         ValueError: if it is not on this machine.
     """
     if Path(name).exists():
         return Path(name)
-    if not (isinstance(name, str) and _HUB_ID.fullmatch(name)):
+    if not is_hub_id(name):
         raise ValueError(f"{name} does not exist, and is not a hub id of the form 'owner/name'")
-    from huggingface_hub import snapshot_download  # noqa: PLC0415 (needed by hub ids alone)
+    from huggingface_hub import snapshot_download  # noqa: PLC0415 - slow to import
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
-        return Path(snapshot_download(name, cache_dir=cache_dir, local_files_only=True))
+        return Path(snapshot_download(str(name), cache_dir=cache_dir, revision=revision, local_files_only=True))
     except (HFValidationError, LocalEntryNotFoundError) as error:
         place = "the local Hugging Face cache" if cache_dir is None else str(cache_dir)
+        what = repr(name) if revision is None else f"revision {revision!r} of {name!r}"
         raise ValueError(
-            f"{name!r} is neither a folder nor in {place}. Download it there first, for example with "
+            f"{what} is neither a folder nor in {place}. Download it there first, for example with "
             f"'hf download {name}', or give a folder."
         ) from error
 
