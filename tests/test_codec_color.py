@@ -127,7 +127,7 @@ def test_high_dynamic_range_is_kept_in_png_and_missed_elsewhere():
     decoded = codec.decode(png_with(written(image()), (b"cICP", bytes((9, 16, 0, 1)))), LIMITS)
     assert codec.encode(decoded, codec.EncodeOptions()).notices == ()
     assert codec.encode(decoded, codec.EncodeOptions("webp")).notices == (
-        "webp cannot say that the colours are PQ (cICP 9/16)",
+        "webp cannot express that the colours are PQ (cICP 9/16)",
     )
 
 

@@ -115,8 +115,8 @@ def test_exiftool_reads_everything_in_every_format(name, tmp_path):
         assert facts[resolution] == pytest.approx({"png": 11811, "jpeg": 300, "tiff": 299.9994}[name])
     else:
         assert encoded.notices == (
-            f"{name} has no place for IPTC: it was left out",
-            f"{name} has no place for a resolution that EXIF does not state: it was left out",
+            f"{name} cannot hold IPTC: it was left out",
+            f"{name} cannot hold a resolution that EXIF does not state: it was left out",
         )
 
 
@@ -192,7 +192,7 @@ def test_texts_of_png_come_back_and_are_missed_elsewhere():
     assert decoded.metadata.texts == texts
     assert codec.decode(written(decoded), LIMITS).metadata.texts == texts
     notices = codec.encode(decoded, codec.EncodeOptions("jpeg")).notices
-    assert notices == ("jpeg has no place for texts and comments: they were left out",)
+    assert notices == ("jpeg cannot hold texts and comments: they were left out",)
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_a_comment_is_a_text_in_png_and_a_comment_again_in_jpeg(comment, text):
         with Image.open(BytesIO(again.body)) as opened:
             assert opened.info["comment"] == text[1].replace(b"Comment\0", b"").lstrip(b"\0")
         assert codec.encode(decoded, codec.EncodeOptions("webp")).notices == (
-            "webp has no place for texts and comments: they were left out",
+            "webp cannot hold texts and comments: they were left out",
         )
 
 

@@ -1,8 +1,8 @@
-"""Images between bytes and pixels, with nothing lost on the way that the other side could hold.
+"""Reads and writes image files, with their metadata.
 
-``read_header`` refuses what is too large, animated or unknown before anything is decoded; ``decode`` gives upright
-planes and all that travels beside them; ``check_output`` refuses what a format cannot hold before anything is
-computed; ``encode`` writes, and says in notices what a format could not take.
+``read_header`` refuses files that are too large, animated or unknown, before anything is decoded. ``decode`` returns an
+upright image with its metadata. ``check_output`` refuses results that a format cannot hold. ``encode`` writes a file,
+and reports in notices what the format could not hold.
 """
 
 from app.codec.decode import decode, read_header

@@ -21,12 +21,12 @@ class _AvifFile:
 
 
 def parse(body: bytes, limits: DecodeLimits) -> Header:
-    """The header of an AVIF, with its metadata. The orientation is the container's; EXIF's does not count in AVIF.
+    """The header of an AVIF, with its metadata. The orientation is that of the container; EXIF's is ignored in AVIF.
 
     Raises:
         BrokenImage: if it cannot be read.
     """
-    with blaming_the_file("avif"):  # by Pillow's own class EXIF would be parsed, which warns or fails
+    with blaming_the_file("avif"):  # Pillow's image class would parse EXIF, which warns or fails
         (width, height), frames, mode, *packets, orientation, xmp = _avif.AvifDecoder(body, "auto", 1).get_info()
     names = ("icc_profile", "exif", "xmp")
     metadata, notices = exif.read_packets(dict(zip(names, (*packets, xmp), strict=True)), limits)
@@ -59,7 +59,7 @@ def read(body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
         BrokenImage: if pixel data is damaged or missing.
     """
     file: _AvifFile = header.parsed
-    with blaming_the_file("avif"):  # not by Pillow, which makes 8 bits of 10 and 12
+    with blaming_the_file("avif"):  # not by Pillow, which reduces 10 and 12 bits to 8
         samples = imagecodecs.avif_decode(body, numthreads=1)
     if file.crop is not None:
         samples = file.crop.apply(samples)

@@ -1,4 +1,4 @@
-"""Reads BMP, also the kinds that Pillow does not know: any bit masks, 2 bits, RLE24."""
+"""Reads BMP, including the kinds that Pillow does not support: any bit masks, 2 bits, RLE24."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TRUNCATED = "The BMP is truncated; send the whole file."
 
 @dataclass(frozen=True)
 class _BmpFile:
-    """What the headers say. Masks are those of red, green, blue and alpha; 0 is none."""
+    """The content of the headers. Masks are those of red, green, blue and alpha; 0 is no mask."""
 
     size: int
     width: int
@@ -58,7 +58,7 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
 
     Raises:
         BrokenImage: if it is damaged, or the file ends before its pixels do.
-        UnsupportedImage: if it is of a kind that is not read.
+        UnsupportedImage: if it is of a kind that is not supported.
     """
     try:
         file = _read_headers(body, limits)
@@ -84,7 +84,7 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
 def _read_headers(body: bytes, limits: DecodeLimits) -> _BmpFile:
     start, size = struct.unpack_from("<II", body, 10)
     if size not in _SIZES and not 16 < size < 64:
-        raise BrokenImage("The BMP's header is impossible.")
+        raise BrokenImage("The BMP's header is invalid.")
     if size == _CORE:
         width, height, planes, bits = struct.unpack_from("<HHHH", body, 18)
         compression = colors = x = y = 0
@@ -92,7 +92,7 @@ def _read_headers(body: bytes, limits: DecodeLimits) -> _BmpFile:
         head = body[18 : 14 + min(size, 40)].ljust(36, b"\0")
         width, height, planes, bits, compression, _, x, y, colors, _ = struct.unpack("<iiHHIIiiII", head)
     if planes != 1 or bits not in (1, 2, 4, 8, 16, 24, 32) or width < 0:
-        raise BrokenImage("The BMP's header is impossible.")
+        raise BrokenImage("The BMP's header is invalid.")
     _check_compression(size, bits, compression)
     masks = _read_masks(body, size, bits, compression)
     if bits <= 8:
@@ -109,16 +109,16 @@ def _read_headers(body: bytes, limits: DecodeLimits) -> _BmpFile:
 
 def _check_compression(size: int, bits: int, compression: int) -> None:
     if size in (16, 64) and compression == _BITFIELDS:
-        raise UnsupportedImage("This BMP has Huffman coding (OS/2), which is not read; save it uncompressed.")
+        raise UnsupportedImage("This BMP has Huffman coding (OS/2), which is not supported; save it uncompressed.")
     if size == 64 and compression == _RLE24 and bits == 24:
         return
     if compression in _OTHERS:
-        raise UnsupportedImage(f"This BMP has {_OTHERS[compression]}, which is not read; save it as a PNG.")
+        raise UnsupportedImage(f"This BMP has {_OTHERS[compression]}, which is not supported; save it as a PNG.")
     allowed = {
         _RGB: (1, 2, 4, 8, 16, 24, 32), _RLE8: (8,), _RLE4: (4,), _BITFIELDS: (16, 32), _ALPHA_BITFIELDS: (16, 32),
     }  # fmt: skip
     if bits not in allowed.get(compression, ()):
-        raise BrokenImage("The BMP's header is impossible.")
+        raise BrokenImage("The BMP's header is invalid.")
 
 
 def _read_masks(body: bytes, size: int, bits: int, compression: int) -> tuple[int, int, int, int]:
@@ -132,14 +132,14 @@ def _read_masks(body: bytes, size: int, bits: int, compression: int) -> tuple[in
     for mask in (red, green, blue, alpha):
         low = mask & -mask
         if mask and (mask + low) & mask:
-            raise UnsupportedImage("This BMP has bit masks with gaps, which is not read; save it as a PNG.")
+            raise UnsupportedImage("This BMP has bit masks with gaps, which is not supported; save it as a PNG.")
     if not red | green | blue or (red & green) | (green & blue) | (red & blue) | (alpha & (red | green | blue)):
-        raise BrokenImage("The BMP's bit masks are impossible.")
+        raise BrokenImage("The BMP's bit masks are invalid.")
     return red, green, blue, alpha
 
 
 def read(body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
-    """The planes of a BMP. What run-length encoding skips is transparent, as in browsers.
+    """The planes of a BMP. Pixels that run-length encoding skips are transparent, as in browsers.
 
     Raises:
         BrokenImage: if pixel data is damaged or missing.
@@ -209,7 +209,7 @@ def _scaled(values: NDArray[Any], mask: int, *, deep: bool) -> Any:  # noqa: ANN
     low = (mask & -mask).bit_length() - 1
     most = mask >> low
     parts = (values & values.dtype.type(mask)) >> values.dtype.type(low)
-    wide = np.uint32 if most < 2**16 else np.uint64  # full times most fits
+    wide = np.uint32 if most < 2**16 else np.uint64  # the product fits into 32 bits
     return ((parts.astype(wide) * wide(full) + wide(most // 2)) // wide(most)).astype(target)
 
 

@@ -1,4 +1,4 @@
-"""Colour spaces: profiles read, made, and applied with Little CMS, in 8 and in 16 bits."""
+"""Colour spaces: reads, creates and applies profiles with Little CMS, in 8 and in 16 bits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SRGB_GAMMA, _SRGB_CHROMATICITIES = 45_455, (31_270, 32_900, 64_000, 33_000, 30_
 _PRIMARIES: Mapping[int, tuple[float, ...]] = MappingProxyType(
     {
         1: (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),
-        2: (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),  # unspecified: as browsers take it
+        2: (*_D65, 0.640, 0.330, 0.300, 0.600, 0.150, 0.060),  # unspecified: as in browsers
         4: (0.310, 0.316, 0.670, 0.330, 0.210, 0.710, 0.140, 0.080),
         5: (*_D65, 0.640, 0.330, 0.290, 0.600, 0.150, 0.060),
         6: (*_D65, 0.630, 0.340, 0.310, 0.595, 0.155, 0.070),
@@ -44,7 +44,7 @@ _GAMMAS = MappingProxyType({4: 2.2, 5: 2.8, 8: 1.0})
 
 
 def usable_profile(icc: bytes) -> bool:
-    """Whether a profile is whole, and one that Little CMS can read."""
+    """Whether a profile is complete, and Little CMS can read it."""
     whole = 132 <= int.from_bytes(icc[:4]) <= len(icc)
     return whole and icc[36:40] == b"acsp" and imagecodecs.cms_check(icc) is not False
 
@@ -74,7 +74,7 @@ def described_profile(metadata: Metadata, *, gray: bool) -> bytes | None:
 
 
 def inexpressible(metadata: Metadata, *, gray: bool) -> str | None:
-    """What cICP says that no profile of ours can express, such as PQ; None where a profile says it all."""
+    """The part of cICP that our profiles cannot express, such as PQ; None if a profile expresses all of it."""
     content = cicp(metadata)
     if content is None or _is_srgb(content) or _profile_of_cicp(content, gray=gray) is not None:
         return None
@@ -83,12 +83,12 @@ def inexpressible(metadata: Metadata, *, gray: bool) -> str | None:
 
 
 def is_rare(content: bytes) -> bool:
-    """Whether a cICP's primaries or transfer are known to few programs."""
+    """Whether few programs support a cICP's primaries or transfer."""
     return content[0] in (4, 7, 8, 22) or content[1] == _SMPTE_240M or content[1] in _LOGARITHMIC
 
 
 def cicp(metadata: Metadata) -> bytes | None:
-    """The four bytes of cICP, if there are any."""
+    """The four bytes of cICP, if the image has it."""
     content = dict(metadata.png_color).get(b"cICP", b"")
     return content if len(content) == 4 else None
 
@@ -156,7 +156,7 @@ def _make_profile(
         )
     except (imagecodecs.CmsError, ValueError):
         return None
-    # Little CMS writes the time of day into the header; the same image gets the same answer at any time.
+    # Little CMS writes the time into the header. Without it, the same image always gives the same file.
     return bytes(profile[:24]) + _DATE + bytes(profile[36:])
 
 
@@ -170,7 +170,7 @@ def _srgb(*, gray: bool) -> bytes:
 
 
 def convert(pixels: Pixels, source: bytes, target: bytes) -> Pixels:
-    """Pixels moved from one profile to another: relative colorimetric, with black point compensation.
+    """Convert pixels from one profile to another: relative colorimetric, with black point compensation.
 
     Args:
         pixels: (H,W,C) in the space of ``source``: C is 1, 3, or 4 for CMYK (0 is no ink).
@@ -195,7 +195,7 @@ def convert(pixels: Pixels, source: bytes, target: bytes) -> Pixels:
 
 
 def to_srgb(image: Image) -> Image:
-    """The image in sRGB, without any description of its colours; its alpha and the number of planes stay.
+    """Convert an image to sRGB and remove its colour description. Alpha and the number of planes stay the same.
 
     A profile that cannot be applied is left out, with a notice.
     """
@@ -223,7 +223,7 @@ def _convert_planes(pixels: Pixels, profile: bytes) -> Pixels:
 
 
 def _same(source: bytes, target: bytes) -> bool:
-    """Whether converting moves no sample of a coarse grid by more than one level, which is rounding."""
+    """Whether the conversion changes no sample of a coarse grid by more than one level, which is rounding."""
     steps = np.arange(0, 256, 15, dtype=np.uint8)
     planes = 1 if profile_space(source) == "GRAY" else 3
     grid = np.stack(np.meshgrid(*[steps] * planes, indexing="ij"), axis=-1).reshape(len(steps), -1, planes)
@@ -231,7 +231,7 @@ def _same(source: bytes, target: bytes) -> bool:
 
 
 def cmyk_to_srgb(pixels: Pixels, icc: bytes | None) -> tuple[Pixels, str]:
-    """Ink to light, and a notice that says how.
+    """Convert CMYK to sRGB, and return a notice on the profile that was used.
 
     Args:
         pixels: (H,W,4), 0 is no ink.

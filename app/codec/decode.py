@@ -1,4 +1,4 @@
-"""Bytes to upright pixels: the header is checked first, and a decoder sees nothing of a file but its picture."""
+"""Decodes files to upright images. The header is checked first, and decoders get only the picture of a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_header(body: bytes, limits: DecodeLimits) -> Header:
     name = sniff(body)
     header = _FORMATS[name].parse(body, limits)
     if header.width < 1 or header.height < 1:
-        raise BrokenImage(f"The {name} file holds no pixels.")
+        raise BrokenImage(f"The {name} file contains no pixels.")
     if header.pixels > limits.max_pixels:
         raise TooLarge(
             f"The image has {header.width}x{header.height} pixels; at most {limits.max_pixels} are accepted.",
@@ -84,7 +84,7 @@ def _upright_metadata(metadata: Metadata, orientation: int, *, gray: bool) -> tu
 
 @dataclass(frozen=True)
 class _Reader:
-    """How a format is read: its header, then its planes."""
+    """The reader of a format: for the header, and for the planes."""
 
     parse: Callable[[bytes, DecodeLimits], Header]
     read: Callable[[bytes, Header, DecodeLimits], Decoded]

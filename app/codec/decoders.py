@@ -1,4 +1,4 @@
-"""Where other people's decoders are called: what they raise is the file's fault, what anything else raises is ours."""
+"""Calls decoders of other libraries, and turns what they raise into ``BrokenImage``."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ _RAISED = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, RuntimeError),
     *(struct.error, zlib.error, tifffile.TiffFileError),
 )
-"""What decoders raise over broken files: Pillow nearly anything, wrappers of libavif and libpng RuntimeError."""
+"""Exceptions of decoders for broken files: Pillow raises many kinds, wrappers of libavif and libpng RuntimeError."""
 
 
 @contextmanager
 def blaming_the_file(name: str) -> Iterator[None]:
-    """Turn whatever a decoder raises into the one error that a caller can do something about.
+    """Turn the exceptions of a decoder into ``BrokenImage``.
 
     Args:
-        name: of the format, for the sentence.
+        name: of the format, for the message.
 
     Raises:
         BrokenImage: in place of the decoder's own.
@@ -38,7 +38,7 @@ def blaming_the_file(name: str) -> Iterator[None]:
 
 
 def load(plugin: type[ImageFile.ImageFile], body: bytes, name: str) -> PIL.Image.Image:
-    """Decode with one format's class: no search over formats, and no limit on pixels but ours.
+    """Open a file with Pillow's class of one format, without a search for the format and without Pillow's pixel limit.
 
     Raises:
         BrokenImage: if it cannot read the file.

@@ -1,4 +1,4 @@
-"""Upright pixels to bytes, and sentences on what a format could not take."""
+"""Encodes images, with notices on what a format could not hold."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Written = tuple[bytes, tuple[str, ...]]
 
 
 def encode(image: Image, options: EncodeOptions) -> Encoded:
-    """A file in the wished format, with a notice on everything that it could not hold.
+    """Write a file, with a notice on everything that the format could not hold.
 
     Raises:
-        InvalidEncodeOption: if an option has an impossible value.
+        InvalidEncodeOption: if an option has an invalid value.
         TooLargeForFormat: if the format cannot hold the size.
     """
     _check(options)
@@ -54,7 +54,7 @@ def _check(options: EncodeOptions) -> None:
 
 
 def _sized(image: Image) -> Image:
-    """The image with what EXIF and XMP say about its size brought up to date."""
+    """The image with its size in EXIF and XMP updated."""
     block, packet = image.metadata.exif, image.metadata.xmp
     if block is not None:
         block = exif.resize(block, image.width, image.height)
@@ -64,7 +64,7 @@ def _sized(image: Image) -> Image:
 
 
 def _fit(image: Image, format_: Format) -> tuple[Image, tuple[str, ...]]:
-    """The image as the format can hold it, and what was given up."""
+    """The image as the format can hold it, and notices on what was lost."""
     notices = list(image.notices)
     if image.alpha is not None and not format_.alpha:
         notices.append(f"{format_.name} has no transparency: it was flattened on white")
@@ -85,12 +85,12 @@ def _fit(image: Image, format_: Format) -> tuple[Image, tuple[str, ...]]:
 
 
 def _without_chunks(image: Image, format_: Format, *, gray: bool) -> tuple[Image, tuple[str, ...]]:
-    """What PNG says in chunks of its own, said as other formats can."""
+    """Convert metadata in PNG's own chunks to the forms of other formats."""
     metadata = image.metadata
     notices = []
     texts = tuple(text for text in metadata.texts if format_.name == "jpeg" and comment_of(text) is not None)
     if texts != metadata.texts:
-        notices.append(f"{format_.name} has no place for texts and comments: they were left out")
+        notices.append(f"{format_.name} cannot hold texts and comments: they were left out")
     unsaid = color.inexpressible(metadata, gray=gray)
     description = color.cicp(metadata) or b""
     profile: bytes | None
@@ -100,19 +100,19 @@ def _without_chunks(image: Image, format_: Format, *, gray: bool) -> tuple[Image
     else:
         profile, kept = color.described_profile(metadata, gray=gray), ()
         if unsaid is not None:
-            notices.append(f"{format_.name} cannot say that {unsaid}")
+            notices.append(f"{format_.name} cannot express that {unsaid}")
         elif description and profile is not None and color.is_rare(description):
             notices.append(f"the colours' description (cICP {description[0]}/{description[1]}) became an ICC profile")
     if {b"mDCV", b"cLLI"} & dict(metadata.png_color).keys():
-        notices.append(f"{format_.name} has no place for light levels (mDCV, cLLI): they were left out")
+        notices.append(f"{format_.name} cannot hold light levels (mDCV, cLLI): they were left out")
     image = replace(image, metadata=replace(metadata, icc=profile, png_color=kept, texts=texts))
     if metadata.photoshop is not None and format_.name in _WITHOUT_IPTC:
-        notices.append(f"{format_.name} has no place for IPTC: it was left out")
+        notices.append(f"{format_.name} cannot hold IPTC: it was left out")
     if metadata.resolution is not None and format_.name in _WITHOUT_IPTC:
         if metadata.exif is None:
             image = replace(image, metadata=replace(image.metadata, exif=exif.resolution_block(metadata.resolution)))
         elif exif.read_resolution(metadata.exif) is None:
-            notices.append(f"{format_.name} has no place for a resolution that EXIF does not state: it was left out")
+            notices.append(f"{format_.name} cannot hold a resolution that EXIF does not state: it was left out")
     return image, tuple(notices)
 
 

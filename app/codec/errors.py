@@ -1,4 +1,4 @@
-"""What goes wrong between bytes and pixels. The service turns these errors into its own in ``app.imaging.refusals``."""
+"""The errors of the codec. ``app.imaging.refusals`` turns them into the service's errors."""
 # ruff: noqa: N818 - the names say what is wrong with the file
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class BrokenImage(CodecError):
 
 
 class UnsupportedImage(CodecError):
-    """The file is valid, and is of a format or a kind that is not read."""
+    """The file is valid, but its format or kind is not supported."""
 
 
 class TooLarge(CodecError):
@@ -37,4 +37,4 @@ class TooLargeForFormat(TooLarge):
 
 
 class InvalidEncodeOption(CodecError):
-    """An option of ``EncodeOptions`` has a value that it cannot have."""
+    """An option of ``EncodeOptions`` has an invalid value."""

@@ -1,4 +1,4 @@
-"""EXIF blocks, edited in place: makers' notes hold offsets of their own, and break when a block is written anew."""
+"""EXIF blocks, edited in place, because maker notes contain offsets and break when a block is rewritten."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def read_packets(found: Mapping[Any, Any], limits: DecodeLimits) -> tuple[Metada
 
 
 def read_orientation(block: bytes) -> int:
-    """EXIF's orientation, 1 to 8; 1 where there is none or where it makes no sense."""
+    """EXIF's orientation, 1 to 8; 1 if it is missing or invalid."""
     try:
         layout, first = read_layout(block)
         entry = read_directory(block, layout, first, cut=True).entries.get(ORIENTATION)
@@ -78,7 +78,7 @@ def read_orientation(block: bytes) -> int:
 
 
 def first_readable(blocks: Iterable[bytes]) -> bytes | None:
-    """The first block that can be read; if none can, the first that is not empty, so that its loss is named."""
+    """The first valid block; if there is none, the first that is not empty, so that a notice reports its loss."""
     found = [block for block in blocks if block]
     return next((block for block in found if readable(block)), found[0] if found else None)
 
@@ -98,7 +98,7 @@ def read_resolution(block: bytes) -> Resolution | None:
 
 
 def readable(block: bytes) -> bool:
-    """Whether this is an EXIF block at all."""
+    """Whether this is an EXIF block."""
     try:
         layout, first = read_layout(block)
         read_directory(block, layout, first, cut=True)
@@ -111,7 +111,7 @@ def directory_resolution(block: bytes | memoryview, layout: Layout, directory: D
     """The resolution that a TIFF directory states.
 
     Raises:
-        DirectoryError: if its tags have impossible types.
+        DirectoryError: if its tags have invalid types.
     """
     x, y = (directory.entries.get(tag) for tag in (0x011A, 0x011B))
     unit = directory.entries.get(0x0128)
@@ -127,8 +127,8 @@ def directory_resolution(block: bytes | memoryview, layout: Layout, directory: D
 def remove_orientation(block: bytes) -> bytes | None:
     """The block without its orientation; None where nothing else was in it, or where it is no EXIF at all.
 
-    A thumbnail that lies on its side is unlinked with it, and entries that point outside the block go too, because
-    other readers stumble over them.
+    A thumbnail that is not upright is removed too, and so are entries that point outside the block, because other
+    readers fail on them.
     """
     try:
         layout, first = read_layout(block)
@@ -169,7 +169,7 @@ def resize(block: bytes, width: int, height: int) -> bytes:
 
 
 def extract(file: bytes, layout: Layout, directory: Directory, limit: int) -> bytes | None:
-    """An EXIF block of what a TIFF file says about its picture, orientation and structure apart.
+    """An EXIF block with the tags of a TIFF file, without its orientation and structure.
 
     Values move, so a maker's note that counts from the start of its file is left out, see ``loses_maker_note``.
 
@@ -234,7 +234,7 @@ def _copy(
 
 
 def resolution_block(resolution: Resolution) -> bytes:
-    """The smallest EXIF block that states a resolution, for formats that have no other place for it."""
+    """The smallest EXIF block with a resolution, for formats that have no other field for it."""
     entries = b"".join(
         struct.pack("<HHII", tag, kind, 1, value)
         for tag, kind, value in (

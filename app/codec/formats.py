@@ -1,4 +1,4 @@
-"""Which formats there are, how they are recognised, and what each can hold."""
+"""The supported formats: how they are recognised, and what each can hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from app.codec.errors import BrokenImage, InvalidEncodeOption, TooLargeForFormat
 
 @dataclass(frozen=True)
 class Format:
-    """What files of a format can hold.
+    """An output format, and what its files can hold.
 
     Args:
         name: as in the option ``format``.
@@ -90,7 +90,7 @@ def readable() -> list[str]:
 
 
 def sniff(body: bytes) -> str:
-    """The format that the first bytes of a file name; its extension and media type are not asked.
+    """The format of a file, from its first bytes. Extension and media type are ignored.
 
     Raises:
         BrokenImage: if there are no bytes.
@@ -150,7 +150,7 @@ def output_format(wish: str, source: str) -> str:
 
 
 def check_output(name: str, width: int, height: int) -> None:
-    """Refuse, before any computing, a result that the format ``name`` (of ``WRITABLE``) cannot hold.
+    """Check that the format ``name`` (of ``WRITABLE``) can hold a result.
 
     Args:
         name: the format to write.

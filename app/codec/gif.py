@@ -1,4 +1,4 @@
-"""GIF's blocks: header, and what stands beside the picture: comments, XMP, a profile."""
+"""GIF's blocks: the header, the picture, and metadata (comments, XMP, a profile)."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _COMMENT, _APPLICATION, _CONTROL = 0xFE, 0xFF, 0xF9
 _MAX_BLOCKS, _MAX_PARTS = 2**16, 2**20
 _XMP, _ICC = b"\x0bXMP DataXMP", b"\x0bICCRGBG1012"
 _XMP_TRAILER = b"\x01" + bytes(range(255, -1, -1))
-"""An XMP packet is not cut into sub-blocks; whoever takes its bytes for their lengths lands in this, and then at 0."""
+"""An XMP packet is not cut into sub-blocks; a reader that takes its bytes for lengths reaches this, and then the 0."""
 
 
 @dataclass(frozen=True)
 class _GifFile:
-    """Left, top, right and bottom of the frame, and what stands beside it."""
+    """Left, top, right and bottom of the frame, and the metadata."""
 
     box: tuple[int, int, int, int]
     metadata: Metadata
@@ -55,7 +55,7 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
     width = max([width, *(right for _, _, right, _ in boxes)])
     height = max([height, *(bottom for _, _, _, bottom in boxes)])
     if not frames or not width or not height:
-        raise BrokenImage("The GIF holds no picture.")
+        raise BrokenImage("The GIF contains no image.")
     return Header(
         "gif",
         width,
@@ -85,7 +85,7 @@ def read(body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
 
 
 def _read_metadata(body: bytes, limits: DecodeLimits) -> tuple[Metadata, tuple[str, ...]]:
-    """What is kept beside the pixels of a file whose header was read, and notices on what is too large."""
+    """The metadata of a file whose header was read, and notices on what is too large."""
     icc = xmp = None
     texts = []
     notices: list[str] = []

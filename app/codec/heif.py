@@ -62,8 +62,8 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
     """
     parsed: _HeifFile = header.parsed
     with blaming_the_file("heif"):
-        samples = np.array(parsed.file)  # a copy: the memory is libheif's, and goes with the file
-    # libheif puts 10 or 12 bits at the top of 16.
+        samples = np.array(parsed.file)  # a copy, because libheif frees the memory with the file
+    # libheif stores 10 or 12 bits in the highest bits of 16.
     bits = header.bits
     pixels, alpha = planes.split(samples if samples.dtype == np.uint8 else planes.widen(samples >> (16 - bits), bits))
     return Decoded(pixels, alpha, parsed.metadata, parsed.notices)
@@ -71,6 +71,6 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
 
 def _open(body: bytes) -> Any:  # noqa: ANN401 - the package has no types
     options = pi_heif.options
-    options.DECODE_THREADS = 1  # other cores belong to the network
+    options.DECODE_THREADS = 1  # the other cores are for the network
     options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
     return pi_heif.open_heif(body, convert_hdr_to_8bit=False)

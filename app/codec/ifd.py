@@ -1,4 +1,4 @@
-"""The directories of a TIFF structure, which is also what an EXIF block is: bounded, and strict."""
+"""The directories of a TIFF structure, which EXIF blocks are too: read strictly and within limits."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class DirectoryError(ValueError):
 
 @dataclass(frozen=True)
 class Layout:
-    """How offsets and counts are spelled: byte order, and classic TIFF or BigTIFF."""
+    """How offsets and counts are stored: byte order, and classic TIFF or BigTIFF."""
 
     order: ByteOrder
     big: bool = False
@@ -119,7 +119,7 @@ def read_directory(block: bytes | memoryview, layout: Layout, at: int, *, cut: b
     count = layout.count.unpack_from(block, at)[0]
     held = (len(block) - start) // layout.stride
     if not 0 < count <= MAX_ENTRIES or not held or (count > held and not cut):
-        raise DirectoryError("a directory has an impossible number of entries")
+        raise DirectoryError("a directory has an invalid number of entries")
     end = start + min(count, held) * layout.stride
     entries: dict[int, TagEntry] = {}
     broken = set()
@@ -127,7 +127,7 @@ def read_directory(block: bytes | memoryview, layout: Layout, at: int, *, cut: b
     for position in range(start, end, layout.stride):
         tag, entry = _read_entry(block, layout, position)
         room -= entry.size if entry is not None else 0
-        if entry is None or room < 0:  # or else a few bytes could stand for gigabytes
+        if entry is None or room < 0:  # otherwise a few bytes could describe gigabytes
             broken.add(tag)
         else:
             entries.setdefault(tag, entry)
@@ -150,7 +150,7 @@ def directories(block: bytes | memoryview, layout: Layout, first: int) -> Iterat
     """Every directory of the chain, each once.
 
     Raises:
-        DirectoryError: if one lies outside the block, or if the chain bites its tail.
+        DirectoryError: if one lies outside the block, or if the chain is a loop.
     """
     seen: set[int] = set()
     at = first
@@ -170,7 +170,7 @@ def integers(block: bytes | memoryview, layout: Layout, entry: TagEntry) -> tupl
         DirectoryError: if they are of another type, or too many.
     """
     if entry.kind not in _INTEGERS or entry.count > MAX_VALUES:
-        raise DirectoryError(f"tag {entry.tag} has an impossible type or length")
+        raise DirectoryError(f"tag {entry.tag} has an invalid type or length")
     return struct.unpack_from(f"{layout.order}{entry.count}{_INTEGERS[entry.kind]}", block, entry.start)
 
 
@@ -181,7 +181,7 @@ def rationals(block: bytes | memoryview, layout: Layout, entry: TagEntry) -> tup
         DirectoryError: if they are of another type, or too many.
     """
     if entry.kind not in (5, 10) or entry.count > 64:
-        raise DirectoryError(f"tag {entry.tag} has an impossible type or length")
+        raise DirectoryError(f"tag {entry.tag} has an invalid type or length")
     terms = struct.unpack_from(f"{layout.order}{entry.count * 2}{'I' if entry.kind == 5 else 'i'}", block, entry.start)
     return tuple(top / bottom if bottom else 0.0 for top, bottom in zip(terms[::2], terms[1::2], strict=True))
 

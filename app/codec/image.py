@@ -1,4 +1,4 @@
-"""An image between bytes and pixels: its planes, and everything that travels beside them."""
+"""Images, headers, metadata, and the options of decoding and encoding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Mode: TypeAlias = Literal["gray", "color", "palette", "cmyk"]
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """What an upload may cost, checked on its header before anything is decoded.
+    """Limits of an upload, checked before it is decoded.
 
     Args:
         max_pixels: largest width times height that is decoded.
@@ -38,7 +38,7 @@ def bounded(packet: bytes | None, name: str, limits: DecodeLimits, notices: list
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says before its pixels are decoded. Parsed once by ``read_header`` and passed to ``decode``.
+    """The header of a file. Parsed once by ``read_header`` and passed to ``decode``.
 
     Args:
         format: a name of ``formats.READABLE``.
@@ -92,7 +92,7 @@ class Header:
 
 @dataclass(frozen=True)
 class Resolution:
-    """Pixels for each metre, or, when ``per_metre`` is false, just the shape of a pixel as x to y."""
+    """Pixels per metre, or, if ``per_metre`` is false, the aspect ratio of a pixel as x to y."""
 
     x: float
     y: float
@@ -100,19 +100,19 @@ class Resolution:
 
     @property
     def in_inches(self) -> tuple[float, float]:
-        """Pixels for each inch, or the shape of a pixel as it is."""
+        """Pixels per inch, or the aspect ratio of a pixel."""
         return (self.x * 0.0254, self.y * 0.0254) if self.per_metre else (self.x, self.y)
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What is kept beside the pixels.
+    """The metadata of an image.
 
     Args:
         icc: the profile that the pixels are in.
         exif: a TIFF structure without the ``Exif`` prefix and without an orientation.
         xmp: an XMP packet.
-        photoshop: Photoshop's resource block, where IPTC captions live.
+        photoshop: Photoshop's resource block, which contains IPTC captions.
         resolution: pixels for each metre.
         png_colour: the chunks cICP, gAMA, cHRM, sRGB, mDCV and cLLI of a PNG, as type and content.
         texts: texts and comments as text chunks of a PNG, type and content.
@@ -152,8 +152,8 @@ class Image:
         pixels: (H,W,C) uint8 or uint16, C is 1 (gray) or 3 (colour, in the space of ``metadata``); alpha not applied.
         alpha: (H,W) of the same type, 0 is transparent; None when the file has none.
         format: what it was read from, a name of ``formats.READABLE``.
-        metadata: what travels beside the pixels.
-        notices: sentences, in ASCII, on what reading gave up.
+        metadata: of the file.
+        notices: sentences, in ASCII, on what reading lost.
     """
 
     pixels: Pixels
@@ -208,7 +208,7 @@ class Encoded:
         body: its bytes.
         media_type: for ``Content-Type``.
         extension: with its dot.
-        notices: sentences, in ASCII, on what reading and writing gave up.
+        notices: sentences, in ASCII, on what reading and writing lost.
     """
 
     body: bytes
@@ -218,5 +218,5 @@ class Encoded:
 
     @property
     def notice(self) -> str:
-        """All notices as one line; empty where nothing was given up."""
+        """All notices as one line; empty if nothing was lost."""
         return "; ".join(self.notices)

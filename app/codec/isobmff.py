@@ -245,7 +245,7 @@ def _read_associations(cursor: _Cursor) -> Iterator[tuple[int, list[int]]]:
 
 
 def color_description(container: Container) -> bytes | None:
-    """The picture's primaries and transfer as the four bytes of cICP; None for sRGB and where it states none."""
+    """The picture's primaries and transfer as the four bytes of cICP; None for sRGB and if it states none."""
     for kind, content in _properties(container):
         if kind == b"colr" and content[:4] == b"nclx" and len(content) >= 10:
             primaries, transfer = struct.unpack_from(">HH", content, 4)
@@ -257,7 +257,7 @@ def color_description(container: Container) -> bytes | None:
 
 
 def bits_per_sample(container: Container) -> int:
-    """Depth of the picture, 8 where it does not say."""
+    """Depth of the picture, 8 if it is not stated."""
     for kind, content in _properties(container):
         if kind == b"pixi" and len(content) >= 6:
             return content[5]
@@ -290,7 +290,7 @@ class Crop:
 
 
 def clean_aperture(container: Container, width: int, height: int) -> Crop | None:
-    """The part of the picture that is shown (ISO 14496-12, 12.1.4); None for all of it, and where it makes no sense."""
+    """The part of the picture that is shown (ISO 14496-12, 12.1.4); None for all of it, and if it is invalid."""
     content = container.picture.find(b"clap")
     if content is None or len(content) < 32:
         return None

@@ -14,9 +14,9 @@ from app.codec.errors import BrokenImage, UnsupportedImage
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata, Mode
 
 _CHECKED_PIXELS = 2**20
-"""Pictures of so many pixels are always checked for missing data, which takes as long as decoding."""
+"""Pictures up to this size are always checked for missing data, which takes as long as decoding."""
 _FILL_LEVELS = (127, 128)
-"""What libjpeg shows where data is missing."""
+"""The value with which libjpeg fills missing data."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _may_be_cut(segments: jpeg_segments.Segments, picture: PIL.Image.Image) -> b
 
 
 def _is_cut(segments: jpeg_segments.Segments, picture: PIL.Image.Image) -> bool:
-    """Whether the picture changes with what stands behind its scans."""
+    """Whether the picture depends on the bytes after its scans."""
     try:
         other = load(JpegImagePlugin.JpegImageFile, jpeg_segments.picture_only(segments, filled=True), "jpeg")
     except BrokenImage:

@@ -1,4 +1,4 @@
-"""JPEG's entropy-coded scans: what they hold, and whether any of it is missing.
+"""JPEG's entropy-coded scans: their content, and whether any of it is missing.
 
 libjpeg fills what is missing with gray and only warns. So three things are checked here: that every component and
 coefficient is sent, that no restart interval is missing, and that no scan ends before its pixels do.
@@ -15,7 +15,7 @@ from math import ceil
 from app.codec.errors import BrokenImage, UnsupportedImage
 
 _MAX_SCANS = 100
-"""A decoder goes over the whole picture for each; the most thorough encoders write about twenty."""
+"""A decoder processes the whole picture for each scan. Encoders write about twenty at most."""
 _MAX_SEGMENTS = 10_000
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """What ends a scan: neither a stuffed byte, nor a restart, nor padding."""
@@ -76,7 +76,7 @@ def read_frame(marker: int, content: bytes) -> Frame:
     """The frame header of a SOF segment.
 
     Raises:
-        BrokenImage: if it is cut or impossible.
+        BrokenImage: if it is cut or invalid.
     """
     try:
         _, height, width, count = struct.unpack_from(">BHHB", content)
@@ -88,7 +88,7 @@ def read_frame(marker: int, content: bytes) -> Frame:
         or len(sampling) != count
         or not all(1 <= factor <= 4 for both in sampling.values() for factor in both)
     ):
-        raise BrokenImage("The JPEG's frame header is impossible.")
+        raise BrokenImage("The JPEG's frame header is invalid.")
     return Frame(marker, width, height, sampling)
 
 
@@ -154,7 +154,7 @@ def missing_scans(frame: Frame, scans: Sequence[Scan]) -> bool:
 
 def missing_restarts(body: bytes, frame: Frame, scans: Sequence[Scan]) -> bool:
     """Whether the restart markers of a scan are too few, or skip one: then whole intervals are missing."""
-    if frame.marker == _LOSSLESS:  # which counts samples
+    if frame.marker == _LOSSLESS:  # counted in samples
         return False
     for scan in scans:
         known = bool(scan.components) and all(component in frame.sampling for component in scan.components)

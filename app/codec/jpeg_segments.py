@@ -47,7 +47,7 @@ class Segments:
 
     @property
     def trailer(self) -> memoryview:
-        """What stands behind the picture."""
+        """The bytes after the picture."""
         return memoryview(self.body)[self.end :]
 
     @property
@@ -71,7 +71,9 @@ def read_segments(body: bytes) -> Segments:
     _check_process(marker, data)
     frame = read_frame(marker, data)
     if not frame.height and frame.width:
-        raise UnsupportedImage("This JPEG states its height behind its pixels (DNL), which is not read; save it anew.")
+        raise UnsupportedImage(
+            "This JPEG states its height behind its pixels (DNL), which is not supported; save it anew."
+        )
     if not frame.width or not frame.height:
         raise BrokenImage("The JPEG's header has no size.")
     first = content[-1][2]
@@ -83,12 +85,14 @@ def read_segments(body: bytes) -> Segments:
 
 def _check_process(marker: int, data: bytes) -> None:
     if marker == _JPEG_LS:
-        raise UnsupportedImage("This is a JPEG-LS file, which is not read; send a PNG.")
+        raise UnsupportedImage("This is a JPEG-LS file, which is not supported; send a PNG.")
     bits, components = data[0], data[5]
     lossless_gray = marker == _LOSSLESS and components == 1
     if not (marker in _DECODABLE or lossless_gray) or bits != 8:
         process = f"{bits} bits a sample" if bits != 8 else "a lossless or hierarchical process"
-        raise UnsupportedImage(f"This JPEG has {process}, not read here; send a plain one of 8 bits, or a PNG.")
+        raise UnsupportedImage(
+            f"This JPEG has {process}, which is not supported; send a plain one of 8 bits, or a PNG."
+        )
     if components not in (1, 3, 4):
         raise UnsupportedImage(f"This JPEG has {components} components; 1, 3 and 4 are read.")
 
@@ -116,7 +120,7 @@ def _walk(body: bytes) -> Iterator[tuple[int, bytes, int]]:
 
 
 def picture_only(segments: Segments, *, filled: bool = False) -> bytes:
-    """The file again with nothing but its picture, which is all that a decoder sees, and an EOI at its end.
+    """The file with its picture only and an EOI at its end; decoders get this.
 
     Args:
         segments: of the file.
@@ -133,7 +137,7 @@ def picture_only(segments: Segments, *, filled: bool = False) -> bytes:
 
 
 def read_metadata(segments: Segments, limits: DecodeLimits) -> tuple[Metadata, tuple[str, ...]]:
-    """Everything kept beside the pixels, and notices on what is not; packets that are broken are left out."""
+    """The metadata, and notices on what is not kept. Broken packets are left out."""
     xmp = resolution = None
     blocks: list[bytes] = []
     behind = ""
@@ -176,7 +180,7 @@ def _resolution(data: bytes) -> Resolution | None:
 
 
 def insert(body: bytes, metadata: Metadata) -> tuple[bytes, tuple[str, ...]]:
-    """The file, which begins with JFIF's segment, with metadata put in; and notices on what has no room."""
+    """The file, which begins with JFIF's segment, with metadata inserted; and notices on what does not fit."""
     segments: list[tuple[int, bytes]] = []
     notices = []
     for marker, prefix, packet, name in (

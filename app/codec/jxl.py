@@ -26,7 +26,7 @@ _EFFORT = 3
 
 
 def parse(body: bytes, _limits: DecodeLimits) -> Header:
-    """The header of a JPEG XL. libjxl turns the picture upright, so the orientation is 1.
+    """The header of a JPEG XL. libjxl applies the orientation, so it is 1 here.
 
     Raises:
         BrokenImage: if it is damaged.
@@ -37,7 +37,7 @@ def parse(body: bytes, _limits: DecodeLimits) -> Header:
     with blaming_the_file("jxl"):
         info = import_module(JXL_PACKAGE).probe(body)
     if info["exponent_bits_per_sample"]:
-        raise UnsupportedImage("This JPEG XL has floating-point samples, which are not read; send 8 or 16 bits.")
+        raise UnsupportedImage("This JPEG XL has floating-point samples, which are not supported; send 8 or 16 bits.")
     return Header(
         "jxl",
         info["width"],
@@ -70,7 +70,7 @@ def encode(samples: NDArray[Any], metadata: Metadata, quality: int) -> bytes:
     distance = 0.1 + (100 - quality) * 0.09 if quality >= 30 else 53 / 3000 * quality**2 - 23 / 20 * quality + 25
     with import_module(JXL_PACKAGE).JXL(effort=_EFFORT, threads=1) as encoder:
         body: bytes = encoder.encode(
-            np.require(samples, requirements=("C", "W")),  # its binding refuses arrays that are read-only
+            np.require(samples, requirements=("C", "W")),  # the binding refuses read-only arrays
             distance=0.0 if quality == 100 else distance,
             lossless=quality == 100,
             icc=metadata.icc,

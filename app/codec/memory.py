@@ -1,4 +1,4 @@
-"""Memory that decoders and encoders take, for admission before an image is decoded."""
+"""Peak memory of decoders and encoders, for admission before an image is decoded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Samples on their way between a decoder's array and an image's planes."""
+"""Converts between the arrays of decoders and the planes of an image."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def join(pixels: Pixels, alpha: Pixels | None) -> NDArray[Any]:
 
 
 def of_picture(picture: PIL.Image.Image, metadata: Metadata) -> tuple[Pixels, Pixels | None, Metadata, tuple[str, ...]]:
-    """Planes, metadata and notices of a loaded picture; CMYK becomes sRGB, and its profile goes."""
+    """Planes, metadata and notices of a loaded picture. CMYK is converted to sRGB without its profile."""
     if picture.mode == "CMYK":
         pixels, notice = color.cmyk_to_srgb(np.asarray(picture), metadata.icc)
         return pixels, None, replace(metadata, icc=None), (notice,)
@@ -44,10 +44,10 @@ def from_pillow(picture: PIL.Image.Image, *, palette_may_be_gray: bool) -> tuple
 
     Args:
         picture: loaded.
-        palette_may_be_gray: make one plane of a palette that holds grays alone.
+        palette_may_be_gray: make one plane of a palette that contains grays only.
 
     Raises:
-        UnsupportedImage: if the mode holds something else than gray or RGB of 8 or 16 bits.
+        UnsupportedImage: if the mode is not gray or RGB of 8 or 16 bits.
     """
     palette = picture.mode in ("P", "PA")
     transparent = "transparency" in picture.info
@@ -67,7 +67,7 @@ def from_pillow(picture: PIL.Image.Image, *, palette_may_be_gray: bool) -> tuple
         case "LA" | "RGB" | "RGBA":
             pass
         case _:
-            raise UnsupportedImage(f"Samples of the kind {picture.mode} are not read here; send RGB or gray.")
+            raise UnsupportedImage(f"Samples of the kind {picture.mode} are not supported; send RGB or gray.")
     pixels, alpha = split(np.asarray(picture))
     if palette and palette_may_be_gray and not np.any(pixels != pixels[:, :, :1]):
         pixels = pixels[:, :, :1]
@@ -75,7 +75,7 @@ def from_pillow(picture: PIL.Image.Image, *, palette_may_be_gray: bool) -> tuple
 
 
 def upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Turn (H,W) or (H,W,C) as EXIF's orientation 1 to 8 asks."""
+    """Apply EXIF's orientation, 1 to 8, to (H,W) or (H,W,C)."""
     if orientation >= 5:
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
@@ -125,10 +125,10 @@ def flatten(pixels: Pixels, alpha: Pixels) -> Pixels:
 
 
 def fill_transparent(pixels: Pixels, alpha: Pixels | None) -> Pixels:
-    """Give fully transparent pixels the colours that stand next to them.
+    """Give fully transparent pixels the colours of their neighbours.
 
-    What is stored there is arbitrary, often black, and a network that sees it draws it into the edge of what is
-    visible. Visible pixels stay as they are.
+    The stored colours are arbitrary, often black, and a network would blend them into the edges of visible areas.
+    Visible pixels are not changed.
 
     Args:
         pixels: (H,W,C).
@@ -146,7 +146,7 @@ def fill_transparent(pixels: Pixels, alpha: Pixels | None) -> Pixels:
 
 
 def _push_pull(total: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Means where there is weight, and elsewhere means of ever larger squares; some weight has to be there."""
+    """Weighted means, over larger and larger squares where there is no weight. Some weight must be positive."""
     mean = np.asarray(total / np.maximum(weight, 1), np.float32)
     if weight.all():
         return mean

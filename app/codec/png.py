@@ -61,7 +61,7 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
     kind, bits = file.header.kind, file.header.bits
     if kind == _PALETTE and not any(name == b"PLTE" and len(content) >= 3 for name, content in file.chunks):
         raise BrokenImage("The PNG has no palette.")
-    if kind == _PALETTE or bits < 8:  # Pillow, which decodes these, does not miss rows at the end
+    if kind == _PALETTE or bits < 8:  # Pillow, which decodes these, does not notice missing rows
         png_chunks.filtered_rows(file.chunks, file.header)
     try:
         pixels, alpha = _decode(file, file.chunks)

@@ -1,4 +1,4 @@
-"""PNG's chunks: what a file says beside its pixels, and how that is put into another file."""
+"""PNG's chunks: reads and writes the header and the metadata."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PngHeader:
 
 
 def read_chunks(body: bytes) -> tuple[list[Chunk], tuple[str, ...]]:
-    """Type and content of every chunk up to IEND, and notices; what stands behind IEND is ignored.
+    """Type and content of every chunk up to IEND, and notices. Bytes after IEND are ignored.
 
     An ancillary chunk whose checksum is wrong is left out, as in Chromium. A file that ends inside its last IDAT or
     IEND is read as far as it goes; whether all pixels are there is seen when they are decoded.
@@ -75,7 +75,9 @@ def read_chunks(body: bytes) -> tuple[list[Chunk], tuple[str, ...]]:
         if at + 12 + length > len(view):
             break
         if kind == _APPLE and not chunks:
-            raise UnsupportedImage("This PNG is in Apple's CgBI variant, which is not read; save it as a plain PNG.")
+            raise UnsupportedImage(
+                "This PNG is in Apple's CgBI variant, which is not supported; save it as a plain PNG."
+            )
         content = view[at + 8 : at + 8 + length]
         right = zlib.crc32(content, zlib.crc32(kind)) == struct.unpack_from(">I", view, at + 8 + length)[0]
         if not right and not kind[0] & 0x20:
@@ -110,16 +112,16 @@ def read_header(chunks: Sequence[Chunk]) -> PngHeader:
         raise BrokenImage("The PNG has no header.")
     width, height, bits, color, method, filters, interlace = struct.unpack(">IIBBBBB", content)
     if not 0 < width < 2**31 or not 0 < height < 2**31 or bits not in _DEPTHS.get(color, ()):
-        raise BrokenImage("The PNG's header is impossible.")
+        raise BrokenImage("The PNG's header is invalid.")
     if method or filters or interlace > 1:
-        raise BrokenImage("The PNG's header is impossible.")
+        raise BrokenImage("The PNG's header is invalid.")
     animation = next((content for kind, content in chunks if kind == b"acTL" and len(content) == 8), None)
     frames = struct.unpack_from(">I", animation)[0] if animation else 1
     return PngHeader(width, height, bits, color, bool(interlace), frames)
 
 
 def picture_only(chunks: Iterable[tuple[bytes, bytes | memoryview]], *, palette: bool) -> bytes:
-    """The file again with nothing but its picture, which is all that a decoder gets to see.
+    """The file with its picture only; decoders get this.
 
     Args:
         chunks: of the file.
@@ -130,7 +132,7 @@ def picture_only(chunks: Iterable[tuple[bytes, bytes | memoryview]], *, palette:
 
 
 def filtered_rows(chunks: Iterable[Chunk], header: PngHeader) -> bytes:
-    """The inflated pixel data, whatever its checksum.
+    """The inflated pixel data, without checking its checksum.
 
     Raises:
         BrokenImage: if pixel data is damaged or missing.
@@ -170,14 +172,14 @@ def frame(kind: bytes, content: bytes | memoryview) -> tuple[bytes, bytes | memo
 
 
 def insert(body: bytes | bytearray, chunks: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """The file with chunks put in behind its header."""
+    """The file with chunks inserted after its header."""
     head = len(SIGNATURE) + 25
     view = memoryview(body)
     return b"".join((view[:head], *(part for kind, content in chunks for part in frame(kind, content)), view[head:]))
 
 
 def read_metadata(chunks: Iterable[Chunk], limits: DecodeLimits) -> tuple[Metadata, tuple[str, ...]]:
-    """Everything kept beside the pixels, and notices on packets that are broken or too large, which are left out."""
+    """The metadata, and notices on packets that are broken or too large, which are left out."""
     found: dict[str, bytes] = {}
     resolution = None
     color: list[tuple[bytes, bytes]] = []
@@ -274,7 +276,7 @@ def _international_text(content: bytes, limits: DecodeLimits) -> bytes | None:
 
 
 def _raw_profile(kind: bytes, content: bytes, limits: DecodeLimits) -> bytes:
-    """ImageMagick's way to keep a profile in a text: a line break, a name, a length, and hexadecimal digits."""
+    """ImageMagick's form of a profile in a text: a line break, a name, a length, and hexadecimal digits."""
     _, _, text = content.partition(b"\0")
     inflated = inflate(text[1:], 2 * limits.max_profile_bytes) if kind == b"zTXt" else text
     digits = (inflated or b"").split(b"\n")[3:]

@@ -1,4 +1,4 @@
-"""Samples to PNG: the Paeth filter in C, and libdeflate in place of zlib."""
+"""Writes PNG with the Paeth filter in C and libdeflate instead of zlib."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from app.codec import png_chunks
 from model.kernels.library import load_kernel
 
 MAX_FILTERED_BYTES = 64 * 2**20
-"""libdeflate takes the filtered image in one piece, beside the image; larger ones are streamed through zlib."""
+"""Largest image for libdeflate, which needs the whole filtered image in memory; zlib streams larger ones."""
 
 _COLOR_TYPES = {1: 0, 2: 4, 3: 2, 4: 6}
 """Gray, gray with alpha, RGB and RGB with alpha, by the number of channels."""

@@ -1,7 +1,7 @@
 """Estimates an encoder's quality setting from a file's quantization.
 
-Restoring a compressed image is chosen by this estimate. It is exact for libjpeg's scale and within a few steps for
-libwebp's; encoders with tables of their own get the libjpeg quality of nearest mean quantization.
+``restore=auto`` uses this estimate. It is exact for libjpeg's scale and within a few steps for libwebp's. For encoders
+with other tables it is the libjpeg quality with the nearest mean quantization.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class _BoolDecoder:
         return value
 
     def signed(self, count: int) -> int:
-        """A number behind a flag that says whether it is there, with its sign behind it; 0 if it is not."""
+        """An optional number: a flag, the number, and its sign; 0 if the flag is not set."""
         if not self.flag():
             return 0
         value = self.literal(count)

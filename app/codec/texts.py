@@ -1,4 +1,4 @@
-"""Comments of JPEG and GIF as texts of PNG, which is what an image's texts are, and back."""
+"""Converts comments of JPEG and GIF to text chunks of PNG, the internal form of texts, and back."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def comment_text(comment: bytes) -> Text:
 
 
 def comment_of(text: Text) -> bytes | None:
-    """The comment that a text chunk holds, if that is what it holds, and as it stands."""
+    """The comment in a text chunk; None if the chunk is not a comment or cannot be represented."""
     kind, content = text
     prefix = {b"tEXt": _COMMENT, b"iTXt": _COMMENT + _PLAIN_LANGUAGE}.get(kind)
     return content[len(prefix) :] if prefix is not None and content.startswith(prefix) else None

@@ -26,7 +26,7 @@ _REDUCED_OR_MASK = 0b101
 
 @dataclass(frozen=True)
 class TiffPicture:
-    """The one picture of a file, checked: its strips or tiles lie within the file."""
+    """The picture of a file. Its strips or tiles lie within the file."""
 
     body: bytes
     layout: Layout
@@ -43,7 +43,7 @@ class TiffPicture:
         return self.numbers(tag, (default,))[0]
 
     def packet(self, tag: int) -> bytes | None:
-        """The bytes of a tag, if there are any."""
+        """The bytes of a tag, if the file has it."""
         entry = self.directory.entries.get(tag)
         return None if entry is None else self.body[entry.start : entry.start + entry.size] or None
 
@@ -54,12 +54,12 @@ class TiffPicture:
 
     @property
     def photometric(self) -> int:
-        """TIFF's number of the kind of picture, 1 (black is zero) where it is missing or impossible."""
+        """TIFF's number of the kind of picture, 1 (black is zero) where it is missing or invalid."""
         return self._number_or(tags.PHOTOMETRIC, 1)
 
     @property
     def bits(self) -> int:
-        """Bits of the deepest sample, 1 where it is missing or impossible."""
+        """Bits of the deepest sample, 1 where it is missing or invalid."""
         return self._number_or(tags.BITS, 1)
 
     def _number_or(self, tag: int, default: int) -> int:
@@ -70,7 +70,7 @@ class TiffPicture:
 
     @property
     def colors(self) -> int:
-        """Samples of a pixel that are colours; 0 for kinds that are not known here."""
+        """Samples of a pixel that are colours; 0 for unknown kinds."""
         return _COLORS.get(self.number(tags.PHOTOMETRIC, 1), 0)
 
     @property
@@ -85,7 +85,7 @@ class TiffPicture:
 
     @property
     def tiled(self) -> bool:
-        """Whether there are tiles, whose offsets some writers put where those of strips belong."""
+        """Whether there are tiles. Some writers put their offsets into the tags of strips."""
         sized = {tags.TILE_WIDTH, tags.TILE_HEIGHT} <= self.directory.entries.keys()
         return tags.TILE_OFFSETS in self.directory.entries or sized
 
@@ -128,7 +128,7 @@ class TiffPicture:
 
     def _computed_counts(self, offsets: tuple[int, ...], counts: tuple[int, ...]) -> tuple[int, ...]:
         if self.number(tags.COMPRESSION, 1) != tags.NONE:
-            if len(offsets) == 1 and not any(counts):  # to the end of the file, as libtiff takes it
+            if len(offsets) == 1 and not any(counts):  # to the end of the file, as in libtiff
                 return (len(self.body) - offsets[0],)
             raise DirectoryError("strips or tiles without a length")
         _, height = self.size
@@ -159,12 +159,12 @@ def read_picture(body: bytes) -> TiffPicture:
     except DirectoryError as error:
         raise BrokenImage("The TIFF is broken or truncated; send the whole file.") from error
     if chosen is None or not has_size:
-        raise BrokenImage("The TIFF holds no picture.")
+        raise BrokenImage("The TIFF contains no image.")
     return replace(chosen, frames=max(frames, 1))
 
 
 def read_metadata(picture: TiffPicture, limits: DecodeLimits) -> tuple[Metadata, int, tuple[str, ...]]:
-    """Everything kept beside the pixels, the orientation, and notices on what is too large."""
+    """The metadata, the orientation, and notices on what is too large."""
     notices: list[str] = []
     try:
         orientation = picture.number(ORIENTATION, 1)

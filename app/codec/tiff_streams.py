@@ -1,6 +1,6 @@
 """Decodes TIFF's strips and tiles.
 
-Decoders never see the file's own directory, but a new one of nothing but known, checked tags, appended to the file.
+Decoders get a new directory that contains only known, checked tags, appended to the file, instead of the file's own.
 Pillow's libtiff decodes 1 to 8 bits of gray, palettes and colours. It would reduce 16 bits to 8, so whole bytes are
 shown to it as gray of 8 bits: the compressions do not know the difference, and the predictor is undone here. YCbCr and
 old-style JPEG go through libtiff's conversion to RGB, and rare depths and compressions through tifffile.
@@ -67,18 +67,22 @@ def _check_kind(picture: TiffPicture) -> None:
         raise DirectoryError("values outside the file")
     compression, photometric = picture.number(tags.COMPRESSION, 1), picture.photometric
     if compression not in tags.BY_LIBTIFF | tags.BY_TIFFFILE | {tags.OLD_JPEG}:
-        raise UnsupportedImage(f"This TIFF has the compression {compression}, which is not read.")
+        raise UnsupportedImage(f"This TIFF has the compression {compression}, which is not supported.")
     formats = set(picture.numbers(tags.SAMPLE_FORMAT, (1,)))
     if formats - {1, 4}:
         kind = "floating-point" if 3 in formats else "signed"
-        raise UnsupportedImage(f"This TIFF has {kind} samples, which are not read; send whole numbers of 8 or 16 bits.")
+        raise UnsupportedImage(
+            f"This TIFF has {kind} samples, which are not supported; send whole numbers of 8 or 16 bits."
+        )
     if not picture.colors:
-        raise UnsupportedImage(f"This TIFF has samples of the kind {photometric}, not read; send gray, RGB or CMYK.")
+        raise UnsupportedImage(
+            f"This TIFF has samples of the kind {photometric}, which is not supported; send gray, RGB or CMYK."
+        )
     samples = picture.number(tags.SAMPLES, 1)
     if not picture.colors <= samples <= _MAX_SAMPLES:
-        raise UnsupportedImage(f"This TIFF has {samples} samples a pixel, which is not read.")
+        raise UnsupportedImage(f"This TIFF has {samples} samples a pixel, which is not supported.")
     if len(set(picture.numbers(tags.BITS, (1,)))) > 1:
-        raise UnsupportedImage("This TIFF has samples of several depths (bits), which is not read.")
+        raise UnsupportedImage("This TIFF has samples of several depths (bits), which is not supported.")
 
 
 def _check_extent(picture: TiffPicture, limits: DecodeLimits) -> None:
@@ -113,11 +117,13 @@ def _decoder_of(picture: TiffPicture) -> Any:  # noqa: ANN401 - one of the funct
         return _decode_by_pillow
     if compression in tags.BY_TIFFFILE:
         return _decode_rare
-    raise UnsupportedImage("This TIFF has samples of a kind that is not read; send 8 or 16 bits of gray, RGB or CMYK.")
+    raise UnsupportedImage(
+        "This TIFF has samples of a kind that is not supported; send 8 or 16 bits of gray, RGB or CMYK."
+    )
 
 
 def _structure(picture: TiffPicture) -> dict[int, Value]:
-    """The tags that decoders need, put right: tiles under their own tags, and colour maps of 16 bits."""
+    """The tags that decoders need, corrected: tiles under their own tags, and colour maps of 16 bits."""
     offsets, counts = picture.streams
     found = {tag for tag in picture.directory.entries if tag in tags.PICTURE}
     found -= {tags.OFFSETS, tags.COUNTS, tags.TILE_OFFSETS, tags.TILE_COUNTS}
@@ -151,7 +157,7 @@ def _load(body: bytes) -> TiffImagePlugin.TiffImageFile:
         try:
             loaded = TiffImagePlugin.TiffImageFile(BytesIO(body))
         except SyntaxError as error:
-            raise UnsupportedImage(f"This TIFF's samples or fill order are not read ({error}).") from error
+            raise UnsupportedImage(f"This TIFF's samples or fill order are not supported ({error}).") from error
         loaded.load()
     return loaded
 
@@ -161,7 +167,7 @@ def _decode_by_pillow(picture: TiffPicture) -> Samples:
 
 
 def _decode_fax(picture: TiffPicture) -> Samples:
-    """Fax strips. libtiff fills missing rows with white, so the strips are decoded with filler behind them, too."""
+    """Decode fax strips, also with filler after them, because libtiff fills missing rows with white."""
     values = _structure(picture)
     loaded = _load(_file(picture, values))
     offsets, counts = picture.streams
@@ -191,10 +197,10 @@ def _decode_jpeg(picture: TiffPicture) -> Samples:
 def _decode_as_rgb(picture: TiffPicture) -> Samples:
     """YCbCr through libtiff's conversion, which applies subsampling, coefficients and reference black and white."""
     if picture.bits != 8 or picture.number(tags.SAMPLES, 1) != 3:
-        raise UnsupportedImage("This TIFF has YCbCr of other than 3 samples of 8 bits, which is not read.")
+        raise UnsupportedImage("This TIFF has YCbCr of other than 3 samples of 8 bits, which is not supported.")
     subsampled = picture.numbers(tags.SUBSAMPLING, (2, 2)) != (1, 1)
     if subsampled and picture.separate:
-        raise UnsupportedImage("This TIFF has subsampled YCbCr in separate planes, which is not read.")
+        raise UnsupportedImage("This TIFF has subsampled YCbCr in separate planes, which is not supported.")
     if picture.number(tags.COMPRESSION, 1) == tags.NONE:
         _check_raw_ycbcr(picture)
     return _by_libtiff(picture, _structure(picture)), 3
@@ -218,7 +224,7 @@ def _check_raw_ycbcr(picture: TiffPicture) -> None:
 
 
 def _decode_old_jpeg(picture: TiffPicture, limits: DecodeLimits) -> Samples:
-    """JPEG as TIFF 6.0 had it, which libtiff puts together from a whole file or from tables and scans."""
+    """Decode JPEG as in TIFF 6.0, which libtiff assembles from a whole file or from tables and scans."""
     width, height = picture.size
     values = {
         tag: _value(picture, tag)
@@ -306,13 +312,13 @@ def _read_streams(
 
 
 def _decode_rare(picture: TiffPicture) -> Samples:
-    """Depths and compressions that libtiff here does not know, by tifffile; (H,W,C) of 8 or 16 bits."""
+    """Decode depths and compressions that libtiff does not support, with tifffile: (H,W,C) of 8 or 16 bits."""
     bits, (width, height) = picture.bits, picture.size
     values = _structure(picture)
     with blaming_the_file("tiff"), tifffile.TiffFile(BytesIO(_file(picture, values))) as file:
         page = cast("tifffile.TiffPage", file.pages[0])
         if page.dtype is None or page.dtype.kind != "u":
-            raise UnsupportedImage("This TIFF has samples of a kind that is not read; send 8 or 16 bits.")
+            raise UnsupportedImage("This TIFF has samples of a kind that is not supported; send 8 or 16 bits.")
         stored = np.asarray(page.asarray(maxworkers=1))
     samples = picture.number(tags.SAMPLES, 1)
     if stored.size != width * height * samples:

@@ -1,4 +1,4 @@
-"""TIFF files: deflate with a predictor, 8 or 16 bits, and EXIF as it came."""
+"""Writes TIFF: deflate with a predictor, 8 or 16 bits, and EXIF unchanged."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _DEFLATE, _HORIZONTAL, _UNASSOCIATED = 8, 2, 2
 def encode(samples: NDArray[Any], metadata: Metadata, *, alpha: bool) -> bytes:
     """A file of one picture.
 
-    An EXIF block is a TIFF file without a picture. Here it becomes the beginning of one, so that every offset in it,
-    also those that only its maker knows, stays true; the picture's own directory stands at the end.
+    An EXIF block is a TIFF file without a picture. The file begins with it, so that all offsets in it, including those
+    of maker notes, remain valid. The directory of the picture is at the end.
 
     Args:
         samples: (H,W) or (H,W,C), uint8 or uint16.

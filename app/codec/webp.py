@@ -47,7 +47,7 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
             packets.setdefault(_PACKETS[kind], bytes(content))
         frames += kind == b"ANMF"
     if not all(size):
-        raise BrokenImage("The WebP holds no picture.")
+        raise BrokenImage("The WebP contains no image.")
     metadata, notices = exif.read_packets(packets, limits)
     return Header(
         "webp",

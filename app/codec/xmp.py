@@ -1,4 +1,4 @@
-"""XMP packets, edited where they repeat what EXIF says about the pixels, or speak of what is left out."""
+"""XMP packets: updates size and orientation, and removes descriptions of parts that are left out."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ _CLAIMS = (
 
 
 def reset_orientation(packet: bytes) -> bytes:
-    """The packet with ``tiff:Orientation`` at 1, because the pixels stand upright now."""
+    """The packet with ``tiff:Orientation`` set to 1, because the pixels are upright."""
     return _ORIENTATION.sub(rb"\g<1>1", packet)
 
 
 def resize(packet: bytes, width: int, height: int) -> bytes:
-    """The packet with its statements of the image's size brought up to date."""
+    """The packet with the image's size updated."""
     packet = _WIDTH.sub(rb"\g<1>%d" % width, packet)
     return _HEIGHT.sub(rb"\g<1>%d" % height, packet)
 
 
 def remove_claims(packet: bytes) -> bytes:
-    """The packet without what it says about gain maps, depth maps and videos, none of which are kept."""
+    """The packet without descriptions of gain maps, depth maps and videos, which are not kept."""
     for namespace, name in _CLAIMS:
         prefixes = re.findall(rb"""xmlns:([\w.-]+)\s*=\s*["']""" + re.escape(namespace) + rb"""["']""", packet)
         for prefix in dict.fromkeys(prefixes):
@@ -42,7 +42,7 @@ def remove_claims(packet: bytes) -> bytes:
 
 
 def _remove(packet: bytes, name: bytes) -> bytes:
-    """Elements and attributes of a name, which is a pattern."""
+    """Elements and attributes whose name matches a pattern."""
     packet = re.sub(rb"<(" + name + rb")(?:\s[^<>]*)?/>", b"", packet)
     packet = re.sub(rb"<(" + name + rb")(?:\s[^<>]*)?>.*?</\1\s*>", b"", packet, flags=re.DOTALL)
     return re.sub(rb"\s" + name + rb"""\s*=\s*(?:"[^"]*"|'[^']*')""", b"", packet)
