@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from app import codec
 from app.batching.batcher import Batcher
-from app.batching.jobs import Progress, Reservation, Submission
+from app.batching.jobs import JobProgress, Reservation, Submission
 from app.errors import DeadlineExceeded
 from app.http.byte_budget import ByteBudget, ByteReservation
 from app.http.uploads import Upload
@@ -61,7 +61,7 @@ class Caller:
 
     deadline: float
     client: str = ""
-    on_progress: Callable[[Progress], None] | None = None
+    on_progress: Callable[[JobProgress], None] | None = None
     on_decoded: Callable[[], None] = lambda: None
     response: ByteReservation | None = None
     memory: ByteReservation | None = None
@@ -253,7 +253,7 @@ class _Run:
         self.seconds = {"decode": 0.0, "queue": 0.0, "forward": 0.0, "encode": 0.0}
         self._done = 0
 
-    def follow(self, index: int, jobs: int) -> Callable[[Progress], None] | None:
+    def follow(self, index: int, jobs: int) -> Callable[[JobProgress], None] | None:
         """A callback for the progress of one step that reports the progress of the request."""
         report, before = self.caller.on_progress, self._done
         if report is None:
@@ -261,7 +261,7 @@ class _Run:
         self._done += jobs
         total = self._done + sum(step.jobs for step in self.plan.steps[index + 1 :])
 
-        def follow(progress: Progress) -> None:
+        def follow(progress: JobProgress) -> None:
             if index and progress.state == "queued":
                 progress = dataclasses.replace(progress, state="running", position=0)
             report(dataclasses.replace(progress, done=before + progress.done, total=total))

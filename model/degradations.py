@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-Pixels = npt.NDArray[np.uint8]
+from model.types import Pixels8
+
 Subsampling = Literal["4:4:4", "4:2:0"]
 
 
@@ -39,7 +40,7 @@ def _taps(size: int, wanted: int) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.
     return mirrored[index[:, used] % (2 * size)], weight[:, used]
 
 
-def _resize_axis(pixels: Pixels, wanted: int, axis: int) -> Pixels:
+def _resize_axis(pixels: Pixels8, wanted: int, axis: int) -> Pixels8:
     size = pixels.shape[axis]
     if size == wanted:
         return pixels
@@ -52,7 +53,7 @@ def _resize_axis(pixels: Pixels, wanted: int, axis: int) -> Pixels:
     return np.moveaxis(np.floor(np.clip(total, 0, 255) + 0.5).astype(np.uint8), 0, axis)
 
 
-def resize_bicubic(pixels: Pixels, height: int, width: int) -> Pixels:
+def resize_bicubic(pixels: Pixels8, height: int, width: int) -> Pixels8:
     """Resize as MATLAB's ``imresize(pixels, [height width], "bicubic")`` does, antialiased when it reduces.
 
     Args:
@@ -71,7 +72,7 @@ def resize_bicubic(pixels: Pixels, height: int, width: int) -> Pixels:
     return np.ascontiguousarray(_resize_axis(_resize_axis(pixels, width, 1), height, 0))
 
 
-def crop_to_multiple(pixels: Pixels, multiple: int) -> Pixels:
+def crop_to_multiple(pixels: Pixels8, multiple: int) -> Pixels8:
     """Cut the right and the bottom so that both sides are multiples of ``multiple``.
 
     Raises:
@@ -83,7 +84,7 @@ def crop_to_multiple(pixels: Pixels, multiple: int) -> Pixels:
     return pixels[:height, :width]
 
 
-def reduce(pixels: Pixels, scale: int) -> Pixels:
+def reduce(pixels: Pixels8, scale: int) -> Pixels8:
     """Make the low-resolution input of super-resolution benchmarks: ``scale`` times smaller, MATLAB bicubic.
 
     Raises:
@@ -95,7 +96,7 @@ def reduce(pixels: Pixels, scale: int) -> Pixels:
     return resize_bicubic(pixels, height // scale, width // scale)
 
 
-def compress(pixels: Pixels, quality: int, subsampling: Subsampling = "4:2:0") -> Pixels:
+def compress(pixels: Pixels8, quality: int, subsampling: Subsampling = "4:2:0") -> Pixels8:
     """Compress pixels with JPEG and return the decoded result.
 
     Args:

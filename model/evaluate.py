@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from model.degradations import Pixels, Subsampling, compress, crop_to_multiple, reduce, resize_bicubic
+from model.degradations import Subsampling, compress, crop_to_multiple, reduce, resize_bicubic
+from model.types import Pixels8
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 RESTORATION_QUALITY = 40
@@ -88,8 +89,8 @@ class Pair:
     """A reference and the input made of it, both (H, W, C) uint8."""
 
     name: str
-    reference: Pixels
-    reduced: Pixels
+    reference: Pixels8
+    reduced: Pixels8
 
 
 def _mean(scores: Sequence[Fidelity]) -> Fidelity:
@@ -99,7 +100,7 @@ def _mean(scores: Sequence[Fidelity]) -> Fidelity:
     return Fidelity(mean("psnr_y"), mean("ssim_y"), mean("psnr_rgb"), mean("ssim_rgb"))
 
 
-def luma(pixels: Pixels) -> Plane:
+def luma(pixels: Pixels8) -> Plane:
     """Return Y in [16, 235], (H, W, 1): 65.481 R + 128.553 G + 24.966 B + 16; gray pixels are Y already."""
     if pixels.shape[2] == 1:
         return pixels.astype(np.float64)
@@ -141,14 +142,14 @@ def ssim(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> float:
     return float(np.mean(similarity / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))))
 
 
-def _inner(image: Pixels, reference: Pixels, border: int) -> tuple[Pixels, Pixels]:
+def _inner(image: Pixels8, reference: Pixels8, border: int) -> tuple[Pixels8, Pixels8]:
     if image.shape != reference.shape:
         raise ValueError(f"an image of {image.shape} cannot be measured against one of {reference.shape}")
     inner = (slice(border, image.shape[0] - border), slice(border, image.shape[1] - border))
     return image[inner], reference[inner]
 
 
-def psnr_y(image: Pixels, reference: Pixels, border: int) -> float:
+def psnr_y(image: Pixels8, reference: Pixels8, border: int) -> float:
     """Return the PSNR on Y in dB of (H, W, C) uint8 without ``border`` pixels on each side.
 
     Raises:
@@ -158,7 +159,7 @@ def psnr_y(image: Pixels, reference: Pixels, border: int) -> float:
     return psnr(luma(image), luma(reference))
 
 
-def measure(image: Pixels, reference: Pixels, border: int) -> Fidelity:
+def measure(image: Pixels8, reference: Pixels8, border: int) -> Fidelity:
     """Compare an image with its reference, both (H, W, C) uint8, without ``border`` pixels on each side.
 
     Raises:
@@ -169,7 +170,7 @@ def measure(image: Pixels, reference: Pixels, border: int) -> Fidelity:
     return Fidelity(psnr(y, reference_y), ssim(y, reference_y), psnr(image, reference), ssim(image, reference))
 
 
-def read_photo(file: Path, channels: int) -> Pixels:
+def read_photo(file: Path, channels: int) -> Pixels8:
     """Decode a file to (H, W, channels) uint8: RGB, or gray for one channel.
 
     Raises:

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.padding import quantise_into
+from model.types import Pixels, Values
 
 BLEND = 8
 """Width of the blend around a seam, in low-resolution pixels."""
@@ -23,8 +23,6 @@ BLEND = 8
 BAND_SAMPLES = 2**20
 """Samples of a band that one thread quantises: enough that handing it over costs little."""
 
-Pixels = NDArray[np.uint8] | NDArray[np.uint16]
-Values = NDArray[np.float32]
 Parallel = Callable[[Sequence[Callable[[], None]]], None]
 """Runs calls that do not depend on each other, in any order or at once, and returns when all have returned."""
 

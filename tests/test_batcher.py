@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from app.batching.batch import BatchReport
-from app.batching.jobs import Progress
+from app.batching.jobs import JobProgress
 from app.errors import DeadlineExceeded, Draining, ImageTooLarge, InternalError, NotReady, QueueFull
 from tests.scripted import PATIENCE, Clock, Gate, batchers, results
 
@@ -373,12 +373,12 @@ def test_progress_tells_the_place_and_the_share_done(make, script, hold):
         results(submission)
     assert done.wait(PATIENCE)
     assert seen == [
-        Progress("queued", 3, 0, 2),
-        Progress("queued", 2, 0, 2),
-        Progress("queued", 1, 0, 2),
-        Progress("running", 0, 0, 2),
-        Progress("running", 0, 1, 2),
-        Progress("running", 0, 2, 2),
+        JobProgress("queued", 3, 0, 2),
+        JobProgress("queued", 2, 0, 2),
+        JobProgress("queued", 1, 0, 2),
+        JobProgress("running", 0, 0, 2),
+        JobProgress("running", 0, 1, 2),
+        JobProgress("running", 0, 2, 2),
     ]
 
 

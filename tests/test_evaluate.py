@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from model.degradations import Pixels, compress, crop_to_multiple, cubic, reduce, resize_bicubic
+from model.degradations import compress, crop_to_multiple, cubic, reduce, resize_bicubic
 from model.evaluate import evaluate_folder, luma, main, measure, psnr, read_pairs, ssim, tabulate
+from model.types import Pixels8
 from model.upscaler import Upscaler
 
 
@@ -22,11 +23,11 @@ class Enlarger:
         self.scale = scale
         self.channels = channels
 
-    def __call__(self, images: Sequence[Pixels]) -> list[Pixels]:
+    def __call__(self, images: Sequence[Pixels8]) -> list[Pixels8]:
         return [resize_bicubic(i, i.shape[0] * self.scale, i.shape[1] * self.scale) for i in images]
 
 
-def draw(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
+def draw(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels8:
     """Draw a smooth picture with some noise."""
     rows, columns = np.mgrid[0:height, 0:width]
     waves = np.stack([np.sin(rows / (5 + n)) + np.cos(columns / (7 + n)) for n in range(channels)], axis=-1)
@@ -123,7 +124,7 @@ def test_kernel_is_one_at_zero_and_zero_at_other_whole_distances() -> None:
         (np.zeros((4, 4, 3), np.uint8), (0, 2)),
     ],
 )
-def test_resizing_refuses_what_it_cannot_resize(pixels: Pixels, size: tuple[int, int]) -> None:
+def test_resizing_refuses_what_it_cannot_resize(pixels: Pixels8, size: tuple[int, int]) -> None:
     """Planes, floats, empty images and empty results are refused by name."""
     with pytest.raises(ValueError, match=r"expected|cannot resize"):
         resize_bicubic(pixels, *size)

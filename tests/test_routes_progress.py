@@ -1,4 +1,4 @@
-"""Progress as ``multipart/mixed``: the same request, the same refusals, the same leaving."""
+"""Responses with progress: the same requests, errors and cancellation as for plain responses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from starlette.responses import Response
 
-from app.batching.jobs import Progress
+from app.batching.jobs import JobProgress
 from app.routes.progress import REPEAT_SECONDS, ProgressResponse
 from tests.connections import Connection
 from tests.scripted import PATIENCE, ScriptedUpscaler
@@ -223,7 +223,7 @@ def test_the_last_part_is_repeated_in_silence():
         over = asyncio.Event()
 
         async def work(on_progress):
-            on_progress(Progress("running", position=0, done=1, total=3))
+            on_progress(JobProgress("running", position=0, done=1, total=3))
             await over.wait()
             return Response(b"the image", media_type="image/png")
 

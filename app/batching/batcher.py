@@ -23,7 +23,7 @@ from typing import Generic, TypeVar
 
 from app.batching.admission import AdmissionQueue
 from app.batching.batch import Batch, BatchReport, InFlight, Running
-from app.batching.jobs import Job, Progress, Reservation, Status, Submission
+from app.batching.jobs import Job, JobProgress, Reservation, Status, Submission
 from app.batching.memory_budget import BatchBudget
 from app.batching.supervision import Heartbeat, SupervisedThread
 from app.errors import Draining, InternalError, NotReady, OutOfMemory, ServiceError
@@ -120,7 +120,7 @@ class Batcher(Generic[T, R]):
         *,
         client: str = "",
         deadline: float | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[JobProgress], None] | None = None,
         reservation: Reservation | None = None,
         is_last: bool = True,
         result_window: int | None = None,

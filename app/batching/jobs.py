@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Progress:
+class JobProgress:
     """Progress of a request: its position in the queue (1 is next, 0 is running), and finished jobs of all its jobs."""
 
     state: Literal["queued", "running"]
@@ -61,7 +61,7 @@ class Submission(Generic[T, R]):
     client: str
     deadline: float | None
     admitted_at: float
-    on_progress: Callable[[Progress], None] | None
+    on_progress: Callable[[JobProgress], None] | None
     result_window: float
     """Results that may be computed and not yet released. A submission that has as many gets no turn."""
     on_cancel: Callable[[Submission[T, R]], None]
@@ -104,7 +104,7 @@ class Submission(Generic[T, R]):
         if self.on_progress is None:
             return
         try:
-            self.on_progress(Progress(state, self.position if state == "queued" else 0, self.done, self.total))
+            self.on_progress(JobProgress(state, self.position if state == "queued" else 0, self.done, self.total))
         except Exception:
             self.on_progress = None
             logger.exception("a progress callback failed and is not called again")

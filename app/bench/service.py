@@ -23,8 +23,9 @@ from app.bench.server import VARIANT, serve
 from app.imaging.sample import draw_sample
 from model.bench.report import Row, describe, describe_machine, seconds, show, write_json
 from model.bench.sections import MIXED, SECTIONS, Bench, measure
-from model.bench.workloads import Pixels, mixed_sizes
+from model.bench.workloads import mixed_sizes
 from model.padding import pad_direct
+from model.types import Pixels8
 from model.upscaler import Upscaler
 
 SERVICE = "service"
@@ -73,29 +74,29 @@ def measure_service(bench: Bench) -> Iterator[Row]:
     yield from asyncio.run(_measure_server(bench, upscaler, images, rounds))
 
 
-def draw_images(sizes: Sequence[tuple[int, int]]) -> list[Pixels]:
+def draw_images(sizes: Sequence[tuple[int, int]]) -> list[Pixels8]:
     """The sample picture (H, W, 3) in several sizes (height, width)."""
     with Image.open(io.BytesIO(draw_sample())) as sample:
         return [np.asarray(sample.convert("RGB").resize((width, height))) for height, width in sizes]
 
 
-def run_direct(upscaler: Upscaler, images: Sequence[Pixels]) -> None:
+def run_direct(upscaler: Upscaler, images: Sequence[Pixels8]) -> None:
     """Upscale images without any service, as many at once as the service's callers send."""
     for first in range(0, len(images), CONCURRENCY):
         upscaler(images[first : first + CONCURRENCY])
 
 
-def _rounds(upscaler: Upscaler, images: Sequence[Pixels]) -> int:
+def _rounds(upscaler: Upscaler, images: Sequence[Pixels8]) -> int:
     run_direct(upscaler, images)
     started = time.perf_counter()
     run_direct(upscaler, images)
     return math.ceil(WINDOW_SECONDS / (time.perf_counter() - started))
 
 
-def _compare_batcher(upscaler: Upscaler, images: Sequence[Pixels], bench: Bench) -> Row:
+def _compare_batcher(upscaler: Upscaler, images: Sequence[Pixels8], bench: Bench) -> Row:
     """All the images at once into the batcher, which packs what fits its budget, over the loop."""
     tiles = [pad_direct(image, upscaler.window_size) for image in images]
-    batcher: Batcher[Pixels, NDArray[np.float32]] = Batcher(
+    batcher: Batcher[Pixels8, NDArray[np.float32]] = Batcher(
         lambda _key, batch: _forward(upscaler, batch, bench.threads),
         lambda tile: tile.shape[0] * tile.shape[1],
         max_batch_cost=sum(tile.shape[0] * tile.shape[1] for tile in tiles) // (len(tiles) // CONCURRENCY),
@@ -117,13 +118,13 @@ def _compare_batcher(upscaler: Upscaler, images: Sequence[Pixels], bench: Bench)
     return Row("batcher, saturated", "direct packed loop", figure, "of the throughput", here, there)
 
 
-def _forward(upscaler: Upscaler, tiles: Sequence[Pixels], threads: int) -> list[NDArray[np.float32]]:
+def _forward(upscaler: Upscaler, tiles: Sequence[Pixels8], threads: int) -> list[NDArray[np.float32]]:
     if torch.get_num_threads() != threads:  # every thread has its own number
         torch.set_num_threads(threads)
     return upscaler.forward(tiles)
 
 
-async def _measure_server(bench: Bench, upscaler: Upscaler, images: Sequence[Pixels], rounds: int) -> list[Row]:
+async def _measure_server(bench: Bench, upscaler: Upscaler, images: Sequence[Pixels8], rounds: int) -> list[Row]:
     bodies = [_png(image) for image in images]
     work = list(bodies) * rounds
     async with serve(bench) as send:
@@ -170,7 +171,7 @@ def _latency(windows: Sequence[Window]) -> str:
     return f"half in {seconds(percentile(windows, 0.5))}, 99 % in {seconds(percentile(windows, 0.99))}"
 
 
-def _png(image: Pixels) -> bytes:
+def _png(image: Pixels8) -> bytes:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()

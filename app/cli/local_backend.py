@@ -67,7 +67,7 @@ class LocalBackend:
             ServiceError: as a server would send it.
         """
 
-        def report(step: jobs.Progress) -> None:
+        def report(step: jobs.JobProgress) -> None:
             on_progress(client.Progress(step.state, step.position, step.done, step.total))
 
         caller = Caller(time.monotonic() + NO_DEADLINE_S, on_progress=report)

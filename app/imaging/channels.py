@@ -9,16 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-Pixels = NDArray[Any]
-"""uint8 or uint16, (H,W,C)."""
-Values = NDArray[np.float32]
-"""About [0,1], (H,W,C)."""
+from model.types import Pixels, Values
 
 AUGMENTATIONS = 8
 """Number of flips and rotations of a rectangle: the self-ensemble."""

@@ -10,8 +10,6 @@ import numpy as np
 from app import codec
 from app.imaging.channels import (
     NetworkInput,
-    Pixels,
-    Values,
     adapt,
     adapt_alpha,
     augment,
@@ -21,6 +19,7 @@ from app.imaging.channels import (
 from app.imaging.work_plan import Step
 from model.padding import pad_direct
 from model.tiling import Parallel, Stitcher
+from model.types import Pixels, Values
 
 
 class StepRun:

@@ -49,7 +49,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from app.batching.jobs import Progress
+from app.batching.jobs import JobProgress
 from app.errors import ServiceError
 from app.http.handlers import problem_response
 from app.http.middleware import add_log_fields, on_failure
@@ -80,7 +80,7 @@ class ProgressResponse(Response):
 
     def __init__(
         self,
-        work: Callable[[Callable[[Progress], None]], Awaitable[Response]],
+        work: Callable[[Callable[[JobProgress], None]], Awaitable[Response]],
         *,
         repeat_after: float = REPEAT_SECONDS,
     ) -> None:
@@ -105,13 +105,13 @@ class ProgressResponse(Response):
     async def _stream(
         self, scope: Scope, parts: _MultipartWriter, end: Callable[[ServiceError], Awaitable[None]]
     ) -> None:
-        mailbox = _Mailbox()
-        task = asyncio.ensure_future(self._work(mailbox.put))
-        task.add_done_callback(lambda _task: mailbox.ring())
-        last: list[Progress] = []
+        updates = _ProgressQueue()
+        task = asyncio.ensure_future(self._work(updates.put))
+        task.add_done_callback(lambda _task: updates.ring())
+        last: list[JobProgress] = []
         try:
-            while not (task.done() and mailbox.is_empty):
-                for progress in await mailbox.take(self._repeat_after) or last:
+            while not (task.done() and updates.is_empty):
+                for progress in await updates.take(self._repeat_after) or last:
                     if not parts.begun:
                         await parts.begin()
                         on_failure(scope, end)
@@ -130,24 +130,24 @@ class ProgressResponse(Response):
             return problem_response(Request(scope), error)
 
 
-def _describe(progress: Progress) -> dict[str, object]:
+def _describe(progress: JobProgress) -> dict[str, object]:
     position = {"position": progress.position} if progress.state == "queued" else {}
     return {"state": progress.state, **position, "tile": progress.done, "tiles": progress.total}
 
 
-class _Mailbox:
+class _ProgressQueue:
     """Passes progress from any thread to the event loop. Of each state only the newest is kept."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._waiting: deque[Progress] = deque()
+        self._waiting: deque[JobProgress] = deque()
         self._bell = asyncio.Event()
 
     @property
     def is_empty(self) -> bool:
         return not self._waiting
 
-    def put(self, progress: Progress) -> None:
+    def put(self, progress: JobProgress) -> None:
         """Called in any thread."""
         with suppress(RuntimeError):  # the event loop is closed
             self._loop.call_soon_threadsafe(self._keep, progress)
@@ -156,7 +156,7 @@ class _Mailbox:
         """Wake the reader without progress."""
         self._bell.set()
 
-    async def take(self, seconds: float) -> deque[Progress]:
+    async def take(self, seconds: float) -> deque[JobProgress]:
         """Wait for progress or ``ring``, for at most ``seconds``, and return the progress."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._bell.wait(), seconds)
@@ -164,7 +164,7 @@ class _Mailbox:
         taken, self._waiting = self._waiting, deque()
         return taken
 
-    def _keep(self, progress: Progress) -> None:
+    def _keep(self, progress: JobProgress) -> None:
         if self._waiting and self._waiting[-1].state == progress.state:
             self._waiting.pop()
         self._waiting.append(progress)

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from starlette.types import Scope
 
 from app import errors
-from app.batching.jobs import Progress
+from app.batching.jobs import JobProgress
 from app.http.byte_budget import ByteReservation
 from app.http.forms import PART
 from app.http.middleware import add_log_fields, arrived_at
@@ -88,7 +88,7 @@ class Holdings:
     memory: ByteReservation
     response: ByteReservation
 
-    def caller(self, deadline: float, client: str, on_progress: Callable[[Progress], None] | None = None) -> Caller:
+    def caller(self, deadline: float, client: str, on_progress: Callable[[JobProgress], None] | None = None) -> Caller:
         """A caller with these reservations."""
         return Caller(
             deadline, client, on_progress, partial(self.upload.set, 0), response=self.response, memory=self.memory
@@ -138,7 +138,7 @@ async def upscale(
     deadline = _deadline(request, options, settings)
     add_log_fields(request.scope, variant=service.registry.resolve(options.variant).name)
 
-    async def answer(on_progress: Callable[[Progress], None] | None = None) -> Response:
+    async def answer(on_progress: Callable[[JobProgress], None] | None = None) -> Response:
         caller = holdings.caller(deadline, client, on_progress)
         upscaled = await service.pipeline.upscale(upload, options, caller)
         log_result(request.scope, upscaled)

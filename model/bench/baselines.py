@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from model.bench.timing import Run
-from model.bench.workloads import Pixels
 from model.checkpoints import write_pretrained
 from model.network import Swin2SR
 from model.padding import to_tensor
+from model.types import Pixels8
 
 Baseline = Callable[[], np.ndarray]
 """Runs a network on the canvas that it was made for: the image (S, C, s * H, s * W) float32."""
@@ -118,16 +118,16 @@ BASELINES: Mapping[str, Callable[[nn.Module, Tensor], Baseline]] = {
 
 # Transformers on a GPU, from images in the machine's memory to values there.
 
-Form = Callable[[nn.Module, Sequence[Pixels], torch.device], Run]
+Form = Callable[[nn.Module, Sequence[Pixels8], torch.device], Run]
 """How Transformers' network, float32 on a CPU, is made to run tiles on a device."""
 
 
-def eager_float32(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
+def eager_float32(port: nn.Module, tiles: Sequence[Pixels8], device: torch.device) -> Run:
     """As it is loaded, in one batch; the tiles have one size."""
     return _in_one_batch(port.to(device), tiles, device, torch.float32)
 
 
-def compiled_bfloat16(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
+def compiled_bfloat16(port: nn.Module, tiles: Sequence[Pixels8], device: torch.device) -> Run:
     """As fast as it gets, in one batch; the tiles have one size."""
     compiled = compile_network(port.to(device, torch.bfloat16))
     return _in_one_batch(compiled, tiles, device, torch.bfloat16)
@@ -139,7 +139,7 @@ def compile_network(network: nn.Module) -> nn.Module:
     return network
 
 
-def _in_one_batch(port: nn.Module, tiles: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> Run:
+def _in_one_batch(port: nn.Module, tiles: Sequence[Pixels8], device: torch.device, dtype: torch.dtype) -> Run:
     batch = _near(torch.stack([to_tensor(tile) for tile in tiles]), device)
 
     @torch.inference_mode()
@@ -149,7 +149,7 @@ def _in_one_batch(port: nn.Module, tiles: Sequence[Pixels], device: torch.device
     return run
 
 
-def eager_bfloat16(port: nn.Module, tiles: Sequence[Pixels], device: torch.device) -> Run:
+def eager_bfloat16(port: nn.Module, tiles: Sequence[Pixels8], device: torch.device) -> Run:
     """Tiles of any sizes one after the other, which is what it can do with them."""
     port = port.to(device, torch.bfloat16)
     canvases = [_near(to_tensor(tile)[None], device) for tile in tiles]

@@ -13,7 +13,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from model.bench.baselines import Form, compiled_bfloat16, eager_bfloat16, eager_float32, load_port
 from model.bench.blocks import compare_block
@@ -22,16 +21,15 @@ from model.bench.report import Row, compare, seconds
 from model.bench.roofline import Ceilings, least_bytes, measure_ceilings, multiply_adds_per_pixel
 from model.bench.sections import Bench, Section
 from model.bench.timing import Run, Timing, attempt
-from model.bench.workloads import Pixels, draw_pixels, mixed_sizes
+from model.bench.workloads import draw_pixels, mixed_sizes
 from model.evaluate import evaluate_folder
 from model.gpu.runner import Flight
 from model.inference import Inference
 from model.network import Swin2SR
 from model.padding import pad_direct, to_tensor
 from model.precision import PRECISIONS
+from model.types import Pixels8, Values
 from model.upscaler import Upscaler
-
-Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def check_values(bench: Bench) -> Iterator[Row]:
                     raise WrongAnswerError(f"{work}, {company}: off by {error:.3g} of the image.")
 
 
-def _in_float64(network: Swin2SR, tiles: Sequence[Pixels]) -> list[Values]:
+def _in_float64(network: Swin2SR, tiles: Sequence[Pixels8]) -> list[Values]:
     with torch.inference_mode():
         exact = Inference(network.double()).reconstruct([to_tensor(tile, torch.float64) for tile in tiles])
     return [each.image.permute(1, 2, 0).float().numpy() for each in exact]
@@ -121,7 +119,7 @@ def compare_packed(bench: Bench) -> Iterator[Row]:
 
 
 def _compare(
-    bench: Bench, variant: str, tiles: Sequence[Pixels], title: str, forms: Mapping[str, Form]
+    bench: Bench, variant: str, tiles: Sequence[Pixels8], title: str, forms: Mapping[str, Form]
 ) -> Iterator[Row]:
     work, network = f"{variant} {title}", bench.network(variant)
     arithmetic = 2 * multiply_adds_per_pixel(network) * _area(tiles)
@@ -137,7 +135,7 @@ def _compare(
     yield Row(work, "floor", mine.median / floor, "times as long", _show(mine), there)
 
 
-def _run(form: Form, bench: Bench, variant: str, tiles: Sequence[Pixels]) -> Run:
+def _run(form: Form, bench: Bench, variant: str, tiles: Sequence[Pixels8]) -> Run:
     return form(load_port(bench.network(variant)), tiles, bench.device)
 
 
@@ -177,7 +175,7 @@ def compare_batcher(bench: Bench) -> Iterator[Row]:
     yield Row(work, against, direct.median / through.median, "of the throughput", here, there)
 
 
-def _begin(upscaler: Upscaler, tiles: Sequence[Pixels], threads: int) -> list[Values] | Flight:
+def _begin(upscaler: Upscaler, tiles: Sequence[Pixels8], threads: int) -> list[Values] | Flight:
     """As the service's registry does."""
     if torch.get_num_threads() != threads:  # every thread has its own number
         torch.set_num_threads(threads)
@@ -230,17 +228,17 @@ def _describe(ceilings: Ceilings) -> str:
     return f"{ceilings.flops / 1e12:.3g} TFLOP/s, {ceilings.bandwidth / 1e12:.3g} TB/s"
 
 
-def _draw_mixed(bench: Bench) -> list[Pixels]:
+def _draw_mixed(bench: Bench) -> list[Pixels8]:
     """Images of different sizes, padded to the window."""
     sizes = mixed_sizes(*AMOUNTS[bench.device.type].mixed)
     return [pad_direct(draw_pixels(*size), 8) for size in sizes]
 
 
-def _pixels(tile: Pixels) -> int:
+def _pixels(tile: Pixels8) -> int:
     return tile.shape[0] * tile.shape[1]
 
 
-def _area(tiles: Sequence[Pixels]) -> int:
+def _area(tiles: Sequence[Pixels8]) -> int:
     return sum(_pixels(tile) for tile in tiles)
 
 

@@ -10,9 +10,9 @@ from torch.profiler import ProfilerActivity
 from torch.profiler import profile as record
 
 from model.bench.roofline import count_flops
-from model.bench.workloads import Pixels
 from model.config import Swin2SRConfig
 from model.network import Swin2SR
+from model.types import Pixels8
 from model.upscaler import Upscaler
 
 FAMILIES: Mapping[str, str] = {
@@ -33,7 +33,7 @@ FAMILIES: Mapping[str, str] = {
 """Operators or kernels by patterns of their names; the first that fits has it."""
 
 
-def profile_forward(upscaler: Upscaler, image: Pixels, runs: int) -> dict[str, float]:
+def profile_forward(upscaler: Upscaler, image: Pixels8, runs: int) -> dict[str, float]:
     """Share of a forward pass's time by family, largest first; ``other`` is what fits none.
 
     Args:
@@ -46,7 +46,7 @@ def profile_forward(upscaler: Upscaler, image: Pixels, runs: int) -> dict[str, f
     return {name: time / total for name, time in times.items()}
 
 
-def time_families(upscaler: Upscaler, tiles: Sequence[Pixels], runs: int) -> dict[str, float]:
+def time_families(upscaler: Upscaler, tiles: Sequence[Pixels8], runs: int) -> dict[str, float]:
     """Seconds of a forward pass by family, longest first: of kernels and copies on a GPU, else of operators.
 
     Args:

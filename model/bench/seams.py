@@ -23,14 +23,12 @@ from model.evaluate import read_photo
 from model.network import Swin2SR
 from model.padding import pad_direct, quantise
 from model.tiling import Stitcher, Tile, plan
+from model.types import Pixels8, Values
 from model.upscaler import Upscaler
 from model.variants import VARIANTS
 
 TILINGS = ((128, 32), (128, 48), (128, 64), (192, 32), (192, 64), (256, 32), (256, 64), (384, 64), (544, 32), (544, 64))
 """Largest sides of tiles and overlaps, in pixels; the last is the service's default."""
-
-Pixels = NDArray[np.uint8]
-Values = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Difference:
     share: float
 
     @classmethod
-    def between(cls, first: Pixels, second: Pixels) -> Difference:
+    def between(cls, first: Pixels8, second: Pixels8) -> Difference:
         """Of two images of the same shape."""
         levels = np.abs(first.astype(np.int16) - second)
         return cls(int(levels.max()), float(np.count_nonzero(levels) / levels.size))
@@ -58,7 +56,7 @@ class Tiling:
     overlap: int
     tiles: int
     work: float
-    """Pixels computed over pixels of the image."""
+    """Pixels8 computed over pixels of the image."""
     middles: Difference
     """Joined as the service does: middles, with a narrow blend."""
     feathered: Difference
@@ -66,7 +64,7 @@ class Tiling:
 
 
 def compare_tilings(
-    upscaler: Upscaler, pixels: Pixels, tilings: Sequence[tuple[int, int]], *, stretch: bool = False
+    upscaler: Upscaler, pixels: Pixels8, tilings: Sequence[tuple[int, int]], *, stretch: bool = False
 ) -> Iterator[Tiling]:
     """Upscale an image as a whole, and then in tiles of each size and overlap.
 
@@ -93,7 +91,7 @@ def compare_tilings(
         yield Tiling(tile_size, overlap, len(tiles), work, middles, feathered)
 
 
-def join_middles(tiles: Sequence[Tile], outputs: Sequence[Values], size: tuple[int, int], scale: int) -> Pixels:
+def join_middles(tiles: Sequence[Tile], outputs: Sequence[Values], size: tuple[int, int], scale: int) -> Pixels8:
     """As the service joins them."""
     stitcher = Stitcher(*size, outputs[0].shape[2], scale=scale, tiles=tiles, dtype=np.uint8)
     for tile, output in zip(tiles, outputs, strict=True):
@@ -101,7 +99,7 @@ def join_middles(tiles: Sequence[Tile], outputs: Sequence[Values], size: tuple[i
     return stitcher.finish().astype(np.uint8)
 
 
-def join_feathered(tiles: Sequence[Tile], outputs: Sequence[Values], size: tuple[int, int], scale: int) -> Pixels:
+def join_feathered(tiles: Sequence[Tile], outputs: Sequence[Values], size: tuple[int, int], scale: int) -> Pixels8:
     """As many others do: a raised cosine over all that neighbours share."""
     bottom, right = tiles[-1].top + tiles[-1].height, tiles[-1].left + tiles[-1].width
     total = np.zeros((bottom * scale, right * scale, outputs[0].shape[2]), np.float64)

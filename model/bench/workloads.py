@@ -14,10 +14,9 @@ from model.config import Swin2SRConfig
 from model.network import Swin2SR
 from model.padding import pad_direct
 from model.tiling import Stitcher, plan
+from model.types import Pixels8
 from model.upscaler import Upscaler
 from model.variants import VARIANTS
-
-Pixels = NDArray[np.uint8]
 
 TILE_SIZE = 544
 TILE_OVERLAP = 64
@@ -38,7 +37,7 @@ def make_network(variant: str, checkpoint: Path | None = None, seed: int = 0) ->
     return network.eval().requires_grad_(requires_grad=False)
 
 
-def draw_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels:
+def draw_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> Pixels8:
     """Noise (H, W, C): the network takes the same time for every image."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
 
@@ -49,7 +48,7 @@ def mixed_sizes(count: int, smallest: int, largest: int) -> list[tuple[int, int]
     return [(side, sides[index ^ 1 if index ^ 1 < count else index - 1]) for index, side in enumerate(sides)]
 
 
-def pad_to_largest(images: Sequence[Pixels]) -> list[Pixels]:
+def pad_to_largest(images: Sequence[Pixels8]) -> list[Pixels8]:
     """What servers without packing do with images of several sizes: fill up to the largest height and width."""
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     return [
@@ -58,7 +57,7 @@ def pad_to_largest(images: Sequence[Pixels]) -> list[Pixels]:
     ]
 
 
-def upscale_tiled(upscaler: Upscaler, image: Pixels) -> NDArray[np.uint8 | np.uint16]:
+def upscale_tiled(upscaler: Upscaler, image: Pixels8) -> NDArray[np.uint8 | np.uint16]:
     """Upscale one image (H, W, C) as the service does: tile by tile where it is large, and stitched."""
     height, width, channels = image.shape
     padded = pad_direct(image, upscaler.window_size)

@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from model.degradations import Pixels, compress, resize_bicubic
+from model.degradations import compress, resize_bicubic
 from model.evaluate import ImageUpscaler, psnr_y
 from model.training.graphics import draw_graphic
 from model.training.held_out import BEST_PSNR
 from model.training.pairs import Photo
+from model.types import Pixels8
 
 SIDE = 96
 MARGIN = 16
@@ -53,15 +54,15 @@ class Gain:
     worst_name: str
 
 
-def _flat(colour: Sequence[int], side: int = SIDE) -> Pixels:
+def _flat(colour: Sequence[int], side: int = SIDE) -> Pixels8:
     return np.full((side, side, 3), colour, np.uint8)
 
 
-def _errors(image: Pixels, wanted: Pixels) -> Pixels:
+def _errors(image: Pixels8, wanted: Pixels8) -> Pixels8:
     return np.abs(image.astype(np.int16) - wanted).astype(np.uint8)
 
 
-def _enlarge(image: Pixels, scale: int) -> Pixels:
+def _enlarge(image: Pixels8, scale: int) -> Pixels8:
     return image.repeat(scale, 0).repeat(scale, 1)
 
 

@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from model.degradations import Pixels, reduce
+from model.degradations import reduce
 from model.training.fonts import Font, built_in
 from model.training.pairs import Photo
+from model.types import Pixels8
 
 Colour = tuple[int, int, int]
 _WORDS = "ka re mo ti lu Sen Pro da vi on QX Wy 10 42 7.5 % gh fj -> & @ zu"
@@ -89,7 +90,7 @@ class Sketch:
         font = self.fonts[int(self.generator.integers(len(self.fonts)))](size * self.unit)
         self.pen.text((left, top), words, fill=colour, font=font)
 
-    def pixels(self) -> Pixels:
+    def pixels(self) -> Pixels8:
         """Return the finished image, (side, side, 3)."""
         image = self.image.resize((self.finished_side, self.finished_side), Image.Resampling.BOX)
         return np.asarray(image)

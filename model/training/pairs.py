@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.degradations import Pixels, Subsampling, compress
+from model.degradations import Subsampling, compress
 from model.padding import pad_direct
+from model.types import Pixels8
 
 JPEG_BLOCK = 8
 RAGGED_SHARE = 1 / 4
@@ -21,8 +22,8 @@ class Photo:
     """An image and its low-resolution version before any JPEG, both (H, W, C) uint8."""
 
     name: str
-    sharp: Pixels
-    reduced: Pixels
+    sharp: Pixels8
+    reduced: Pixels8
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Sample:
     ``size`` is the low-resolution height and width of the image. What lies beyond it is padding.
     """
 
-    degraded: Pixels
-    clean: Pixels
-    sharp: Pixels
+    degraded: Pixels8
+    clean: Pixels8
+    sharp: Pixels8
     size: tuple[int, int]
 
 
@@ -48,7 +49,7 @@ class Batch:
     sizes: Tensor
 
 
-def turn(pixels: Pixels, way: int) -> Pixels:
+def turn(pixels: Pixels8, way: int) -> Pixels8:
     """Return one of the eight flips and quarter turns, ``way`` being 0 to 7."""
     pixels = np.rot90(pixels, way % 4)
     return pixels[:, ::-1] if way >= 4 else pixels
@@ -86,7 +87,7 @@ def cut(
     return Sample(pad_direct(degraded, window), pad_direct(clean, window), pad_direct(sharp, scale * window), size)
 
 
-def _compress(clean: Pixels, quality: tuple[int, int], generator: np.random.Generator) -> Pixels:
+def _compress(clean: Pixels8, quality: tuple[int, int], generator: np.random.Generator) -> Pixels8:
     level = round(quality[0] * (quality[1] / quality[0]) ** generator.random())
     subsampling: Subsampling = "4:2:0" if generator.random() < 2 / 3 else "4:4:4"
     down, right = generator.integers(JPEG_BLOCK, size=2) if generator.random() < 1 / 4 else (0, 0)
@@ -97,7 +98,7 @@ def _compress(clean: Pixels, quality: tuple[int, int], generator: np.random.Gene
 def stack(samples: Sequence[Sample]) -> Batch:
     """Put samples of one padded size together, channels first."""
 
-    def together(images: Sequence[Pixels]) -> Tensor:
+    def together(images: Sequence[Pixels8]) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2)))
 
     return Batch(

@@ -15,9 +15,10 @@ from typing import get_args
 
 import numpy as np
 
-from model.degradations import Pixels, Subsampling, compress, crop_to_multiple, reduce
+from model.degradations import Subsampling, compress, crop_to_multiple, reduce
 from model.evaluate import ImageUpscaler, list_photos, luma, psnr, read_photo
 from model.training.photos import hold_out
+from model.types import Pixels8
 
 QUALITIES = (30, 40, 50, 60, 70, 75, 80, 85, 90, 95)
 SIDE = 256
@@ -47,7 +48,7 @@ def summarise(gains: Sequence[float]) -> Gain:
     return Gain(float(np.mean(ordered)), float(np.mean(worst)), ordered[0])
 
 
-def cut_crops(photo: Pixels, side: int = SIDE) -> Iterator[Pixels]:
+def cut_crops(photo: Pixels8, side: int = SIDE) -> Iterator[Pixels8]:
     """Yield the squares of a side that fit a photo (H, W, C) without overlap; all of it where none fits."""
     height, width = photo.shape[:2]
     if min(height, width) < side:
@@ -61,7 +62,7 @@ def cut_crops(photo: Pixels, side: int = SIDE) -> Iterator[Pixels]:
 def measure_gain(
     restorer: ImageUpscaler,
     enlarger: ImageUpscaler,
-    references: Sequence[Pixels],
+    references: Sequence[Pixels8],
     quality: int,
     subsampling: Subsampling,
 ) -> Gain:
