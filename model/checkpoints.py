@@ -48,7 +48,7 @@ _PICKLED = (".pth", ".pt", ".bin")
 _WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 _NESTED = ("params_ema", "params")
 _SHOWN = 8
-# Whatever torch.load raises for bytes that are not what it expects.
+# Exceptions of torch.load for files that are not checkpoints.
 _BROKEN = (
     pickle.UnpicklingError,
     AssertionError,
@@ -69,8 +69,8 @@ class Checkpoint:
     """Weights as a file holds them.
 
     Attributes:
-        file: where they come from.
-        config: from ``config.json``, from the file's own metadata, or told from keys and shapes.
+        file: that was read.
+        config: from ``config.json``, from the file's metadata, or inferred from keys and shapes.
         state: the weights under the file's names, official or Hugging Face's; derived buffers are left out.
     """
 
@@ -86,7 +86,7 @@ def load_network(
 
     Args:
         path: a Hugging Face folder, or a ``.safetensors``, ``.pth``, ``.pt`` or ``.bin`` file.
-        device, dtype: where and how the network computes.
+        device, dtype: of the network.
 
     Returns:
         The network in evaluation mode.
@@ -105,7 +105,7 @@ def read_checkpoint(path: str | Path, config: Swin2SRConfig | None = None) -> Ch
 
     Args:
         path: as of ``load_network``.
-        config: in place of that in the files.
+        config: used instead of that in the files.
 
     Raises:
         CheckpointError: if files are absent, broken or unsafe, or the configuration is not supported.
@@ -149,7 +149,7 @@ def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> None
     """Compare a checkpoint's names and shapes with those expected.
 
     Raises:
-        CheckpointError: if they are not the same, with the file's and the weights' names.
+        CheckpointError: if they differ, with the names of the file and the weights.
     """
     missing = sorted(expected.keys() - checkpoint.state.keys())
     unexpected = sorted(checkpoint.state.keys() - expected.keys())
@@ -173,11 +173,11 @@ def check_shapes(checkpoint: Checkpoint, expected: Mapping[str, Tensor]) -> None
 def write_official(network: Swin2SR, file: str | Path) -> None:
     """Write weights under their official names.
 
-    A ``.safetensors`` file carries the configuration as JSON in its metadata. A ``.pth`` file has no place for it and
-    carries the official buffers instead, from which the configuration can be told.
+    A ``.safetensors`` file contains the configuration as JSON in its metadata. A ``.pth`` file cannot hold it and
+    contains the official buffers instead, from which the configuration is inferred.
 
     Raises:
-        ValueError: for another ending, and for a ``.pth`` file from which another configuration would be told.
+        ValueError: for another extension, and for a ``.pth`` file from which another configuration would be inferred.
     """
     file = Path(file)
     state = _portable(to_official(network.state_dict()))
@@ -186,7 +186,7 @@ def write_official(network: Swin2SR, file: str | Path) -> None:
     elif file.suffix == ".pth":
         state |= _derived_buffers(network.config)
         if _decisive(infer_config(state)) != _decisive(network.config):
-            raise ValueError(f"{file.name} cannot tell this configuration: write it as .safetensors, which carries it")
+            raise ValueError(f"{file.name}: a .pth file cannot hold this configuration. Write it as .safetensors")
         torch.save(state, file)
     else:
         raise ValueError(f"official weights are written to .safetensors or .pth, not to {file.name!r}")
@@ -205,9 +205,9 @@ def write_pretrained(
     Transformers itself cannot load weights with ``resi_connection="3conv"``; this project can.
 
     Args:
-        network: whose configuration and weights are written.
-        folder: where; weights that lie there are replaced.
-        state: weights in place of the network's own.
+        network: its configuration and weights are written.
+        folder: existing weights in it are replaced.
+        state: weights to write instead of the network's own.
         max_shard_size: bytes, or a string such as ``"200MB"``: larger weights are written to several files.
         safe_serialization: whether to write ``.safetensors``, else ``.bin``.
 
@@ -265,17 +265,17 @@ def _find_weights(folder: Path) -> Path:
     for name in (*_WEIGHT_FILES, *(f"{name}.index.json" for name in _WEIGHT_FILES)):
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"{folder} holds neither {' nor '.join(_WEIGHT_FILES)}")
+    raise CheckpointError(f"{folder} contains neither {' nor '.join(_WEIGHT_FILES)}")
 
 
 def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read the files that an index names, which must lie beside it."""
+    """Read the files that an index names, which must be in the same folder."""
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index} is not a readable index of weights: {error}") from error
     if outside := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise CheckpointError(f"{index} names files that do not lie beside it: {outside}")
+        raise CheckpointError(f"{index} names files in other folders: {outside}")
     state: dict[str, Tensor] = {}
     for name in names:
         state |= _read_file(index.with_name(name))[0]
@@ -295,7 +295,7 @@ def _read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
     if file.suffix not in _PICKLED:
-        raise CheckpointError(f"{file} is no checkpoint: expected .safetensors, {', '.join(_PICKLED)}")
+        raise CheckpointError(f"{file} is not a checkpoint: expected .safetensors, {', '.join(_PICKLED)}")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
     except _BROKEN as error:
@@ -308,15 +308,15 @@ def _unwrap(content: object, file: Path) -> dict[str, Tensor]:
     if isinstance(content, dict):
         content = next((content[name] for name in _NESTED if isinstance(content.get(name), dict)), content)
     if not isinstance(content, dict) or not content:
-        raise CheckpointError(f"{file} holds no dictionary of weights")
+        raise CheckpointError(f"{file} contains no dictionary of weights")
     for key, tensor in content.items():
         if not (isinstance(key, str) and isinstance(tensor, Tensor)):
-            raise CheckpointError(f"{file} holds something that is not a weight under {key!r}")
+            raise CheckpointError(f"{file} contains something other than a weight under {key!r}")
     return cast("dict[str, Tensor]", content)
 
 
 def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take away what DataParallel puts before names, and add what Transformers leaves out for a body alone."""
+    """Remove the prefix of DataParallel from names, and add the prefix that Transformers omits for a body alone."""
     plain = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     if "first_convolution.weight" in plain:
         plain = {key if is_head(key) else BODY_PREFIX + key: tensor for key, tensor in plain.items()}
@@ -332,7 +332,7 @@ def _find_config(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
         if beside.is_file():
             return Swin2SRConfig.from_json_file(beside)
         if is_huggingface(state):
-            raise CheckpointError(f"weights under Hugging Face's names need {beside.name} beside them")
+            raise CheckpointError(f"weights with Hugging Face's names need {beside.name} in the same folder")
         return infer_config(state)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: {error}") from error
@@ -343,7 +343,7 @@ def _portable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _decisive(config: Swin2SRConfig) -> dict[str, object]:
-    """What the output depends on."""
+    """The fields that the output depends on."""
     training = {
         "image_size",
         "hidden_dropout_prob",
@@ -355,9 +355,9 @@ def _decisive(config: Swin2SRConfig) -> dict[str, object]:
 
 
 def _derived_buffers(config: Swin2SRConfig) -> dict[str, Tensor]:
-    """The buffers that the official code keeps with every block: index tables, and the mask of shifted blocks.
+    """The buffers that the official code stores with every block: index tables, and the mask of shifted blocks.
 
-    The official code loads a mask of its training size only, and spandrel shifts no block without one.
+    The official code loads only a mask of its training size, and spandrel does not shift blocks without a mask.
     """
     window = config.window_size
     side = max(config.image_size // window, 2) * window

@@ -40,7 +40,7 @@ GENERIC: dict[str, Any] = {
 """Attributes that every configuration of Transformers has, and their defaults."""
 
 _BOOKKEEPING = ("architectures", "dtype", "transformers_version")
-"""What two equal configurations may differ in."""
+"""Attributes that are ignored when two configurations are compared."""
 
 
 def _alias(name: str) -> Any:  # noqa: ANN401 (a property for type checkers)
@@ -186,9 +186,11 @@ class Swin2SRConfig:
     def _refuse_impossible(self) -> None:
         whole = [self.embed_dim, self.window_size, self.num_channels, self.out_channels, *self.depths, *self.num_heads]
         if not all(isinstance(value, int) and value >= 1 for value in whole):
-            raise ValueError("embed_dim, window_size, depths, num_heads and channels must be whole numbers from 1 on.")
+            raise ValueError("embed_dim, window_size, depths, num_heads and channels must be integers of at least 1.")
         if len(self.depths) != len(self.num_heads) or not self.depths:
-            raise ValueError(f"depths {self.depths} and num_heads {self.num_heads} must name the same, some, stages.")
+            raise ValueError(
+                f"depths {self.depths} and num_heads {self.num_heads} must be of the same length, 1 or more."
+            )
         if any(self.embed_dim % heads for heads in self.num_heads):
             raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}.")
         if self.resi_connection == "3conv" and self.embed_dim % 4:
@@ -199,7 +201,7 @@ class Swin2SRConfig:
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}.")
         if int(self.embed_dim * self.mlp_ratio) < 1:
-            raise ValueError(f"mlp_ratio {self.mlp_ratio} leaves no hidden channel beside embed_dim {self.embed_dim}.")
+            raise ValueError(f"mlp_ratio {self.mlp_ratio} with embed_dim {self.embed_dim} gives no hidden channel.")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
@@ -213,7 +215,7 @@ class Swin2SRConfig:
 
     @property
     def out_channels(self) -> int:
-        """Channels of the reconstruction, which ``num_channels_out`` is once it has been filled in."""
+        """Channels of the reconstruction: ``num_channels_out``, which is never None after ``validate``."""
         assert self.num_channels_out is not None
         return self.num_channels_out
 
@@ -256,7 +258,7 @@ class Swin2SRConfig:
         return (config, unused) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes as JSON can hold them, with Hugging Face's ``model_type``."""
+        """All attributes in the form of JSON, with Hugging Face's ``model_type``."""
         found = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         found["depths"], found["num_heads"] = list(self.depths), list(self.num_heads)
         found["upsampler"] = self.upsampler or ""
@@ -271,7 +273,7 @@ class Swin2SRConfig:
         return {name: value for name, value in found if name == "model_type" or value != default.get(name, _MISSING)}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """The configuration as JSON: what differs from the defaults, or all."""
+        """The configuration as JSON: the attributes that differ from the defaults, or all."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(values, indent=2, sort_keys=True, default=str) + "\n"
 
@@ -337,10 +339,10 @@ class Swin2SRConfig:
             raise ValueError(f"{file}: {error}" if str(file) not in str(error) else str(error)) from error
 
     def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> None:  # noqa: ANN401
-        """Write ``config.json`` into a folder, which is made where it is missing.
+        """Write ``config.json`` into a folder, which is created if it is missing.
 
         Raises:
-            ValueError: if ``push_to_hub`` is asked for.
+            ValueError: if ``push_to_hub`` is true.
         """
         refuse_push(push_to_hub)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
@@ -352,7 +354,7 @@ class Swin2SRConfig:
 
 
 _DERIVED = ("model_type", "num_labels", "num_layers", "num_hidden_layers")
-"""What files may hold and follows from other fields."""
+"""Fields of files that follow from other fields."""
 
 _MISSING = object()
 
@@ -377,7 +379,7 @@ def refuse_push(push: bool) -> None:
     """Refuse ``push_to_hub``.
 
     Raises:
-        ValueError: if it is asked for.
+        ValueError: if ``push`` is true.
     """
     if push:
         raise ValueError("push_to_hub is not supported: save to a folder and upload it, for example with 'hf upload'")

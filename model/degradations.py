@@ -1,7 +1,6 @@
 """Degradations of images: MATLAB's bicubic reduction, and JPEG.
 
-Evaluation and training make their inputs with them. Pure functions over ``uint8`` pixels of shape (H, W, C), C being 1
-or 3.
+Evaluation and training create their inputs with them. Pure functions of ``uint8`` pixels (H, W, C), with C 1 or 3.
 """
 
 from functools import lru_cache

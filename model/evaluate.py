@@ -26,7 +26,7 @@ from model.types import Pixels8
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"})
 RESTORATION_QUALITY = 40
 Plane = npt.NDArray[np.float64]
-# What Pillow raises for a file that is no image, is broken, or ends too soon.
+# Exceptions of Pillow for files that are not images, broken or truncated.
 _UNREADABLE = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, OverflowError, RuntimeError),
     *(struct.error, zlib.error, Image.DecompressionBombError),
@@ -34,7 +34,7 @@ _UNREADABLE = (
 
 
 class ImageUpscaler(Protocol):
-    """What is measured: ``model.upscaler.Upscaler``, or anything that is called like it."""
+    """The interface of ``model.upscaler.Upscaler`` that is evaluated."""
 
     @property
     def scale(self) -> int:
@@ -50,7 +50,7 @@ class ImageUpscaler(Protocol):
 
 @dataclass(frozen=True)
 class Fidelity:
-    """How near an image is to its reference: PSNR in dB (infinite where equal), SSIM at most 1."""
+    """Similarity of an image to its reference: PSNR in dB (infinite if equal), SSIM at most 1."""
 
     psnr_y: float
     ssim_y: float
@@ -60,7 +60,7 @@ class Fidelity:
 
 @dataclass(frozen=True)
 class ImageScore:
-    """One image's fidelity, and that of doing without the network: bicubic enlargement, or the JPEG itself."""
+    """The fidelity of one image, and of the baseline without a network: bicubic enlargement, or the JPEG itself."""
 
     name: str
     upscaled: Fidelity
@@ -174,7 +174,7 @@ def read_photo(file: Path, channels: int) -> Pixels8:
     """Decode a file to (H, W, channels) uint8: RGB, or gray for one channel.
 
     Raises:
-        ValueError: if it is no image, or broken, naming the file.
+        ValueError: if it is not an image, or broken; the message names the file.
     """
     try:
         with Image.open(file) as image:

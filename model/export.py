@@ -16,7 +16,7 @@ OPSET = 17
 
 
 class _ImageAlone(nn.Module):
-    """A network that returns the image without the auxiliary one."""
+    """A network that returns the image only, without the auxiliary image."""
 
     def __init__(self, network: Swin2SR) -> None:
         super().__init__()
@@ -27,15 +27,15 @@ class _ImageAlone(nn.Module):
 
 
 def export(network: Swin2SR, file: str | Path) -> None:
-    """Write a network to a file whose ending tells the format.
+    """Write a network to a file. Its extension decides the format.
 
     ``.onnx`` has an input ``pixel_values`` (batch, channels, height, width), float32 in [0, 1], and an output
     ``reconstruction`` (batch, channels, scale * height, scale * width), not clipped. Batch, height and width are
     dynamic; height and width are multiples of the window. ``.pth`` and ``.safetensors`` are in the official layout.
 
     Raises:
-        ValueError: for another ending, for a ``.pth`` whose configuration could not be told from it, and for ``.onnx``
-            where the package onnx is missing.
+        ValueError: for another extension, for a ``.pth`` from which the configuration could not be inferred, and for
+            ``.onnx`` if the package onnx is missing.
     """
     file = Path(file)
     if file.suffix not in SUFFIXES:
@@ -56,7 +56,7 @@ def _write_onnx(network: Swin2SR, file: Path) -> None:
     example = torch.rand(2, config.num_channels, 2 * window, 3 * window, device=device)
     names = {0: "batch", 2: "height", 3: "width"}
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, on its own parts
+        warnings.simplefilter("ignore")  # the exporter's own
         torch.onnx.export(
             _ImageAlone(network).eval(),
             (example,),

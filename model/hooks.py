@@ -1,4 +1,4 @@
-"""Detects who observes or changes what the modules of a network compute, and the heartbeat hook."""
+"""Detects hooks, training mode and replaced ``forward`` methods in a network, and defines the heartbeat hook."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from torch.nn.modules import module as everywhere
 
 
 class HeartbeatHook:
-    """A forward pre-hook that observes nothing: it tells that a network goes on.
+    """A forward pre-hook that reports progress and reads nothing.
 
     Args:
-        tell: called before a module computes.
+        report: called before a module computes.
     """
 
-    def __init__(self, tell: Callable[[], None]) -> None:
-        self._tell = tell
+    def __init__(self, report: Callable[[], None]) -> None:
+        self._report = report
 
     def __call__(self, _module: nn.Module, _args: object) -> None:
-        """What PyTorch calls."""
-        self._tell()
+        """Called by PyTorch."""
+        self._report()
 
 
 def is_tracing() -> bool:
-    """Whether torch.jit records the program, so that sizes are tensors and cannot decide anything."""
+    """Whether torch.jit traces the program, so that sizes are tensors and cannot be used in conditions."""
     return torch._C._get_tracing_state() is not None  # noqa: SLF001
 
 
 def has_observers(network: nn.Module) -> bool:
     """Whether a module is in training, has a hook, or has a ``forward`` of its own in place of its class's.
 
-    Reads the modules' dictionaries: ``network.modules()`` would cost a tiny image more than its computation.
+    Reads the modules' dictionaries, because ``network.modules()`` would take longer than computing a tiny image.
     """
     if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:  # noqa: SLF001
         return True

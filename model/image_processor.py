@@ -1,6 +1,6 @@
-"""The seed's image processor: images of any kind to ``pixel_values``, padded as Transformers pads them, and back.
+"""The image processor of the Transformers-compatible surface: images to ``pixel_values``, padded, and back.
 
-Source: Transformers 4.37.2, ``Swin2SRImageProcessor``, which pads and never crops; here the padding can be undone.
+Source: Transformers 4.37.2, ``Swin2SRImageProcessor``, which does not crop after the network; this one can.
 """
 
 import json
@@ -28,7 +28,7 @@ PixelValues = Tensor | np.ndarray | list[np.ndarray]
 
 
 class Reconstructed(Protocol):
-    """Whatever carries reconstructions (B, C, s H, s W), as the output of ``Swin2SRForImageSuperResolution`` does."""
+    """An object with reconstructions (B, C, s H, s W), such as the output of ``Swin2SRForImageSuperResolution``."""
 
     @property
     def reconstruction(self) -> Tensor:
@@ -37,12 +37,12 @@ class Reconstructed(Protocol):
 
 
 class ProcessedImages(UserDict[str, PixelValues]):
-    """``pixel_values`` by key and by attribute, to be passed on as ``model(**inputs)``.
+    """``pixel_values`` by key and by attribute, for ``model(**inputs)``.
 
     Attributes:
         data: the dictionary.
-        original_sizes: (height, width) of every image before padding, for ``post_process_super_resolution``; not a
-            key, because networks do not take it.
+        original_sizes: (height, width) of every image before padding, for ``post_process_super_resolution``. Not a key,
+            because networks do not accept it.
     """
 
     original_sizes: tuple[tuple[int, int], ...] = ()
@@ -144,7 +144,7 @@ class Swin2SRImageProcessor:
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **overrides: Any) -> Self:  # noqa: ANN401
-        """Build from the content of a ``preprocessor_config.json``; its unknown fields are passed over."""
+        """Build from the content of a ``preprocessor_config.json``. Unknown fields are ignored."""
         known = ("do_rescale", "rescale_factor", "do_pad", "pad_size", "size_divisor")
         values = {name: value for name, value in image_processor_dict.items() if name in known and value is not None}
         if "pad_size" in overrides or "size_divisor" in overrides or "pad_size" in values:
@@ -177,7 +177,7 @@ class Swin2SRImageProcessor:
         """Write ``preprocessor_config.json`` as Transformers does, creating the folder.
 
         Raises:
-            ValueError: if ``push_to_hub`` is asked for.
+            ValueError: if ``push_to_hub`` is true.
         """
         refuse_push(push_to_hub)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
@@ -207,13 +207,13 @@ class Swin2SRImageProcessor:
         Args:
             images: a PIL image, an array or a PyTorch tensor of one or several images, or a list of these; pixel
                 values from 0 to 255 unless ``do_rescale`` is False.
-            do_rescale, rescale_factor, do_pad, pad_size: this processor's own where None.
+            do_rescale, rescale_factor, do_pad, pad_size: None uses the processor's own.
             return_tensors: ``"pt"``, ``"np"``, or None for a list of arrays; the first two need equal sizes.
             data_format: ``"channels_first"``, ``"channels_last"``, or None for the format of the input.
-            input_data_format: the format of the input, told from its shape where None; ``"none"`` is (H, W).
+            input_data_format: the format of the input; None infers it from the shape; ``"none"`` is (H, W).
 
         Returns:
-            ``pixel_values``, float32 where they were scaled; one grey plane where the input has no channels.
+            ``pixel_values``, float32 if they were scaled; one grey plane if the input has no channels.
 
         Raises:
             ValueError: for images or options of another kind, and for unequal sizes that cannot be one tensor.
@@ -270,22 +270,22 @@ class Swin2SRImageProcessor:
         do_pad: bool | None = None,
         pad_size: int | None = None,
     ) -> list[Tensor]:
-        """Undo the padding: crop reconstructions to what the images themselves became.
+        """Undo the padding: crop reconstructions to the upscaled images without padding.
 
         Args:
-            outputs: what ``Swin2SRForImageSuperResolution`` returned, or its ``reconstruction`` (B, C, s Hp, s Wp).
-            original_sizes: (height, width) of every image before padding, as ``preprocess`` noted them.
-            do_pad, pad_size: as they were given to ``preprocess``.
+            outputs: of ``Swin2SRForImageSuperResolution``, or its ``reconstruction`` (B, C, s Hp, s Wp).
+            original_sizes: (height, width) of every image before padding, as ``preprocess`` returns them.
+            do_pad, pad_size: as in ``preprocess``.
 
         Returns:
-            One tensor (C, s H, s W) for every image, values untouched.
+            One tensor (C, s H, s W) for every image, with unchanged values.
 
         Raises:
             ValueError: if the reconstructions cannot be those of padded images of these sizes.
         """
         reconstruction: Tensor = outputs if isinstance(outputs, Tensor) else outputs.reconstruction
         if len(original_sizes) != len(reconstruction):
-            raise ValueError(f"{len(reconstruction)} reconstructions do not go with {len(original_sizes)} sizes")
+            raise ValueError(f"there are {len(reconstruction)} reconstructions, but {len(original_sizes)} sizes")
         do_pad = self.do_pad if do_pad is None else do_pad
         window = self.pad_size if pad_size is None else _checked_pad_size(pad_size)
         images = []
@@ -320,7 +320,7 @@ def _read(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{file} is not a readable image processor configuration: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file} does not hold a JSON object")  # noqa: TRY004 (a file is no argument)
+        raise ValueError(f"{file} does not contain a JSON object")  # noqa: TRY004 (a file, not an argument)
     return values
 
 
@@ -334,7 +334,7 @@ def _option(name: str, value: object, allowed: tuple[str | None, ...]) -> str | 
     """Read a string or a member of one of Transformers' enumerations."""
     value = getattr(value, "value", value)
     if value in ("tf", "jax", "mlx"):
-        raise ValueError(f"{name}={value!r} is not supported: this project knows PyTorch ('pt') and NumPy ('np') alone")
+        raise ValueError(f"{name}={value!r} is not supported: use PyTorch ('pt') or NumPy ('np')")
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
     return value
@@ -344,7 +344,7 @@ def _flatten(images: object) -> Iterator[tuple[np.ndarray, str | None]]:
     """Every image of a nested list or a batch, an array of two or three dimensions, and its format if known."""
     if isinstance(images, (list, tuple)):
         if not images:
-            raise ValueError("there is no image in an empty list")
+            raise ValueError("the list of images is empty")
         for image in images:
             yield from _flatten(image)
         return
@@ -369,7 +369,7 @@ def _array(image: object) -> np.ndarray:
             return np.asarray(image)
         raise ValueError(f"an image of mode {image.mode} is neither RGB nor L: use image.convert('RGB') first")
     kind = f"{type(image).__module__}.{type(image).__name__}"
-    verdict = "is not supported" if kind.partition(".")[0] in _FOREIGN else "is no image"
+    verdict = "is not supported" if kind.partition(".")[0] in _FOREIGN else "is not an image"
     raise ValueError(f"{kind} {verdict}: give a PIL image, a NumPy array or a PyTorch tensor")
 
 
@@ -380,7 +380,7 @@ def _infer_format(image: np.ndarray) -> str:
         return _FIRST
     if image.shape[-1] in (1, 3):
         return _LAST
-    raise ValueError(f"no side of shape {image.shape} is 1 or 3 channels: give input_data_format")
+    raise ValueError(f"cannot find the channels in shape {image.shape}: pass input_data_format")
 
 
 def _planes(image: np.ndarray, found: str) -> np.ndarray:

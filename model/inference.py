@@ -5,8 +5,8 @@ serves CPU and GPU; its operators exist in PyTorch (``model.operators``), in C (
 (``model.gpu.kernels``). Matrix products and the body's convolutions are computed in one dtype; the residual stream,
 norms, softmax, the first convolution and the head in another, exact one.
 
-It is used where it computes what the network computes: no module was replaced, wrapped or hooked, none is in training
-and no gradient is asked for. Elsewhere ``model.network`` itself runs.
+It is used only if it gives the result of the network: no module was replaced, wrapped or hooked, none is in training,
+and no gradient is needed. Otherwise ``model.network`` itself runs.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from model.scratch import Buffers, Scratch
 from model.windows import MASK_KINDS
 
 PACK_PIXELS = 2**16
-"""Pixels of a pack on a CPU: more leave its caches, and fewer pay for the start of every operator."""
+"""Pixels of a pack on a CPU. Larger packs leave its caches; in smaller ones starting the operators takes more time."""
 
 NORM_TOKENS = 2**12
 """Tokens that are normalised together in place."""
@@ -252,7 +252,7 @@ ON_CPU = Operators(attend, add_norm, run_block=run_block, end_stage=_END_STAGE)
 
 
 class Workspace:
-    """What forward passes on a CPU share beside weights: index tables by sizes, and memory. A copy begins empty."""
+    """Index tables by sizes, and memory, which forward passes on a CPU share. A copy is empty."""
 
     def __init__(self, window: int, shift: int) -> None:
         self.layouts = LayoutCache(window, shift)
@@ -262,7 +262,7 @@ class Workspace:
 class Inference:
     """The fast forward pass on a CPU.
 
-    Weights are packed and tables are derived once; what is changed in the network afterwards is not seen.
+    Weights are packed and tables are derived once. Later changes of the network have no effect.
 
     Args:
         network: in evaluation mode, on a CPU.
@@ -348,7 +348,7 @@ class Inference:
 
 
 def can_infer(network: nn.Module, pixels: Tensor) -> bool:
-    """Whether the fast forward pass could compute this network for these pixels now, as far as can be told unpacked."""
+    """Whether the fast forward pass can be tried for this network and these pixels; packing may still refuse."""
     return (
         type(pixels) is Tensor
         and pixels.device.type == "cpu"

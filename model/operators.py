@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from model.packing import WindowIndex
 
 BOUNDED_SCALE = 40.0
-"""Factor on cosines up to which a logit, with its bias of 16 at most, is far from where float32 ends, 88."""
+"""Factor on cosines up to which the power of a logit, whose bias is at most 16, does not overflow float32 (at 88)."""
 
 
 @dataclass(frozen=True)
 class AttentionTables:
-    """What attention reads beside queries, keys and values.
+    """The inputs of attention other than queries, keys and values.
 
     Args:
         bias: (kinds, nH, N, N) float32, position bias and mask.
@@ -35,7 +35,7 @@ class AttentionTables:
 
     @functools.cached_property
     def bias_2(self) -> Tensor:
-        """The bias for logits to the base of 2, which a GPU takes powers of."""
+        """The bias for logits to the base of 2, of which a GPU computes powers."""
         return self.bias * math.log2(math.e)
 
     @functools.cached_property
@@ -45,13 +45,13 @@ class AttentionTables:
 
     @functools.cached_property
     def bounded(self) -> bool:
-        """Whether the power of every logit is a float32, so that softmax need not look for the largest."""
+        """Whether the power of every logit fits into float32, so that softmax need not subtract the largest."""
         return bool(self.scale.max() <= BOUNDED_SCALE)
 
 
 @dataclass(frozen=True)
 class NormWeights:
-    """A LayerNorm's: (C,) both, in the stream's dtype."""
+    """Weights of a LayerNorm, (C,) each, in the dtype of the stream."""
 
     weight: Tensor
     bias: Tensor
@@ -92,7 +92,7 @@ class AddNorm(Protocol):
 
 
 class Finish(Protocol):
-    """All of a block behind its attention, for narrow networks."""
+    """The part of a block after its attention, for narrow networks."""
 
     def __call__(self, stream: Tensor, branch: Tensor, block: Block, rows: Tensor | None) -> tuple[Tensor, Tensor]:
         """Add the normalised branch, and then the MLP's, and put the tokens into the next block's order.
@@ -121,15 +121,15 @@ class RunBlock(Protocol):
             kinds: (nW,) int32.
             block: its weights.
             rows: (T,) int32, which of the stream's tokens each of the block's is; None where that is itself.
-            out: (T, width), memory that the result may be put into.
+            out: (T, width), memory that may be used for the result.
 
         Returns:
-            (T, width), other memory than ``stream``.
+            (T, width), in other memory than ``stream``.
         """
 
 
 class Gather(Protocol):
-    """What a convolution sees."""
+    """Collects the inputs of a convolution."""
 
     def __call__(self, tokens: Tensor, rows: Tensor) -> Tensor:
         """Take rows of ``tokens``.
@@ -164,7 +164,7 @@ class EndStage(Protocol):
             index: of the pack.
             layers: the convolutions, and the linear layer behind them if there is one.
             shifted: whether the tokens are in shifted order.
-            out: (T, width), memory that the result may be put into.
+            out: (T, width), memory that may be used for the result.
 
         Returns:
             (T, width) in window order.

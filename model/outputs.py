@@ -1,4 +1,4 @@
-"""What the model classes return: results by attribute, by name and by number, as in Transformers."""
+"""The outputs of the model classes: results by attribute, by name and by number, as in Transformers."""
 
 from __future__ import annotations
 

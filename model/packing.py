@@ -34,7 +34,7 @@ def lay_out(sizes: Sequence[tuple[int, int]], window: int, count: int | None = N
     Args:
         sizes: (height, width) of each image in pixels.
         window: side of a window.
-        count: nW, where that is to be more than the images have; the rest are images of one empty window.
+        count: nW, if it shall be more than the images have; the rest are images of one empty window.
 
     Raises:
         ValueError: if a size is not a multiple of the window.
@@ -114,7 +114,7 @@ def _locate(grid: Tensor, side: int, y: Tensor, x: Tensor) -> Tensor:
 
 
 class WindowIndex:
-    """The index tables of a pack, each built when it is first asked for.
+    """The index tables of a pack, each built when it is first used.
 
     Tokens are in window order, or in the order of the shifted grid. A token at a finer scale is a square of pixels.
 
@@ -217,7 +217,7 @@ class LayoutCache:
 
     Args:
         window, shift: as for ``PackedLayout``.
-        max_bytes: bound on the tables' memory; the newest layout is kept even where it alone is larger.
+        max_bytes: bound on the tables' memory; the newest layout is kept even if it is larger.
     """
 
     def __init__(self, window: int, shift: int, max_bytes: int = CACHE_BYTES) -> None:

@@ -84,7 +84,7 @@ def pad_tensor(images: Tensor, window: int, rule: Rule = "direct") -> Tensor:
 
 
 def _sides(images: Tensor) -> tuple[int, int]:
-    """Height and width; while a program is traced, as the numbers that they are then."""
+    """Height and width as numbers, also while a program is traced."""
     height, width = images.shape[-2:]
     if torch._C._get_tracing_state() is None:  # noqa: SLF001
         return height, width
@@ -126,7 +126,7 @@ def quantise_into(pixels: np.ndarray, values: np.ndarray) -> None:
     It works on a few rows at a time, which stay in the cache from the check to the rounded result.
 
     Raises:
-        ValueError: if a value is not a finite number: no image is better than a wrong one.
+        ValueError: if a value is not a finite number.
     """
     if not values.size:
         return
@@ -139,7 +139,7 @@ def quantise_into(pixels: np.ndarray, values: np.ndarray) -> None:
         scaled = scratch[: len(band)]
         lowest, highest = band.min(), band.max()  # not a number if one of the values is not
         if not (np.isfinite(lowest) and np.isfinite(highest)):
-            raise ValueError("the output holds values that are not finite numbers")
+            raise ValueError("the output contains values that are not finite numbers")
         np.multiply(band, limit, out=scaled)
         if lowest < 0 or highest > 1:
             np.clip(scaled, 0, limit, out=scaled)

@@ -1,4 +1,4 @@
-"""What a network computes in: `exact`, `high` or `fast`, and how `auto` chooses.
+"""The precision of a network: `exact`, `high` or `fast`, and how `auto` chooses.
 
 ==========  ==================================================  ================================
 precision   on a CPU                                            on a GPU
@@ -40,7 +40,7 @@ def choose_precision(network: Swin2SR, name: str) -> str:
         name: ``auto`` or one of ``PRECISIONS``. ``auto`` is ``fast`` on a GPU that computes in bfloat16.
 
     Returns:
-        The precision that is used: ``exact`` where the hardware does not have the one asked for.
+        The precision that is used: ``exact`` if the hardware does not support the requested one.
 
     Raises:
         ValueError: if the name is unknown.
@@ -54,7 +54,7 @@ def choose_precision(network: Swin2SR, name: str) -> str:
 
 
 def check_precision(name: str) -> None:
-    """Make sure that a name is ``auto`` or one of ``PRECISIONS``.
+    """Check that a name is ``auto`` or one of ``PRECISIONS``.
 
     Raises:
         ValueError: if not.
@@ -72,8 +72,8 @@ def infer_precisely(network: Swin2SR, name: str) -> Inference | None:
             image's samples, each by one level.
 
     Returns:
-        The pass, with the precision that is used: ``exact`` where the hardware, the kernel or the network does not have
-        the one asked for. None where a module of the network was replaced.
+        The pass, with the precision that is used: ``exact`` if the hardware, the kernel or the network does not support
+        the requested one. None if a module of the network was replaced.
 
     Raises:
         ValueError: if the name is unknown.

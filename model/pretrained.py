@@ -1,8 +1,8 @@
-"""The seed's classes: ``Swin2SRModel`` and ``Swin2SRForImageSuperResolution``, thin over ``model.network``.
+"""The model classes of the Transformers-compatible surface: ``Swin2SRModel`` and ``Swin2SRForImageSuperResolution``.
 
-Source: the Swin2SR page of Transformers 4.37.2. Where the port differs from the official network (the shift mask, the
-heads for compressed input and for restoration, sizes off the window grid), these classes compute what the official
-network does.
+Source: the Swin2SR page of Transformers 4.37.2. Where Transformers differs from the official network (the shift mask,
+the heads for compressed input and for restoration, sizes off the window grid), these classes give the results of the
+official network.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Swin2SRModel(PreTrained, Swin2SRBody):
             pixel_values: (B, C, H, W) in [0, 1]. Sides off the window grid are reflected up to it, and the last hidden
                 state is cropped again; hidden states and attentions are of the padded image.
             head_mask: (heads,) or (stages, heads), a factor in [0, 1] on every head's attention.
-            output_attentions, output_hidden_states: whether to return these; the configuration's where None.
-            return_dict: False for a tuple; the configuration's where None.
+            output_attentions, output_hidden_states: whether to return these; None uses the configuration's.
+            return_dict: False for a tuple; None uses the configuration's.
 
         Raises:
             ValueError: if an input has another shape or type.
@@ -97,8 +97,8 @@ class Swin2SRForImageSuperResolution(PreTrained, Swin2SR):
                 cropped again.
             head_mask: (heads,) or (stages, heads), a factor in [0, 1] on every head's attention.
             labels: (B, C, s * H, s * W), what the reconstruction should be; adds the loss.
-            output_attentions, output_hidden_states: whether to return these; the configuration's where None.
-            return_dict: False for a tuple; the configuration's where None.
+            output_attentions, output_hidden_states: whether to return these; None uses the configuration's.
+            return_dict: False for a tuple; None uses the configuration's.
 
         Raises:
             ValueError: if an input has another shape or type.

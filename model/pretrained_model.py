@@ -1,4 +1,4 @@
-"""What the model classes have from Transformers' ``PreTrainedModel``: folders, flags and small questions."""
+"""The part of Transformers' ``PreTrainedModel`` that the model classes share: folders, flags and the forward pass."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FOLDER = ("cache_dir", "revision", "token", "local_files_only", "force_download
 
 
 class PreTrained(nn.Module):
-    """What both classes share: the ways from and to a folder, and the choice of the forward pass."""
+    """Base of both model classes: loading, saving, and the choice of the forward pass."""
 
     config_class: ClassVar[type[Swin2SRConfig]] = Swin2SRConfig
     base_model_prefix: ClassVar[str] = "swin2sr"
@@ -58,24 +58,24 @@ class PreTrained(nn.Module):
         output_loading_info: bool = False,
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 (a model; with output_loading_info a pair)
-        """Load weights; the result is in evaluation mode.
+        """Load weights. The model is in evaluation mode.
 
-        Weights are read without running code from the file. Every weight must be there, except that a body alone loads
-        into ``Swin2SRForImageSuperResolution`` with a new head, and a warning names the new weights.
+        Weights are read without running code from the file. All weights must exist, with one exception: a body without
+        a head loads into ``Swin2SRForImageSuperResolution`` with a new head, and a warning names the new weights.
 
         Args:
             pretrained_model_name_or_path: a folder, an official ``.pth`` or ``.safetensors`` file, or a hub id; None
                 with ``config`` and ``state_dict``.
-            config: in place of that in the folder.
-            state_dict: in place of the weights in the folder.
-            dtype, torch_dtype: of the weights; float32 where None; ``"auto"`` for that of the file.
-            device_map, device: where the model goes: one device.
+            config: used instead of that in the folder.
+            state_dict: used instead of the weights in the folder.
+            dtype, torch_dtype: of the weights; None is float32, ``"auto"`` the type in the file.
+            device_map, device: one device for the model.
             output_loading_info: whether to return the names of missing and unexpected weights too.
             options: those of ``model.repository.find_folder``, and attributes of the configuration. Others of
                 Transformers (``low_cpu_mem_usage``, ``use_safetensors``) have no effect.
 
         Raises:
-            ValueError: if there is nothing of that name, or an option is not supported.
+            ValueError: if the name does not exist, or an option is not supported.
             CheckpointError: if the weights are broken, or do not fit their configuration.
         """
         if refused := [name for name in _REFUSED if options.get(name)]:
@@ -106,7 +106,8 @@ class PreTrained(nn.Module):
         if not any(is_head(key) for key in checkpoint.state):
             new = {key: tensor for key, tensor in self.state_dict().items() if is_head(key)}
             warnings.warn(
-                f"{checkpoint.file} has no head: these weights are new, and should be trained: {', '.join(new)}",
+                f"{checkpoint.file} has no head. These weights are newly initialised and must be trained: "
+                f"{', '.join(new)}",
                 stacklevel=3,
             )
             state = checkpoint.state
@@ -130,16 +131,16 @@ class PreTrained(nn.Module):
         """Write ``config.json`` and weights in a form that Transformers loads too.
 
         Args:
-            save_directory: the folder; it is made where it is missing.
+            save_directory: the folder; created if it is missing.
             is_main_process: False writes nothing.
-            state_dict: weights in place of the model's own.
+            state_dict: weights to write instead of the model's own.
             save_function: has no effect.
-            push_to_hub: refused.
+            push_to_hub: not supported.
             max_shard_size: bytes, or a string such as ``"200MB"``: larger weights are written to several files.
             safe_serialization: whether to write ``.safetensors``, else ``.bin``.
 
         Raises:
-            ValueError: if ``push_to_hub`` is asked for, or ``max_shard_size`` cannot be understood.
+            ValueError: if ``push_to_hub`` is true, or ``max_shard_size`` is not a number of bytes.
         """
         refuse_push(push_to_hub)
         if not is_main_process:
@@ -154,7 +155,7 @@ class PreTrained(nn.Module):
         )
 
     def push_to_hub(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
-        """Refused: save to a folder and upload that."""
+        """Not supported: save to a folder and upload it."""
         refuse_push(True)
 
     @classmethod
@@ -168,7 +169,7 @@ class PreTrained(nn.Module):
     # Weights.
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As the Transformers port, which also draws convolutions."""
+        """Initialise as Transformers does, including convolutions."""
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
@@ -178,7 +179,7 @@ class PreTrained(nn.Module):
             nn.init.ones_(module.weight)
 
     def init_weights(self) -> None:
-        """Draw new weights."""
+        """Initialise all weights."""
         self.apply(self._init_weights)
 
     def post_init(self) -> None:
@@ -189,7 +190,7 @@ class PreTrained(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.parameters()).device
 
     @property
@@ -234,14 +235,14 @@ class PreTrained(nn.Module):
         self._trunk.embeddings.patch_embeddings = value  # type: ignore[assignment]  # whatever is given
 
     def get_output_embeddings(self) -> None:
-        """None: the network has none."""
+        """Return None: the network has no output embeddings."""
 
     def resize_token_embeddings(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
-        """Refused: the network has no tokens of text."""
-        raise NotImplementedError("Swin2SR has no embeddings of tokens to resize")
+        """Not supported: the network has no text tokens."""
+        raise NotImplementedError("Swin2SR has no token embeddings to resize")
 
     def can_generate(self) -> bool:
-        """False: the network does not generate text."""
+        """Return False: the network does not generate text."""
         return False
 
     @property
@@ -262,7 +263,7 @@ class PreTrained(nn.Module):
         self._trunk.encoder.gradient_checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep what the backward pass needs."""
+        """Keep all activations for the backward pass."""
         self._trunk.encoder.gradient_checkpointing = False
 
     def enable_input_require_grads(self) -> None:
@@ -281,7 +282,7 @@ class PreTrained(nn.Module):
         return bool(getattr(self.config, name)) if value is None else value
 
     def _pad(self, pixel_values: Tensor) -> tuple[Tensor, bool]:
-        """Check the input and reflect it to the window grid; returns it and whether something was added."""
+        """Check the input and pad it to the window grid; return it and whether padding was added."""
         channels = self.config.num_channels
         if not isinstance(pixel_values, Tensor):
             raise ValueError(f"pixel_values must be a PyTorch tensor, not {type(pixel_values).__name__}")  # noqa: TRY004 (as the shape)
@@ -299,7 +300,7 @@ class PreTrained(nn.Module):
         return padded, padded is not pixels
 
     def _fast(self, padded: Tensor) -> tuple[Inference, PackedLayout, Tensor] | None:
-        """The fast forward pass with its layout and its input, where it computes the same."""
+        """The fast forward pass with its layout and its input; None if it cannot be used."""
         if not can_infer(self, padded):
             return None
         inference = infer(cast("Swin2SR", self), self.workspace)
@@ -328,11 +329,11 @@ def _read(
     state: Mapping[str, Tensor] | None,
     options: Mapping[str, Any],
 ) -> Checkpoint:
-    """The checkpoint of a name, with another configuration and other weights where these are given."""
+    """The checkpoint of a name, with the given configuration and weights instead of its own."""
     given = Swin2SRConfig.from_pretrained(config) if isinstance(config, str | Path) else config
     if name is None:
         if given is None or state is None:
-            raise ValueError("without a name, from_pretrained needs config and state_dict")
+            raise ValueError("from_pretrained needs a name, or config and state_dict")
         return Checkpoint(Path("state_dict"), given, state)
     path = find_folder(name, **options)
     if path.is_dir() and state is not None and given is not None:
@@ -342,15 +343,15 @@ def _read(
 
 
 def _one_device(device_map: Any, device: str | torch.device | None) -> torch.device:  # noqa: ANN401
-    """The device that a map of Transformers names.
+    """The device in a ``device_map`` of Transformers.
 
     Raises:
-        ValueError: if it names several.
+        ValueError: if it contains several.
     """
     if isinstance(device_map, Mapping):
         named = set(device_map.values())
         if len(named) != 1:
-            raise ValueError(f"device_map={device_map} spreads the network: it runs on one device")
+            raise ValueError(f"device_map={device_map} names {len(named)} devices. The network runs on one device")
         device_map = named.pop()
     if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
         device_map = "cuda" if torch.cuda.is_available() else "cpu"

@@ -17,7 +17,7 @@ class Buffers:
     """Free buffers of one forward pass, each like its tokens.
 
     Args:
-        free: the buffers; None where results get memory of their own.
+        free: the buffers; None if results get new memory.
     """
 
     def __init__(self, free: list[Tensor] | None = None) -> None:
@@ -39,9 +39,9 @@ class Buffers:
 
 
 class Scratch:
-    """Buffers for tokens on a CPU, where getting new pages from the system takes longer than a block.
+    """Buffers for tokens on a CPU, where allocating new pages takes longer than computing a block.
 
-    One set is kept, of ``KEPT_BYTES`` at most; calls at the same time have their own. A copy begins empty.
+    One set of at most ``KEPT_BYTES`` is kept. Concurrent calls have their own. A copy is empty.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class Scratch:
 
     @contextmanager
     def borrow(self, tokens: Tensor, count: int) -> Iterator[Buffers]:
-        """``count`` buffers like the float32 tokens (T, C), with anything in them; none is kept after an error."""
+        """``count`` uninitialised buffers like the float32 tokens (T, C). None is kept after an error."""
         size = tokens.numel()
         memory = self._take(count * size)
         yield Buffers([memory[index * size : (index + 1) * size].view_as(tokens) for index in range(count)])
@@ -63,7 +63,7 @@ class Scratch:
             memory = torch.empty(0, dtype=torch.float32, device="cpu")
         if memory.numel() >= size:
             return memory
-        del memory  # before there is more
+        del memory  # before more is allocated
         with torch.inference_mode(mode=False):
             return torch.empty(size, dtype=torch.float32, device="cpu")
 

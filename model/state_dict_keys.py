@@ -1,7 +1,7 @@
-"""Names of weights: the official layout, the Hugging Face layout, and what they tell of the configuration.
+"""Names of weights in the official and in the Hugging Face layout, and the configuration that they imply.
 
-The network uses the names of the official code (github.com/mv-lab/swin2sr, ``models/network_swin2sr.py``). One table
-leads from them to the names of the Transformers port and back.
+Official names are those of github.com/mv-lab/swin2sr, ``models/network_swin2sr.py``. One table maps them to the names
+of Transformers, which the network uses, and back.
 """
 
 import math
@@ -15,9 +15,9 @@ from torch import Tensor
 from model.config import Swin2SRConfig
 
 BODY_PREFIX = "swin2sr."
-"""What the Hugging Face names of the body's weights begin with where there is a head."""
+"""Prefix of the body's weights in the Hugging Face layout of a network with a head."""
 
-# An index stands for each asterisk; what follows the name (".weight", ".0.bias") is kept.
+# Asterisks are indices. The rest of a key (".weight", ".0.bias") is kept.
 _BODY = (
     ("conv_first", "swin2sr.first_convolution"),
     ("patch_embed.proj", "swin2sr.embeddings.patch_embeddings.projection"),
@@ -68,10 +68,10 @@ _DERIVED = ("attn_mask", "relative_coords_table", "relative_position_index")
 
 
 class CheckpointError(ValueError):
-    """A file cannot be used as Swin2SR weights; the text names the file and what is wrong with it.
+    """A file cannot be used as Swin2SR weights. The message names the file and the fault.
 
     Attributes:
-        missing, unexpected, misshaped: names of weights in the file's own layout, empty where these are not the cause.
+        missing, unexpected, misshaped: names of weights in the file's layout; empty if these are not the cause.
     """
 
     def __init__(
@@ -89,17 +89,17 @@ class CheckpointError(ValueError):
 
 
 def is_huggingface(keys: Iterable[str]) -> bool:
-    """Tell the Hugging Face layout, with or without a head, from the official one."""
+    """Whether keys are in the Hugging Face layout, with or without a head, and not in the official one."""
     return any(key.startswith(BODY_PREFIX) for key in keys)
 
 
 def is_derived(key: str) -> bool:
-    """Tell a buffer that follows from the configuration (masks, index tables) from a weight."""
+    """Whether a key is that of a buffer that follows from the configuration (masks, index tables), not of a weight."""
     return key.rpartition(".")[2] in _DERIVED
 
 
 def is_head(key: str) -> bool:
-    """Tell a weight of the head, in either layout, from one of the body."""
+    """Whether a key belongs to the head, in either layout, and not to the body."""
     names = {name.partition(".")[0] for pairs in _HEADS.values() for pair in pairs for name in pair}
     return key.partition(".")[0] in names
 
@@ -125,7 +125,7 @@ def to_huggingface(state: Mapping[str, Tensor], config: Swin2SRConfig) -> dict[s
 def to_official(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the Transformers port's weights to official names; query, key and value (C, C) become one (3C, C).
 
-    Names that neither layout knows are kept, for the strict comparison to report.
+    Unknown names are kept, so that the strict comparison reports them.
     """
     pairs = {(theirs, ours) for head in _HEADS.values() for ours, theirs in (*head, _TRIPLE)}
     renamer = _Renamer((*((theirs, ours) for ours, theirs in (*_BODY, *_BLOCK)), *pairs))
@@ -160,14 +160,14 @@ class _Renamer:
 
 
 def infer_config(state: Mapping[str, Tensor]) -> Swin2SRConfig:
-    """Tell the configuration from the keys and shapes of an official state dict, index buffers included.
+    """Infer the configuration from the keys and shapes of an official state dict, including index buffers.
 
-    What leaves no trace there has the value of all released weights: exact GELU, LayerNorm epsilon 1e-5, and an
-    ``img_range`` of 255 exactly when the window is 7.
+    Other fields have the values of all released weights: exact GELU, LayerNorm epsilon 1e-5, and an ``img_range`` of
+    255 if the window is 7, else 1.
 
     Raises:
-        CheckpointError: if these are not Swin2SR weights, or those of the unreleased head ``pixelshuffle_hf``.
-        ValueError: if the configuration that they tell is not supported.
+        CheckpointError: if these are not Swin2SR weights, or the head is ``pixelshuffle_hf``, which was never released.
+        ValueError: if the configuration is not supported.
     """
     if any(re.search(r"(^|\.)\w+_hf\.", key) for key in state):
         raise CheckpointError("the head 'pixelshuffle_hf' is not supported: no weights were ever released for it")
@@ -222,8 +222,8 @@ def _infer_window(state: Mapping[str, Tensor]) -> int:
     if (mask := state.get(f"{blocks}.1.attn_mask")) is not None:
         return math.isqrt(mask.shape[-1])
     raise CheckpointError(
-        "the window cannot be told without the buffer 'relative_position_index': put the configuration beside the "
-        "file, under the same name with the ending .json"
+        "the window size cannot be inferred without the buffer 'relative_position_index'. Put the configuration next "
+        "to the file, with the same name and the extension .json"
     )
 
 

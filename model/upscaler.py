@@ -17,22 +17,22 @@ from model.precision import check_precision, choose_precision, infer_precisely
 
 
 class Upscaler:
-    """What turns pixels into upscaled pixels; safe to call from several threads.
+    """Upscales images. Safe to call from several threads.
 
     Args:
         network: in evaluation mode, float32 weights.
-        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` takes a GPU where there is one.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``; ``auto`` uses a GPU if available.
         precision: ``auto``, ``exact``, ``high`` or ``fast``, as ``model/precision.py`` describes them.
 
     Attributes:
         config: of the network.
-        scale, window_size, channels: short for the config's ``upscale``, ``window_size``, ``num_channels``.
-        device: as resolved.
-        precision: what is computed with: ``exact`` where the hardware does not have the one asked for.
+        scale, window_size, channels: the configuration's ``upscale``, ``window_size``, ``num_channels``.
+        device: that is used.
+        precision: that is used: ``exact`` if the hardware does not support the requested one.
         dtype: of the operands of products; bfloat16 for ``fast`` on a GPU, else float32.
 
     Raises:
-        ValueError: if the device is unknown or not there, or the precision is unknown.
+        ValueError: if the device is unknown or missing, or the precision is unknown.
     """
 
     def __init__(self, network: Swin2SR, *, device: str = "auto", precision: str = "auto") -> None:
@@ -49,7 +49,7 @@ class Upscaler:
         else:
             self.precision = "exact" if self._on_cpu is None else self._on_cpu.precision
         self.dtype = torch.bfloat16 if on_gpu and self.precision == "fast" else torch.float32
-        # On a GPU kernels are chosen and graphs captured now: nothing of that is left to the first requests.
+        # On a GPU kernels are chosen and graphs captured now, so that the first requests need not wait for it.
         self._on_gpu: Forward | None = None
         if on_gpu:
             tf32 = self.precision == "high"
@@ -61,16 +61,16 @@ class Upscaler:
 
         Raises:
             CheckpointError: if the weights cannot be read or do not fit, naming the file.
-            ValueError: if the device is unknown or not there, or the precision is unknown.
+            ValueError: if the device is unknown or missing, or the precision is unknown.
         """
         return cls(load_network(path), device=device, precision=precision)
 
     @property
     def bytes_per_pixel(self) -> int:
-        """An upper bound on the memory that a forward pass takes for every pixel of its tiles, weights apart.
+        """Upper bound on the memory of a forward pass for each pixel of its tiles, without the weights.
 
-        Tokens and canvases of the body, then the head's features at the output's size; where windows do not pass a
-        block in chunks, on a GPU, also their attention. Held against measured peaks by a test.
+        It counts tokens of the body and the head's features at the output's size, on a GPU also the attention of all
+        windows. A test compares it with measured peaks.
         """
         features = 16 if self.config.upsampler in (None, "pixelshuffledirect") else 200
         floats = 10 * self.config.embed_dim + self.scale**2 * features
@@ -103,26 +103,26 @@ class Upscaler:
             found = [self.network(image[None].to(self.device)).image[0] for image in images]
         return [image.permute(1, 2, 0).float().cpu().numpy() for image in found]
 
-    def on_progress(self, tell: Callable[[], None]) -> None:
-        """Call ``tell`` before every block and layer of the head; on a CPU alone, where a pass may take minutes."""
+    def on_progress(self, report: Callable[[], None]) -> None:
+        """Call ``report`` before every block and layer of the head. On a CPU only, where a pass may take minutes."""
         if self._on_cpu is not None:
-            self._on_cpu.body.heartbeat = tell
+            self._on_cpu.body.heartbeat = report
             for module in self.network.modules():
-                module.register_forward_pre_hook(HeartbeatHook(tell))
+                module.register_forward_pre_hook(HeartbeatHook(report))
 
     @property
     def runs_ahead(self) -> bool:
-        """Whether the device computes by itself what ``launch`` gives it."""
+        """Whether the device is asynchronous, so that ``launch`` can be used."""
         return self._on_gpu is not None
 
     @torch.inference_mode()
     def launch(self, tiles: Sequence[np.ndarray]) -> Flight:
-        """Begin what ``forward`` does; only where it ``runs_ahead``. What is launched next is computed after it.
+        """Begin ``forward`` and return at once, if ``runs_ahead``. Later launches are computed after it.
 
         Raises:
             ValueError: as ``forward``.
         """
-        assert self._on_gpu is not None, "there is no device to launch anything on"
+        assert self._on_gpu is not None, "only if runs_ahead"
         self._check(tiles)
         return self._on_gpu.launch(tiles)
 
@@ -154,7 +154,7 @@ def find_device(name: str) -> torch.device:
     """The device that a setting names.
 
     Raises:
-        ValueError: if it is unknown, or is not there.
+        ValueError: if it is unknown or missing.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -165,5 +165,5 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"The device must be auto, cpu, cuda or cuda:N, not {name!r}.")
     if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
-        raise ValueError(f"The device {name} is not there: PyTorch sees {torch.cuda.device_count()} GPUs.")
+        raise ValueError(f"Device {name} does not exist: PyTorch finds {torch.cuda.device_count()} GPUs.")
     return device

@@ -19,16 +19,16 @@ class Variant:
     """One entry of the table.
 
     Attributes:
-        name: what a request writes.
+        name: as in requests.
         task: ``super-resolution``, ``compressed super-resolution`` or ``restoration``.
         scale: width of the output over width of the input.
         channels: 3 for colour, 1 for luma.
-        summary: what it is for, one plain sentence.
-        parameters: number of weights; None where the embedded file alone knows.
+        summary: what it is for, in one sentence.
+        parameters: number of weights; None if only the embedded file has it.
         license, source: of the weights.
-        digests: SHA-256 by file name, for the files where one is known.
-        config: the fields in which the configuration differs from ``Swin2SRConfig``'s defaults; None where the
-            embedded file alone knows.
+        digests: SHA-256 by file name, for files whose digest was published.
+        config: the fields in which the configuration differs from ``Swin2SRConfig``'s defaults; None if only the
+            embedded file has it.
         embedded: whether the weights are part of the package.
         hub_id: repository on the Hugging Face hub, if there is one.
         release_file: file of the authors' release, under ``RELEASE``, if there is one.

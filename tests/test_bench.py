@@ -181,7 +181,7 @@ def test_a_table_and_a_file(monkeypatch, tmp_path, capsys):
 def test_a_gpu_that_is_not_there_is_said_in_a_line(capsys):
     """With what it needs."""
     assert main(["--device", "cuda:99"]) == 1
-    assert capsys.readouterr().err.startswith("python -m model.bench: The device cuda:99 is not there")
+    assert capsys.readouterr().err.startswith("python -m model.bench: Device cuda:99 does not exist")
 
 
 @pytest.mark.usefixtures("bench")

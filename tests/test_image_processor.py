@@ -150,8 +150,8 @@ def foreign(module: str, name: str) -> object:
     [
         (foreign("tensorflow.python.framework.ops", "EagerTensor"), "EagerTensor is not supported"),
         (foreign("jaxlib.xla_extension", "ArrayImpl"), "ArrayImpl is not supported"),
-        ("photo.png", "str is no image"),
-        (None, "NoneType is no image"),
+        ("photo.png", "str is not an image"),
+        (None, "NoneType is not an image"),
         ([], "empty list"),
         (np.zeros(5), "two or three dimensions"),
         (np.zeros((1, 1, 1, 1, 1)), "two or three dimensions"),
