@@ -91,15 +91,15 @@ openapi: $(VENV)/.installed ## describe the HTTP interface anew in openapi.json
 pictures: $(VENV)/.installed-dev ## the pictures of the page and of README anew, after a change of either or of small-x2
 	$(BIN)/python -m tests.page.paint
 
-clean: ## forget everything that was made here
+clean: ## remove the virtual environment, builds and caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s%s\n", $$1, $$2 }' Makefile
 
-$(SAMPLE): app/imaging/sample.py | $(VENV)/.installed
+$(SAMPLE): app/web/sample.png
 	@mkdir -p $(@D)
-	@$(BIN)/python -m app.imaging.sample $@
+	@cp $< $@
 
 # PyTorch goes first and alone, so that the extra index is asked for nothing else; out of reach, pip does without it.
 $(VENV)/.torch: constraints.txt

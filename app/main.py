@@ -93,7 +93,7 @@ def create_app(
 
 def _lifespan(
     service: Service,
-    tracer: Tracer,
+    tracer: Tracer | None,
     *,
     on_ready: Callable[[], None],
     on_fatal: Callable[[], None],
@@ -116,12 +116,13 @@ def _lifespan(
         yield
         boot.cancel()
         await service.close()
-        tracer.close()
+        if tracer:
+            tracer.close()
 
     return lifespan
 
 
-def middleware(service: Service, tracer: Tracer) -> list[Middleware]:
+def middleware(service: Service, tracer: Tracer | None) -> list[Middleware]:
     """The middleware of every request, the outermost first."""
     settings = service.settings
 

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -21,34 +21,7 @@ NAME = "swin2sr"
 logger = logging.getLogger(__name__)
 
 
-class Tracer(Protocol):
-    """Exports spans of requests."""
-
-    def record(self, name: str, headers: Mapping[str, str], fields: Mapping[str, object], seconds: float) -> None:
-        """Export the spans of a finished request.
-
-        Args:
-            name: method and path.
-            headers: of the request; ``traceparent`` names the parent span.
-            fields: of its log line; ``decode_ms`` and so on are the durations of its stages.
-            seconds: duration of the request.
-        """
-
-    def close(self) -> None:
-        """Export the remaining spans, within ``FLUSH_SECONDS``."""
-
-
-class NoTracer:
-    """Exports nothing."""
-
-    def record(self, name: str, headers: Mapping[str, str], fields: Mapping[str, object], seconds: float) -> None:
-        """Do nothing."""
-
-    def close(self) -> None:
-        """Do nothing."""
-
-
-class SdkTracer:
+class Tracer:
     """Exports spans with the OpenTelemetry SDK.
 
     Args:
@@ -60,7 +33,14 @@ class SdkTracer:
         self._tracer = provider.get_tracer(NAME)
 
     def record(self, name: str, headers: Mapping[str, str], fields: Mapping[str, object], seconds: float) -> None:
-        """Export one span for the request, with one child span for each of its stages, in their order."""
+        """Export one span for a finished request, with one child span for each of its stages, in their order.
+
+        Args:
+            name: method and path.
+            headers: of the request; ``traceparent`` names the parent span.
+            fields: of its log line; ``decode_ms`` and so on are the durations of its stages.
+            seconds: duration of the request.
+        """
         from opentelemetry import trace  # noqa: PLC0415 - with the extra only
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator  # noqa: PLC0415
 
@@ -88,8 +68,8 @@ class SdkTracer:
         thread.join(FLUSH_SECONDS)
 
 
-def make_tracer(environment: Mapping[str, str] = os.environ) -> Tracer:
-    """The tracer that the environment variables of the OpenTelemetry SDK configure.
+def make_tracer(environment: Mapping[str, str] = os.environ) -> Tracer | None:
+    """The tracer that the environment variables of the OpenTelemetry SDK configure; None if they configure none.
 
     Spans are exported if an endpoint is set (``OTEL_EXPORTER_OTLP_ENDPOINT``, ``..._TRACES_ENDPOINT``) or the exporter
     is (``OTEL_TRACES_EXPORTER=otlp``). If the extra is not installed then, a warning is logged.
@@ -98,7 +78,7 @@ def make_tracer(environment: Mapping[str, str] = os.environ) -> Tracer:
     exporter = environment.get("OTEL_TRACES_EXPORTER", "")
     is_wanted = any(environment.get(name) for name in names) or exporter == "otlp"
     if not is_wanted or exporter == "none" or environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return NoTracer()
+        return None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
@@ -106,12 +86,12 @@ def make_tracer(environment: Mapping[str, str] = os.environ) -> Tracer:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
     except ImportError:
         logger.warning("OTEL_* variables are set, but spans need: pip install 'swin2sr-serve[otel]'")
-        return NoTracer()
+        return None
     named = {} if environment.get("OTEL_SERVICE_NAME") else {"service.name": NAME}
     provider = TracerProvider(resource=Resource.create(named))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     logger.info("spans are exported with OpenTelemetry")
-    return SdkTracer(provider)
+    return Tracer(provider)
 
 
 def _milliseconds(fields: Mapping[str, object], stage: str) -> float:

@@ -6,7 +6,6 @@ included, always up to the next larger multiple. Both repeat if an image is smal
 """
 
 import warnings
-from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -41,29 +40,12 @@ def source_indices(size: int, padded: int, rule: Rule = "direct") -> np.ndarray:
     return np.minimum(steps, 2 * size - 1 - steps)
 
 
-def pad_direct(pixels: np.ndarray, window: int) -> np.ndarray:
-    """Reflect pixels (H, W, C) of any type on the right and at the bottom to the next multiple of ``window``.
-
-    Returns the same array if no padding is needed.
+def pad(pixels: np.ndarray, window: int, rule: Rule = "direct") -> np.ndarray:
+    """Pad pixels (H, W, C) of any type by a rule. Returns the same array if no padding is needed.
 
     Raises:
         ValueError: if the image has no pixel.
     """
-    return _pad(pixels, window, "direct")
-
-
-def pad_script(pixels: np.ndarray, window: int) -> np.ndarray:
-    """Mirror pixels (H, W, C) of any type, edge included, up to the next larger multiple of ``window``.
-
-    Source: official ``main_test_swin2sr.py``.
-
-    Raises:
-        ValueError: if the image has no pixel.
-    """
-    return _pad(pixels, window, "script")
-
-
-def _pad(pixels: np.ndarray, window: int, rule: Rule) -> np.ndarray:
     height, width = pixels.shape[:2]
     rows = source_indices(height, padded_size(height, window, rule), rule)
     columns = source_indices(width, padded_size(width, window, rule), rule)
@@ -145,28 +127,3 @@ def quantise_into(pixels: np.ndarray, values: np.ndarray) -> None:
             np.clip(scaled, 0, limit, out=scaled)
         np.rint(scaled, out=scaled)
         np.copyto(pixels[row : row + rows], scaled, casting="unsafe")
-
-
-@dataclass(frozen=True)
-class ImageProcessor:
-    """Turns pixels into a tensor on the window grid, and the network's output into pixels.
-
-    Attributes:
-        window_size: side of an attention window in pixels.
-        scale: of the network.
-        rule: how to pad.
-    """
-
-    window_size: int = 8
-    scale: int = 1
-    rule: Rule = "direct"
-
-    def preprocess(self, pixels: np.ndarray, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Pad uint8 or uint16 pixels (H, W, C) and return them as (C, Hp, Wp) in [0, 1]."""
-        return to_tensor(_pad(pixels, self.window_size, self.rule), dtype)
-
-    def postprocess(self, output: Tensor, height: int, width: int, dtype: DTypeLike = np.uint8) -> np.ndarray:
-        """Crop an output (C, s Hp, s Wp) to ``height`` and ``width`` input pixels and round it: (s H, s W, C)."""
-        cropped = output.detach()[:, : height * self.scale, : width * self.scale]
-        cropped = cropped if cropped.dtype == torch.float64 else cropped.float()
-        return quantise(cropped.permute(1, 2, 0).cpu().numpy(), dtype)

@@ -12,7 +12,7 @@ from model.checkpoints import load_network
 from model.gpu.runner import Flight, Forward
 from model.hooks import HeartbeatHook, has_observers
 from model.network import Swin2SR
-from model.padding import pad_direct, quantise, to_tensor
+from model.padding import pad, quantise, to_tensor
 from model.precision import check_precision, choose_precision, infer_precisely
 
 
@@ -138,7 +138,7 @@ class Upscaler:
         Raises:
             ValueError: if the channels are not the network's.
         """
-        outputs = self.forward([pad_direct(image, self.window_size) for image in images])
+        outputs = self.forward([pad(image, self.window_size) for image in images])
         return [
             quantise(output[: self.scale * image.shape[0], : self.scale * image.shape[1]], image.dtype)
             for image, output in zip(images, outputs, strict=True)

@@ -8,6 +8,9 @@ from pathlib import Path
 from tests.service import noise, png
 
 WEB = Path(__file__).parents[1] / "app" / "web"
+SAMPLE_SIZE = 240, 160
+"""Width and height of app/web/sample.png."""
+
 SHOTS = Path(__file__).parents[1] / "build" / "screenshots"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)

@@ -7,9 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.padding import (
-    ImageProcessor,
-    pad_direct,
-    pad_script,
+    pad,
     pad_tensor,
     padded_size,
     quantise,
@@ -30,7 +28,7 @@ def image(height: int, width: int, channels: int = 3, dtype=np.uint8) -> np.ndar
 def test_the_direct_rule_reflects_as_numpy_does(height, width, window):
     """The direct rule is numpy.pad's reflection, repeated where the image is small, up to the next multiple."""
     pixels = image(height, width)
-    padded = pad_direct(pixels, window)
+    padded = pad(pixels, window)
     add = [(0, -height % window), (0, -width % window), (0, 0)]
     assert np.array_equal(padded, np.pad(pixels, add, mode="reflect"))
     assert padded.dtype == np.uint8
@@ -41,7 +39,7 @@ def test_the_script_rule_mirrors_as_numpy_does(height, width, window):
     """The script rule is numpy.pad's symmetric padding, always up to the next larger multiple."""
     pixels = image(height, width)
     add = [(0, window - height % window), (0, window - width % window), (0, 0)]
-    assert np.array_equal(pad_script(pixels, window), np.pad(pixels, add, mode="symmetric"))
+    assert np.array_equal(pad(pixels, window, "script"), np.pad(pixels, add, mode="symmetric"))
 
 
 @given(sides, windows)
@@ -56,27 +54,27 @@ def test_padded_sizes_are_the_next_multiples(size, window):
 def test_an_image_on_the_grid_is_not_copied():
     """The direct rule returns the array itself where nothing is to be added."""
     pixels = image(16, 24)
-    assert pad_direct(pixels, 8) is pixels
+    assert pad(pixels, 8) is pixels
 
 
 def test_a_single_pixel_is_repeated():
     """One pixel becomes a window of itself under both rules."""
     pixels = image(1, 1)
-    assert (pad_direct(pixels, 8) == pixels).all()
-    assert (pad_script(pixels, 8) == pixels).all()
+    assert (pad(pixels, 8) == pixels).all()
+    assert (pad(pixels, 8, "script") == pixels).all()
 
 
-@pytest.mark.parametrize("pad", [pad_direct, pad_script])
-def test_an_image_without_pixels_is_refused(pad):
+@pytest.mark.parametrize("rule", ["direct", "script"])
+def test_an_image_without_pixels_is_refused(rule):
     """There is nothing to repeat in an empty image."""
     with pytest.raises(ValueError, match="at least one pixel"):
-        pad(np.zeros((0, 5, 3), np.uint8), 8)
+        pad(np.zeros((0, 5, 3), np.uint8), 8, rule)
 
 
 def test_padding_keeps_sixteen_bits():
     """uint16 pixels stay uint16 and unchanged."""
     pixels = image(5, 9, dtype=np.uint16)
-    padded = pad_direct(pixels, 8)
+    padded = pad(pixels, 8)
     assert padded.dtype == np.uint16
     assert np.array_equal(padded[:5, :9], pixels)
 
@@ -85,7 +83,7 @@ def test_padding_keeps_sixteen_bits():
 def test_tensors_are_padded_as_pixels_are(height, width, rule):
     """A tensor (B, C, H, W) is padded exactly as an array (H, W, C) is."""
     pixels = image(height, width)
-    padded = {"direct": pad_direct, "script": pad_script}[rule](pixels, 8)
+    padded = pad(pixels, 8, rule)
     tensor = pad_tensor(torch.from_numpy(pixels).permute(2, 0, 1)[None], 8, rule)
     assert np.array_equal(tensor[0].permute(1, 2, 0).numpy(), padded)
 
@@ -129,21 +127,3 @@ def test_quantise_refuses_what_is_no_number(bad):
     """An overflowing network is an error, not a black image."""
     with pytest.raises(ValueError, match="finite"):
         quantise(np.array([[0.5, bad]]))
-
-
-@given(sides, sides, st.sampled_from(["direct", "script"]), st.integers(1, 4))
-def test_preprocess_and_postprocess_are_inverse(height, width, rule, scale):
-    """Enlarging by repetition between the two gives every pixel scale x scale times, cropped to the image."""
-    processor = ImageProcessor(window_size=7, scale=scale, rule=rule)
-    pixels = image(height, width)
-    tensor = processor.preprocess(pixels)
-    assert tensor.shape[1] % 7 == tensor.shape[2] % 7 == 0
-    output = tensor.repeat_interleave(scale, 1).repeat_interleave(scale, 2)
-    result = processor.postprocess(output, height, width)
-    assert np.array_equal(result, pixels.repeat(scale, 0).repeat(scale, 1))
-
-
-def test_postprocess_takes_outputs_of_any_floating_type():
-    """bfloat16 on the autograd tape, as a network in training returns it, becomes pixels too."""
-    output = torch.full((3, 8, 8), 0.5, dtype=torch.bfloat16, requires_grad=True)
-    assert (ImageProcessor().postprocess(output, 5, 6) == 128).all()

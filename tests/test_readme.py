@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from app.imaging.sample import SIZE
+from tests.browser import SAMPLE_SIZE
 from tests.documents import DOCUMENTS, README, ROOT, RUN, SHOWN, Block, blocks, rows, tables
 from tests.server import ServerProcess
 
@@ -101,7 +101,7 @@ def test_a_block_runs_as_written(document, block, workplace, server):
     assert bool(made) == ("upscaled" in block.text), made
     for file in made:
         with Image.open(file) as image:
-            assert image.size == (2 * SIZE[0], 2 * SIZE[1]), file
+            assert image.size == (2 * SAMPLE_SIZE[0], 2 * SAMPLE_SIZE[1]), file
 
 
 def test_what_the_server_offers_to_try_works(workplace, server):
@@ -113,7 +113,7 @@ def test_what_the_server_offers_to_try_works(workplace, server):
     result = run(Block("sh", f"{line} && echo done"), workplace, server.url)
     assert result.stdout.endswith("done\n"), result.stderr
     with Image.open(workplace / "upscaled.png") as image:
-        assert image.size == (2 * SIZE[0], 2 * SIZE[1])
+        assert image.size == (2 * SAMPLE_SIZE[0], 2 * SAMPLE_SIZE[1])
 
 
 def test_make_test_runs_the_tests():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.padding import pad_direct, quantise
+from model.padding import pad, quantise
 from model.tiling import BLEND, Stitcher, Tile, plan
 
 WINDOWS = st.sampled_from([7, 8])
@@ -66,7 +66,7 @@ def test_impossible_plans_are_refused(height, width, tile_size, overlap):
 def stitch(pixels, tiles, scale, dtype=np.uint8, change=lambda _tile, values: values):
     """Nearest-neighbour upscaling tile by tile, and stitching."""
     full = np.iinfo(pixels.dtype).max
-    padded = pad_direct(pixels, 8)
+    padded = pad(pixels, 8)
     stitcher = Stitcher(*pixels.shape, scale=scale, tiles=tiles, dtype=dtype)
     for tile in tiles:
         values = tile.cut(padded).astype(np.float32) / full

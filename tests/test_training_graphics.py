@@ -10,7 +10,7 @@ from PIL import Image, ImageFont
 
 from model.degradations import reduce
 from model.network import Swin2SR
-from model.padding import pad_direct
+from model.padding import pad
 from model.reconstruction import Reconstruction
 from model.training.crops import Crops
 from model.training.fonts import built_in, find_fonts
@@ -135,7 +135,7 @@ def test_one_crop_in_four_is_padded_as_serving_pads(quality: tuple[int, int] | N
         assert 16 < width <= 24
         for image, scale in ((sample.degraded, 1), (sample.clean, 1), (sample.sharp, 2)):
             assert image.shape == (24 * scale, 24 * scale, 3)
-            assert np.array_equal(pad_direct(image[: height * scale, : width * scale], 8 * scale), image)
+            assert np.array_equal(pad(image[: height * scale, : width * scale], 8 * scale), image)
     assert all(cut(photo, 24, quality, generator).size == (24, 24) for _ in range(20))
 
 

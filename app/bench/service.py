@@ -10,6 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +21,10 @@ from PIL import Image
 from app.batching.batcher import Batcher
 from app.bench.load import Window, closed_loop, is_stable, middle, open_loop, percentile, until_stable
 from app.bench.server import VARIANT, serve
-from app.imaging.sample import draw_sample
 from model.bench.report import Row, describe, describe_machine, seconds, show, write_json
 from model.bench.sections import MIXED, SECTIONS, Bench, measure
 from model.bench.workloads import mixed_sizes
-from model.padding import pad_direct
+from model.padding import pad
 from model.types import Pixels8
 from model.upscaler import Upscaler
 
@@ -75,8 +75,8 @@ def measure_service(bench: Bench) -> Iterator[Row]:
 
 
 def draw_images(sizes: Sequence[tuple[int, int]]) -> list[Pixels8]:
-    """The sample picture (H, W, 3) in several sizes (height, width)."""
-    with Image.open(io.BytesIO(draw_sample())) as sample:
+    """The sample image (H, W, 3) in several sizes (height, width)."""
+    with files("app").joinpath("web/sample.png").open("rb") as file, Image.open(file) as sample:
         return [np.asarray(sample.convert("RGB").resize((width, height))) for height, width in sizes]
 
 
@@ -95,7 +95,7 @@ def _rounds(upscaler: Upscaler, images: Sequence[Pixels8]) -> int:
 
 def _compare_batcher(upscaler: Upscaler, images: Sequence[Pixels8], bench: Bench) -> Row:
     """All the images at once into the batcher, which packs what fits its budget, over the loop."""
-    tiles = [pad_direct(image, upscaler.window_size) for image in images]
+    tiles = [pad(image, upscaler.window_size) for image in images]
     batcher: Batcher[Pixels8, NDArray[np.float32]] = Batcher(
         lambda _key, batch: _forward(upscaler, batch, bench.threads),
         lambda tile: tile.shape[0] * tile.shape[1],

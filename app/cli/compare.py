@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+from importlib.resources import files
 from string import Template
 
 from app.errors import InvalidImage
@@ -14,54 +15,6 @@ _DISPLAYABLE = {
     b"GIF8": "image/gif",
     b"BM": "image/bmp",
 }
-
-_PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { margin: 0; font: 16px/1.5 system-ui, sans-serif; background: #16181d; color: #f2f3f5; }
-header { display: flex; flex-wrap: wrap; gap: 1rem; align-items: center; padding: .75rem 1rem; }
-h1 { font-size: 1rem; margin: 0; flex: 1; }
-main { overflow: auto; }
-figure { position: relative; margin: 0 auto; width: max-content; max-width: 100%; }
-figure.whole { max-width: none; }
-img { display: block; max-width: 100%; }
-.whole img { max-width: none; }
-#before { position: absolute; inset: 0; width: 100%; height: 100%; }
-#before { clip-path: inset(0 calc(100% - var(--at, 50%)) 0 0); }
-figure::after { content: ""; position: absolute; top: 0; bottom: 0; left: var(--at, 50%); border-left: 2px solid #fff; }
-input { position: sticky; left: 0; display: block; width: 100%; margin: 0; height: 2.5rem; }
-</style>
-</head>
-<body>
-<header>
-<h1>$title</h1>
-<label><input id="whole" type="checkbox" style="display:inline;width:auto;height:auto"> Actual size</label>
-</header>
-<main>
-<input id="at" type="range" min="0" max="100" step="0.1" value="50" aria-label="Before/after position">
-<figure id="figure">
-<img id="after" src="$after" alt="After">
-<img id="before" src="$before" alt="Before">
-</figure>
-</main>
-<script>
-const figure = document.getElementById("figure"), at = document.getElementById("at");
-at.addEventListener("input", () => figure.style.setProperty("--at", at.value + "%"));
-const whole = document.getElementById("whole");
-whole.addEventListener("change", () => figure.classList.toggle("whole", whole.checked));
-figure.addEventListener("pointermove", (event) => {
-  const box = figure.getBoundingClientRect();
-  at.value = 100 * (event.clientX - box.left) / box.width;
-  figure.style.setProperty("--at", at.value + "%");
-});
-</script>
-</body>
-</html>
-""")
 
 
 def build_page(title: str, before: bytes, after: bytes) -> str:
@@ -74,7 +27,8 @@ def build_page(title: str, before: bytes, after: bytes) -> str:
     Raises:
         InvalidImage: if such an image cannot be converted.
     """
-    return _PAGE.substitute(title=html.escape(title), before=_data_url(before), after=_data_url(after))
+    page = Template(files("app").joinpath("cli/compare.html").read_text("utf-8"))
+    return page.substitute(title=html.escape(title), before=_data_url(before), after=_data_url(after))
 
 
 def _data_url(body: bytes) -> str:

@@ -83,26 +83,15 @@ def with_settings(command: Callable[..., None], settings: type[Settings]) -> Cal
 
     The command gets the options of the command line only: the settings read the environment themselves.
     """
-    parameters = [
-        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
-        inspect.Parameter(
-            "sample",
-            inspect.Parameter.KEYWORD_ONLY,
-            default="photo.jpg",
-            annotation=Annotated[str, typer.Option(metavar="FILE", help="image path shown in the startup hint")],
-        ),
-        *(_parameter(name, field) for name, field in settings.model_fields.items()),
-    ]
-
-    def run(context: typer.Context, sample: str, **options: Any) -> None:  # noqa: ANN401 - see the signature below
-        sources = {name: context.get_parameter_source(name) for name in options}
-        typed = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-        command(sample, **{name: options[name] for name in typed})
-
-    run.__doc__ = command.__doc__
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    sample = inspect.Parameter(
+        "sample",
+        inspect.Parameter.KEYWORD_ONLY,
+        default="photo.jpg",
+        annotation=Annotated[str, typer.Option(metavar="FILE", help="image path shown in the startup hint")],
+    )
+    fields = settings.model_fields
+    options = [_parameter(name, field, envvar=f"{PREFIX}{name.upper()}") for name, field in fields.items()]
+    return _with_options(command, [sample], options)
 
 
 def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -112,18 +101,32 @@ def with_request_options(command: Callable[..., None]) -> Callable[..., None]:
     defaults stay those of the server. The variant and the timeout are the command's own.
     """
     signature = inspect.signature(command, eval_str=True)
-    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    fields = {name: field for name, field in UpscaleOptions.model_fields.items() if name not in _NOT_OPTIONS}
-    parameters = [
-        *(each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in own),
-        *(_request_parameter(name, field) for name, field in fields.items()),
-        inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
+    own = [
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in signature.parameters.values()
+        if each.kind is not inspect.Parameter.VAR_KEYWORD
     ]
+    shown = {"format": "by the output's extension, else png"}
+    options = [
+        _parameter(name, field, shown=shown.get(name))
+        for name, field in UpscaleOptions.model_fields.items()
+        if name not in _NOT_OPTIONS
+    ]
+    return _with_options(command, own, options)
+
+
+def _with_options(
+    command: Callable[..., None], own: list[inspect.Parameter], options: list[inspect.Parameter]
+) -> Callable[..., None]:
+    """A command with its own parameters and with options, of which it gets those of the command line."""
+    names = [option.name for option in options]
+    context_parameter = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [*own, *options, context_parameter]
 
     def run(context: typer.Context, **values: Any) -> None:  # noqa: ANN401 - see the signature below
-        sources = {name: context.get_parameter_source(name) for name in fields}
+        sources = {name: context.get_parameter_source(name) for name in names}
         typed = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-        command(**{name: value for name, value in values.items() if name not in fields or name in typed})
+        command(**{name: value for name, value in values.items() if name not in names or name in typed})
 
     run.__doc__ = command.__doc__
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -167,41 +170,27 @@ def failure(text: str, report: Report = print_error) -> typer.Exit:
     return typer.Exit(1)
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    switch = field.annotation is bool
-    flag = option_name(name)
+def _parameter(
+    name: str, field: FieldInfo, *, envvar: str | None = None, shown: str | None = None
+) -> inspect.Parameter:
+    """An option for a field; ``shown`` is the default in the help text if it is not that of the field."""
+    switch, flag = field.annotation is bool, option_name(name)
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
     unset = default in (None, "")
-    kind: Any = bool if switch else str | None if unset else str
     option = typer.Option(
         f"{flag}/--no-{name.replace('_', '-')}" if switch else flag,
         help=field.description,
         metavar=None if switch else metavar(field),
-        envvar=f"{PREFIX}{name.upper()}",
-        show_default=not unset,
+        envvar=envvar,
+        show_default=shown or not unset,
     )
+    kind: Any = bool if switch else str | None
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=default if switch else None if unset else str(default),
         annotation=Annotated[kind, option],
     )
-
-
-def _request_parameter(name: str, field: FieldInfo) -> inspect.Parameter:
-    switch = field.annotation is bool
-    shown: bool | str = field.default is not None
-    if name == "format":
-        shown = "by the output's extension, else png"
-    option = typer.Option(
-        f"{option_name(name)}/--no-{name.replace('_', '-')}" if switch else option_name(name),
-        help=field.description,
-        metavar=None if switch else metavar(field),
-        show_default=shown,
-    )
-    kind: Any = bool if switch else str | None
-    default = field.default if switch or field.default is None else str(field.default)
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option])
 
 
 def metavar(field: FieldInfo) -> str:

@@ -47,7 +47,6 @@ class Container:
     items: dict[int, Item] = field(default_factory=dict)
     idat: tuple[int, int] | None = None
     brands: frozenset[bytes] = frozenset()
-    truncated_box: bool = False
 
     @property
     def picture(self) -> Item:
@@ -120,19 +119,18 @@ def read_container(body: bytes) -> Container:
     """
     container = Container(len(body))
     try:
-        for kind, start, end, whole in _boxes(body, 0, len(body)):
+        for kind, start, end in _boxes(body, 0, len(body)):
             if kind == b"ftyp":
                 container.brands = frozenset(body[at : at + 4] for at in (start, *range(start + 8, end - 3, 4)))
             elif kind == b"meta":
                 _read_meta(body, start + 4, end, container)
-            container.truncated_box |= not whole
     except (struct.error, IndexError) as error:
         raise BrokenImage("The file's boxes are damaged or truncated; send the whole file.") from error
     return container
 
 
-def _boxes(body: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int, bool]]:
-    """Type, start and end of the content of each box, and whether it ends within ``end``."""
+def _boxes(body: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Type, start and end of the content of each box."""
     for _ in range(_MAX_BOXES):
         if at + 8 > end:
             return
@@ -143,14 +141,14 @@ def _boxes(body: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int, bo
         stop = end if length == 0 else at + length
         if stop < start:
             return
-        yield kind, start, min(stop, end), stop <= end
+        yield kind, start, min(stop, end)
         at = stop
 
 
 def _read_meta(body: bytes, at: int, end: int, container: Container) -> None:
     properties: list[tuple[bytes, bytes]] = []
     associations: list[tuple[int, list[int]]] = []
-    for kind, start, stop, _ in _boxes(body, at, end):
+    for kind, start, stop in _boxes(body, at, end):
         if kind == b"pitm":
             container.primary = struct.unpack_from(">I" if body[start] else ">H", body, start + 4)[0]
         elif kind == b"iinf":
@@ -162,9 +160,9 @@ def _read_meta(body: bytes, at: int, end: int, container: Container) -> None:
         elif kind == b"idat":
             container.idat = start, stop
         elif kind == b"iprp":
-            for inner, first, last, _ in _boxes(body, start, stop):
+            for inner, first, last in _boxes(body, start, stop):
                 if inner == b"ipco":
-                    properties = [(name, body[a:b]) for name, a, b, _ in _boxes(body, first, last)]
+                    properties = [(name, body[a:b]) for name, a, b in _boxes(body, first, last)]
                 elif inner == b"ipma":
                     associations.extend(_read_associations(_Cursor(body, first, last)))
     for number, indices in associations:
@@ -174,7 +172,7 @@ def _read_meta(body: bytes, at: int, end: int, container: Container) -> None:
 
 def _read_infos(body: bytes, start: int, stop: int, container: Container) -> None:
     head = 6 if body[start] == 0 else 8
-    for kind, at, _, _ in _boxes(body, start + head, stop):
+    for kind, at, _ in _boxes(body, start + head, stop):
         if kind != b"infe" or body[at] < 2:
             continue
         wide = body[at] >= 3

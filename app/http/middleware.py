@@ -70,7 +70,7 @@ class RequestContext:
         app: the next application.
         on_start: called with the path of each request.
         on_end: called with its path, its log fields, and its duration in seconds.
-        tracer: exports the spans of requests.
+        tracer: exports the spans of requests, if there is one.
         is_leaving: whether the server is shutting down; every response closes its connection then.
     """
 
@@ -79,7 +79,7 @@ class RequestContext:
         app: ASGIApp,
         on_start: Callable[[str], None],
         on_end: Callable[[str, dict[str, object], float], None],
-        tracer: Tracer,
+        tracer: Tracer | None,
         is_leaving: Callable[[], bool] = lambda: False,
     ) -> None:
         self.app = app
@@ -121,7 +121,7 @@ class RequestContext:
         finally:
             seconds = time.monotonic() - started
             self.on_end(counted, log_fields, seconds)
-            if not counted.startswith(PROBES):
+            if self.tracer and not counted.startswith(PROBES):
                 name = f"{scope['method']} {counted or scope['path']}"
                 self.tracer.record(name, headers, {**log_fields, "status": status}, seconds)
             _log(scope, status, {"request_id": identity, "seconds": round(seconds, 4), **log_fields})

@@ -47,7 +47,8 @@ def adapt(pixels: Pixels, channels: int) -> NetworkInput:
     if have == channels:
         return NetworkInput(pixels, pixels, _keep)
     if have == 1:
-        return NetworkInput(np.broadcast_to(pixels, (*pixels.shape[:2], channels)), pixels, _average)
+        replicated: Pixels = np.broadcast_to(pixels, (*pixels.shape[:2], channels))
+        return NetworkInput(replicated, pixels, _average)
     return NetworkInput(_luma(pixels), pixels, _with_chroma)
 
 

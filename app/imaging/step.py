@@ -17,7 +17,7 @@ from app.imaging.channels import (
     is_constant,
 )
 from app.imaging.work_plan import Step
-from model.padding import pad_direct
+from model.padding import pad
 from model.tiling import Parallel, Stitcher
 from model.types import Pixels, Values
 
@@ -95,5 +95,5 @@ def _inputs(image: codec.Image, step: Step) -> Iterator[NetworkInput]:
 
 
 def _pad(each: NetworkInput, window: int) -> NetworkInput:
-    pixels = pad_direct(each.pixels, window)
-    return NetworkInput(pixels, pixels if each.source is each.pixels else pad_direct(each.source, window), each.restore)
+    pixels = pad(each.pixels, window)
+    return NetworkInput(pixels, pixels if each.source is each.pixels else pad(each.source, window), each.restore)

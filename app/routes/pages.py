@@ -10,7 +10,6 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from app.errors import NotFound
-from app.imaging.sample import draw_sample
 
 router = APIRouter(include_in_schema=False)
 
@@ -57,12 +56,6 @@ def show_documents(request: Request) -> Response:
 def show_status(request: Request) -> Response:
     """The status page: whether the service is ready, and its variants."""
     return _answer(request, "status.html")
-
-
-@router.get("/web/sample.png")
-def show_sample(request: Request) -> Response:
-    """The sample image."""
-    return _respond(request, draw_sample(), "image/png")
 
 
 @router.get("/web/{name}")

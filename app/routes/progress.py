@@ -1,30 +1,8 @@
-r"""Responses with progress, for requests with ``Accept: multipart/mixed``.
+"""Responses with progress, for requests with ``Accept: multipart/mixed``.
 
 Errors before the request is in the queue have their own status and a problem document, as in plain responses. Later the
 status is 200, and the parts of a ``multipart/mixed`` body arrive as the request progresses (CRLF line ends, the
-boundary in ``Content-Type``, ``Content-Length`` in every part)::
-
-    --BOUNDARY
-    content-type: application/json
-    content-length: 50
-
-    {"state":"queued","position":3,"tile":0,"tiles":6}
-    --BOUNDARY
-    content-type: application/json
-    content-length: 38
-
-    {"state":"running","tile":2,"tiles":6}
-    --BOUNDARY
-    content-disposition: inline; filename="photo-small-x2.png"; filename*=UTF-8''photo-small-x2.png
-    x-swin2sr-variant: small-x2
-    x-swin2sr-scale: 2
-    x-swin2sr-tiles: 6
-    server-timing: decode;dur=6.1, queue;dur=0.2, forward;dur=412.0, encode;dur=20.3
-    content-length: 81672
-    content-type: image/png
-
-    (the image)
-    --BOUNDARY--
+boundary in ``Content-Type``, ``Content-Length`` in every part). ``app/routes/examples.py`` has an example.
 
 - ``queued``: ``position`` 1 is next. ``running``: ``tile`` of ``tiles`` are done. A tile counts once for the colours,
   once more for the alpha plane, and eight times with the ensemble.

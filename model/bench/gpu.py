@@ -26,7 +26,7 @@ from model.evaluate import evaluate_folder
 from model.gpu.runner import Flight
 from model.inference import Inference
 from model.network import Swin2SR
-from model.padding import pad_direct, to_tensor
+from model.padding import pad, to_tensor
 from model.precision import PRECISIONS
 from model.types import Pixels8, Values
 from model.upscaler import Upscaler
@@ -231,7 +231,7 @@ def _describe(ceilings: Ceilings) -> str:
 def _draw_mixed(bench: Bench) -> list[Pixels8]:
     """Images of different sizes, padded to the window."""
     sizes = mixed_sizes(*AMOUNTS[bench.device.type].mixed)
-    return [pad_direct(draw_pixels(*size), 8) for size in sizes]
+    return [pad(draw_pixels(*size), 8) for size in sizes]
 
 
 def _pixels(tile: Pixels8) -> int:

@@ -21,7 +21,7 @@ from model.checkpoints import load_network
 from model.config import Swin2SRConfig
 from model.evaluate import read_photo
 from model.network import Swin2SR
-from model.padding import pad_direct, quantise
+from model.padding import pad, quantise
 from model.tiling import Stitcher, Tile, plan
 from model.types import Pixels8, Values
 from model.upscaler import Upscaler
@@ -74,7 +74,7 @@ def compare_tilings(
         tilings: largest side and overlap of tiles, pixels.
         stretch: give the answers the image's own mean and contrast before they are rounded.
     """
-    padded = pad_direct(pixels, upscaler.window_size)
+    padded = pad(pixels, upscaler.window_size)
     [whole] = upscaler.forward([padded])
     gain = float(pixels.std() / 255 / whole.std()) if stretch else 1.0
     shift = float(pixels.mean() / 255 - whole.mean() * gain) if stretch else 0.0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from model.checkpoints import load_network
 from model.config import Swin2SRConfig
 from model.network import Swin2SR
-from model.padding import pad_direct
+from model.padding import pad
 from model.tiling import Stitcher, plan
 from model.types import Pixels8
 from model.upscaler import Upscaler
@@ -60,7 +60,7 @@ def pad_to_largest(images: Sequence[Pixels8]) -> list[Pixels8]:
 def upscale_tiled(upscaler: Upscaler, image: Pixels8) -> NDArray[np.uint8 | np.uint16]:
     """Upscale one image (H, W, C) as the service does: tile by tile where it is large, and stitched."""
     height, width, channels = image.shape
-    padded = pad_direct(image, upscaler.window_size)
+    padded = pad(image, upscaler.window_size)
     tiles = plan(padded.shape[0], padded.shape[1], TILE_SIZE, TILE_OVERLAP, upscaler.window_size)
     stitcher = Stitcher(height, width, channels, scale=upscaler.scale, tiles=tiles, dtype=image.dtype)
     for tile in tiles:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.degradations import Subsampling, compress
-from model.padding import pad_direct
+from model.padding import pad
 from model.types import Pixels8
 
 JPEG_BLOCK = 8
@@ -84,7 +84,7 @@ def cut(
         size = (crop - int(generator.integers(window)), crop - int(generator.integers(window)))
         clean, sharp = clean[: size[0], : size[1]], sharp[: scale * size[0], : scale * size[1]]
     degraded = clean if quality is None else _compress(clean, quality, generator)
-    return Sample(pad_direct(degraded, window), pad_direct(clean, window), pad_direct(sharp, scale * window), size)
+    return Sample(pad(degraded, window), pad(clean, window), pad(sharp, scale * window), size)
 
 
 def _compress(clean: Pixels8, quality: tuple[int, int], generator: np.random.Generator) -> Pixels8:

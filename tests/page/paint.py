@@ -8,7 +8,6 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from app.client import Client
-from app.imaging.sample import draw_sample
 from app.main import create_app
 from app.settings import Settings
 from tests.browser import CHROMIUM, SWITCHES, WEB
@@ -21,7 +20,7 @@ def paint() -> None:
     """Upscale the sample by ``small-x2``, and photograph the page that shows it."""
     with listening(create_app(Settings(variants=("small-x2",), device="cpu"))) as address:
         with Client(address) as client:
-            upscaled = client.upscale(draw_sample(), "small-x2").content
+            upscaled = client.upscale((WEB / "sample.png").read_bytes(), "small-x2").content
         with Image.open(BytesIO(upscaled)) as image:
             image.save(WEB / "sample-upscaled.webp", lossless=True, quality=100, method=6)
         with sync_playwright() as driver:

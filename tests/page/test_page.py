@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.imaging.sample import SIZE, draw_sample
 from tests.browser import (
     DESK,
     PHONE,
     PICTURE,
+    SAMPLE_SIZE,
+    WEB,
     broken_rules,
     button,
     choose,
@@ -167,7 +168,10 @@ def test_the_sample_is_upscaled(visit):
     with visit() as page:
         page.get_by_role("button", name="Try the sample").click()
         done(page, "sample.png")
-        assert f"{SIZE[0]} × {SIZE[1]} → {2 * SIZE[0]} × {2 * SIZE[1]}" in page.locator("#shown-facts").inner_text()
+        assert (
+            f"{SAMPLE_SIZE[0]} × {SAMPLE_SIZE[1]} → {2 * SAMPLE_SIZE[0]} × {2 * SAMPLE_SIZE[1]}"
+            in page.locator("#shown-facts").inner_text()
+        )
 
 
 DROP = """([kind, bytes]) => {
@@ -232,7 +236,9 @@ def test_it_fits_the_screen_and_axe_finds_nothing(visit, axe, viewport, scheme):
         assert broken_rules(page) == []
         page.get_by_text("Options").click()
         choose(
-            page, given("sample.png", draw_sample()), given("a rather long name of a photo that is broken.jpg", b"no")
+            page,
+            given("sample.png", (WEB / "sample.png").read_bytes()),
+            given("a rather long name of a photo that is broken.jpg", b"no"),
         )
         done(page, "sample.png")
         row(page, "long name").get_by_text("not supported").wait_for()
