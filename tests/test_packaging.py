@@ -76,7 +76,7 @@ def test_the_sdist_has_what_building_needs_and_no_more(unpacked):
     modules = committed("app/**/*.py", "model/**/*.py") - committed("app/thin/*")
     kernel = committed("model/kernels/*.[ch]")
     others = {"pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE", "CHANGELOG.md", "model/py.typed"}
-    assert modules | kernel | others | WEIGHTS | committed("app/web/*") <= files
+    assert modules | kernel | others | WEIGHTS | committed("app/web/*", "app/cli/*.html") <= files
     assert not [name for name in files if name.startswith("tests/") or name.endswith((".so", ".pyc"))]
 
 
@@ -88,7 +88,7 @@ def test_a_wheel_without_a_compiler_says_that_it_has_no_kernel(unpacked, tmp_pat
         names = set(archive.namelist())
         [metadata] = [archive.read(name).decode() for name in names if name.endswith("/METADATA")]
         [entry_points] = [archive.read(name).decode() for name in names if name.endswith("/entry_points.txt")]
-    assert committed("app/**/*.py", "model/**/*.py", "app/web/*") - committed("app/thin/*") <= names
+    assert committed("app/**/*.py", "model/**/*.py", "app/web/*", "app/cli/*.html") - committed("app/thin/*") <= names
     assert names >= WEIGHTS
     assert {name.split("/")[0] for name in names} == {"app", "model", f"swin2sr_serve-{PYPROJECT['version']}.dist-info"}
     assert {"LICENSE", "NOTICE"} <= {Path(name).name for name in names}
