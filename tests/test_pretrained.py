@@ -200,7 +200,9 @@ def test_a_body_alone_round_trips(tmp_path):
     assert "first_convolution.weight" in load_file(tmp_path / "model.safetensors")
     loaded = Swin2SRModel.from_pretrained(str(tmp_path))
     assert all(torch.equal(left, right) for left, right in zip(body.parameters(), loaded.parameters(), strict=True))
-    with pytest.warns(UserWarning, match=r"no head: these weights are new.*upsample\.final_convolution\.weight"):
+    with pytest.warns(
+        UserWarning, match=r"no head. These weights are newly initialised.*upsample\.final_convolution\.weight"
+    ):
         whole = Swin2SRForImageSuperResolution.from_pretrained(tmp_path)
     assert all(
         torch.equal(left, right) for left, right in zip(body.parameters(), whole.swin2sr.parameters(), strict=True)
