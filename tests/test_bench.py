@@ -366,7 +366,7 @@ def test_families_account_for_arithmetic_and_traffic(card_bench):
     for variant in ("classical-x2", "lightweight-x2"):
         shares = [row.figure for row in rows if row.work == f"{variant}, time in"]
         assert sum(shares) == pytest.approx(1)
-    assert any("% of what was measured" in row.there for row in rows)
+    assert any("% of the measured limit" in row.there for row in rows)
 
 
 def test_a_compiled_block_is_compared_with_the_one_that_is_used(card_bench, monkeypatch):

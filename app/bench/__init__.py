@@ -1,1 +1,1 @@
-"""How fast the service is: a real server process under load, over the same images without a server."""
+"""Benchmark of the service: a server process under load, compared with the network alone."""

@@ -1,4 +1,4 @@
-"""Requests at a steady pace, and how long they take: closed and open loop, in windows of the same work."""
+"""Load generators: closed loop and open loop, and the latencies of their requests in windows of the same work."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 Send = Callable[[bytes], Awaitable[None]]
-"""Sends a request and waits for its answer; raises where that is not what was wanted."""
+"""Sends a request and waits for its response; raises if it is not an image."""
 
 AGREEING, AGREEMENT, MOST_WINDOWS = 3, 1.1, 6
-"""So many windows in a row, of so many at most, have to lie within this factor for a figure to be stable."""
+"""A figure is stable if ``AGREEING`` windows in a row, of at most ``MOST_WINDOWS``, are within the factor
+``AGREEMENT``."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of steady work: its seconds, and the latency of each request that ended in it, in seconds."""
+    """A period of steady work: its duration, and the latency of each request that ended in it, in seconds."""
 
     seconds: float
     latencies: tuple[float, ...]
 
 
 async def until_stable(measure: Callable[[], Awaitable[Window]]) -> list[Window]:
-    """Take windows until the last few agree, or patience ends; the last few."""
+    """Measure until the last windows agree, or ``MOST_WINDOWS`` were measured, and return the last ones."""
     windows: list[Window] = []
     while len(windows) < MOST_WINDOWS:
         windows.append(await measure())
@@ -53,9 +54,9 @@ def percentile(windows: Sequence[Window], share: float) -> float:
 
 
 async def closed_loop(send: Send, work: Sequence[bytes], concurrency: int) -> Window:
-    """So many callers, each sending its next request when its last is answered.
+    """``concurrency`` clients, each of which sends its next request when it has the response to the last one.
 
-    The window begins when as many requests have ended as there are callers, and holds ``len(work)`` of them.
+    The window begins when ``concurrency`` requests have ended, and contains ``len(work)`` requests.
     """
     stream = itertools.cycle(work)
     ends: list[float] = []
@@ -76,9 +77,9 @@ async def closed_loop(send: Send, work: Sequence[bytes], concurrency: int) -> Wi
 
 
 async def open_loop(send: Send, work: Sequence[bytes], rate: float, seed: int = 0) -> Window:
-    """Requests that come at random, ``rate`` a second on average, whether or not earlier ones are answered.
+    """Requests at random times, ``rate`` a second on average, independent of the responses.
 
-    Latency counts from when a request was due.
+    Latency is measured from the time at which a request was due.
     """
     generator = random.Random(seed)  # noqa: S311 - chance, not secrecy
     latencies: list[float] = []

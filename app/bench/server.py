@@ -1,4 +1,4 @@
-"""A server process of the service, as a user starts it."""
+"""Starts the service in a process, as a user does."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ VARIANT = "lightweight-x2"
 
 @asynccontextmanager
 async def serve(bench: Bench) -> AsyncIterator[Send]:
-    """A server process with the bench's network; what sends it an image and waits for the answer.
+    """Start a server process with the bench's network, and yield a function that sends an image and waits.
 
     Raises:
         RuntimeError: if the server ends before it is ready.
-        httpx.HTTPStatusError: from sending, if the answer is not an image.
+        httpx.HTTPStatusError: from sending, if the response is not an image.
     """
     with tempfile.TemporaryDirectory() as folder:
         write_pretrained(bench.network(VARIANT), Path(folder) / VARIANT)

@@ -226,7 +226,7 @@ def _read_locations(cursor: _Cursor, container: Container) -> None:
 
 def _read_references(body: bytes, start: int, stop: int, container: Container) -> None:
     width = 4 if body[start] else 2
-    for kind, at, end, _ in _boxes(body, start + 4, stop):
+    for kind, at, end in _boxes(body, start + 4, stop):
         cursor = _Cursor(body, at, end)
         source = cursor.take(width)
         targets = [cursor.take(width) for _ in range(cursor.take(2))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from PIL import Image
@@ -47,7 +48,7 @@ def adapt(pixels: Pixels, channels: int) -> NetworkInput:
     if have == channels:
         return NetworkInput(pixels, pixels, _keep)
     if have == 1:
-        replicated: Pixels = np.broadcast_to(pixels, (*pixels.shape[:2], channels))
+        replicated = cast("Pixels", np.broadcast_to(pixels, (*pixels.shape[:2], channels)))
         return NetworkInput(replicated, pixels, _average)
     return NetworkInput(_luma(pixels), pixels, _with_chroma)
 

@@ -1,4 +1,4 @@
-"""How fast the network is here: against other runtimes, against the machine, and against itself.
+"""Benchmarks of the network: against other runtimes, against the hardware limit, and packed against one by one.
 
-``python -m model.bench`` needs torch, numpy, pillow and safetensors; other runtimes are compared where installed.
+``python -m model.bench`` needs torch, numpy, pillow and safetensors. Other runtimes are compared if they are installed.
 """

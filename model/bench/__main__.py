@@ -1,6 +1,6 @@
-"""``python -m model.bench``: the table on standard output as it is measured, and all of it as JSON.
+"""``python -m model.bench``: prints a table row by row, and writes it as JSON.
 
-With ``--device cuda`` other sections are measured, which are about what a GPU is for.
+With ``--device cuda`` it measures the sections for GPUs.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from model.upscaler import find_device
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what the arguments ask for."""
+    """Run the sections that the arguments name."""
     parser = argparse.ArgumentParser(prog="python -m model.bench", description=__doc__)
-    parser.add_argument("--checkpoint", type=Path, help="lightweight x2 weights; random ones without it")
+    parser.add_argument("--checkpoint", type=Path, help="lightweight x2 weights; default: random weights")
     parser.add_argument("--device", default="cpu", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a forward pass on a CPU")
     parser.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS), help="of the network measured")
     parser.add_argument("--runs", type=int, default=5, help="measurements of each side")
     known = {**SECTIONS, **CARD_SECTIONS}
-    parser.add_argument("--only", nargs="+", choices=list(known), help="sections to measure; those of the device")
+    parser.add_argument("--only", nargs="+", choices=list(known), help="sections to run; default: those of the device")
     parser.add_argument("--testset", type=Path, help="folder of images, as for `swin2sr evaluate`, for the quality")
     parser.add_argument("--json", type=Path, help="file, or existing folder, to write the results to")
     options = parser.parse_args(arguments)

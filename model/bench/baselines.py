@@ -18,11 +18,11 @@ from model.padding import to_tensor
 from model.types import Pixels8
 
 Baseline = Callable[[], np.ndarray]
-"""Runs a network on the canvas that it was made for: the image (S, C, s * H, s * W) float32."""
+"""Runs a network on its canvas and returns the image (S, C, s * H, s * W) float32."""
 
 
 class _ImageAlone(nn.Module):
-    """The port, returning a tensor as exporters like it."""
+    """Transformers' network that returns a tensor only, as exporters need it."""
 
     def __init__(self, port: nn.Module) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def load_port(network: Swin2SR) -> nn.Module:
 
 
 def eager(port: nn.Module, canvas: Tensor) -> Baseline:
-    """Transformers as it is."""
+    """Transformers without compilation."""
 
     @torch.inference_mode()
     def run() -> np.ndarray:
@@ -80,7 +80,7 @@ def _openvino(port: nn.Module, canvas: Tensor, more: Mapping[str, str]) -> Basel
     import openvino as ov  # noqa: PLC0415 - optional
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the tracer's, about what this shape makes constant
+        warnings.simplefilter("ignore")  # the tracer warns about values that are constant for this shape
         model = ov.convert_model(port, example_input=canvas, input=[tuple(canvas.shape)])
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": torch.get_num_threads(), **more}
     compiled, pixels = ov.compile_model(model, "CPU", settings), canvas.numpy()
@@ -113,28 +113,29 @@ BASELINES: Mapping[str, Callable[[nn.Module, Tensor], Baseline]] = {
     "OpenVINO, default": openvino_default,
     "ONNX Runtime": onnxruntime,
 }
-"""Makers of baselines by the names in the table; each is given the port and a canvas (S, C, H, W) in [0, 1]."""
+"""Functions that create baselines, by the names in the table, from Transformers' network and a canvas (S, C, H, W) in
+[0, 1]."""
 
 
-# Transformers on a GPU, from images in the machine's memory to values there.
+# Transformers on a GPU, from images in main memory to values in main memory.
 
 Form = Callable[[nn.Module, Sequence[Pixels8], torch.device], Run]
-"""How Transformers' network, float32 on a CPU, is made to run tiles on a device."""
+"""Creates a run of tiles on a device from Transformers' network, float32 on a CPU."""
 
 
 def eager_float32(port: nn.Module, tiles: Sequence[Pixels8], device: torch.device) -> Run:
-    """As it is loaded, in one batch; the tiles have one size."""
+    """Float32 without compilation, in one batch; the tiles have one size."""
     return _in_one_batch(port.to(device), tiles, device, torch.float32)
 
 
 def compiled_bfloat16(port: nn.Module, tiles: Sequence[Pixels8], device: torch.device) -> Run:
-    """As fast as it gets, in one batch; the tiles have one size."""
+    """bfloat16 with torch.compile, in one batch; the tiles have one size."""
     compiled = compile_network(port.to(device, torch.bfloat16))
     return _in_one_batch(compiled, tiles, device, torch.bfloat16)
 
 
 def compile_network(network: nn.Module) -> nn.Module:
-    """As users of Transformers would."""
+    """Compile a network as users of Transformers do."""
     network.compile()
     return network
 
@@ -150,7 +151,7 @@ def _in_one_batch(port: nn.Module, tiles: Sequence[Pixels8], device: torch.devic
 
 
 def eager_bfloat16(port: nn.Module, tiles: Sequence[Pixels8], device: torch.device) -> Run:
-    """Tiles of any sizes one after the other, which is what it can do with them."""
+    """bfloat16, tiles of any sizes one after the other, because Transformers cannot batch them."""
     port = port.to(device, torch.bfloat16)
     canvases = [_near(to_tensor(tile)[None], device) for tile in tiles]
 
@@ -163,5 +164,5 @@ def eager_bfloat16(port: nn.Module, tiles: Sequence[Pixels8], device: torch.devi
 
 
 def _near(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor as its copy to the device is fastest."""
+    """A tensor in pinned memory if the device is a GPU, so that copies are fast."""
     return tensor.pin_memory() if device.type == "cuda" else tensor

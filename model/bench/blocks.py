@@ -1,4 +1,4 @@
-"""A block as it is computed on a GPU, against what ``torch.compile`` makes of it: whether compiling would be better."""
+"""Compares a block on a GPU with the same block compiled by ``torch.compile``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from model.inference import compute_block
 from model.operators import PLAIN, Operators
 
 WINDOWS = {"cuda": 8192, "cpu": 16}
-"""Windows of the block; on a GPU those of a large pack, so that launching its kernels is no part of the time."""
+"""Windows of the block; on a GPU those of a large pack, so that the time for launching kernels is negligible."""
 
 COMPARED = {"cuda": COUNTS[-1], "cpu": 16}
 """Windows that the operators are chosen on, as by the service on a card with memory."""
@@ -52,7 +52,7 @@ def _compile(form: Operators, work: Work) -> Run:
 
 
 def _forms(chosen: Operators) -> dict[str, Operators]:
-    """What is compiled; on a CPU, where there are no kernels, one form."""
+    """The forms that are compiled: one on a CPU, where there are no Triton kernels."""
     around = replace(chosen, run_block=None)
     return {"torch.compile": PLAIN, **({"torch.compile around the kernels": around} if around != PLAIN else {})}
 

@@ -1,7 +1,7 @@
-"""What a GPU is for, in one run: the answers first, then the speed, then where the time goes.
+"""The sections for a GPU: correctness of the values, speed, quality, and a profile.
 
-Every time is from tiles in the machine's memory to values in the machine's memory, on both sides. The same sections run
-on a CPU with less work, which proves that they run.
+Every time is from tiles in main memory to values in main memory, on both sides. The sections also run on a CPU with
+less work, so that they can be tested without a GPU.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from model.upscaler import Upscaler
 
 @dataclass(frozen=True)
 class Amount:
-    """How much work.
+    """The amount of work.
 
     Attributes:
-        batch: so many images of one side.
-        mixed: so many images from a smallest to a largest side.
+        batch: number of images, and their side.
+        mixed: number of images, their smallest and their largest side.
         checked: tiles (height, width) whose values are compared with float64.
-        large: one more, of the lightweight network alone: more windows than are recorded.
+        large: one more tile for the lightweight network, with more windows than CUDA graphs are recorded for.
     """
 
     batch: tuple[int, int]
@@ -55,14 +55,14 @@ AMOUNTS = {
 }
 
 MOST_ERROR = {"fast": 2e-2, "high": 5e-3, "exact": 1e-4}
-"""What a value may be off by, relative to the whole image, and still be called an answer."""
+"""Largest relative error of the image with which the values count as correct."""
 
 BATCHES = 4
-"""Batches that the packed images make on their way through the batcher, and in the direct loop."""
+"""Batches of the packed images in the batcher, and in the direct loop."""
 
 
 class WrongAnswerError(Exception):
-    """The network does not compute here what it should: no speed is worth reporting."""
+    """The values of the network are wrong, so its speed is not reported."""
 
 
 def check_values(bench: Bench) -> Iterator[Row]:
@@ -86,7 +86,7 @@ def check_values(bench: Bench) -> Iterator[Row]:
             for company, values in (("in one pack", together), ("alone", alone)):
                 error = _relative_error(values, expected)
                 yield Row(f"{work}, {company}", "float64", error, "relative error")
-                if not error <= MOST_ERROR[upscaler.precision]:  # a NaN is no answer either
+                if not error <= MOST_ERROR[upscaler.precision]:  # also if it is NaN
                     raise WrongAnswerError(f"{work}, {company}: off by {error:.3g} of the image.")
 
 
@@ -97,7 +97,7 @@ def _in_float64(network: Swin2SR, tiles: Sequence[Pixels8]) -> list[Values]:
 
 
 def _relative_error(values: Sequence[Values], expected: Sequence[Values]) -> float:
-    """The norm of what differs over that of the images without their means."""
+    """The norm of the differences over the norm of the images without their means."""
     off = sum(float(np.square(value - right).sum()) for value, right in zip(values, expected, strict=True))
     whole = sum(float(np.square(right - right.mean()).sum()) for right in expected)
     return float(np.sqrt(off / whole))
@@ -146,7 +146,7 @@ def compare_batcher(bench: Bench) -> Iterator[Row]:
     groups = [tiles[first::BATCHES] for first in range(BATCHES)]
     work, against = "batcher, saturated", "direct loop"
     try:
-        # By its name: `model` is built on nothing of `app`, and is measured where that is not installed.
+        # By its name, because `model` does not depend on `app` and can be measured without it.
         batcher = importlib.import_module("app.batching.batcher").Batcher(
             lambda _key, batch: _begin(upscaler, batch, bench.threads),
             _pixels,
@@ -176,7 +176,7 @@ def compare_batcher(bench: Bench) -> Iterator[Row]:
 
 
 def _begin(upscaler: Upscaler, tiles: Sequence[Pixels8], threads: int) -> list[Values] | Flight:
-    """As the service's registry does."""
+    """Run a batch as the service does."""
     if torch.get_num_threads() != threads:  # every thread has its own number
         torch.set_num_threads(threads)
     return upscaler.launch(tiles) if upscaler.runs_ahead else upscaler.forward(tiles)
@@ -198,7 +198,7 @@ def compare_quality(bench: Bench) -> Iterator[Row]:
 
 
 def profile_card(bench: Bench) -> Iterator[Row]:
-    """Time of each family of kernels, and what it makes of the card."""
+    """Time of each family of kernels, and its share of the hardware limits."""
     count, side = AMOUNTS[bench.device.type].batch
     works = {"classical-x2": [draw_pixels(side, side)] * count, "lightweight-x2": _draw_mixed(bench)}
     for variant, tiles in works.items():
@@ -221,7 +221,7 @@ def profile_card(bench: Bench) -> Iterator[Row]:
 
 
 def _share(rate: float, ceiling: float, unit: str) -> str:
-    return f"{rate / 1e12:.3g} {unit}, {rate / ceiling:.0%} of what was measured"
+    return f"{rate / 1e12:.3g} {unit}, {rate / ceiling:.0%} of the measured limit"
 
 
 def _describe(ceilings: Ceilings) -> str:
@@ -255,4 +255,4 @@ CARD_SECTIONS: Mapping[str, Section] = {
     "kernels": profile_card,
     "block": compare_block,
 }
-"""What is measured on a GPU, by the names of the command line."""
+"""Sections for a GPU by their names on the command line."""

@@ -1,4 +1,4 @@
-"""Peak resident memory of one large image, each side in a process of its own."""
+"""Peak resident memory for one large image, measured in a new process for each side."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from model.padding import to_tensor
 from model.upscaler import Upscaler
 
 RESERVE = 2 * 2**30
-"""Bytes of the machine's memory that are left to others."""
+"""Bytes of the machine's memory that are left free."""
 
 
 class NoMemoryError(Exception):
-    """The machine cannot hold what a side needs."""
+    """The machine has too little memory for a side."""
 
 
 def measure_peak(side: str, size: int, checkpoint: Path | None, threads: int) -> int:
@@ -52,7 +52,7 @@ def measure_peak(side: str, size: int, checkpoint: Path | None, threads: int) ->
 def read_peak() -> int:
     """Peak resident memory of this process in bytes."""
     status = Path("/proc/self/status")
-    if status.is_file():  # getrusage would count the parent's memory too, from before this program was loaded
+    if status.is_file():  # getrusage would include the parent's memory before exec
         peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
         assert peak is not None
         return int(peak[1]) * 1024
@@ -61,7 +61,7 @@ def read_peak() -> int:
 
 
 def limit_memory() -> None:
-    """Let an allocation fail in this process before the machine runs out of memory."""
+    """Limit the memory of this process, so that an allocation fails before the machine runs out of memory."""
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         available = re.search(r"MemAvailable:\s*(\d+) kB", meminfo.read_text())

@@ -1,4 +1,4 @@
-"""Where the time of a forward pass goes, by families of operators."""
+"""Profile of a forward pass, by families of operators."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ FAMILIES: Mapping[str, str] = {
     "copy": r"copy|contiguous|clone|cat|stack|memcpy|memset|fill|zero",
     "elementwise": r"add|mul|div|sub|gelu|relu|exp|elementwise|triton",
 }
-"""Operators or kernels by patterns of their names; the first that fits has it."""
+"""Families of operators or kernels by patterns of their names; the first pattern that matches counts."""
 
 
 def profile_forward(upscaler: Upscaler, image: Pixels8, runs: int) -> dict[str, float]:
-    """Share of a forward pass's time by family, largest first; ``other`` is what fits none.
+    """Share of a forward pass's time by family, largest first; ``other`` is the rest.
 
     Args:
         upscaler: what runs.

@@ -1,4 +1,4 @@
-"""What was measured, for people and for programs."""
+"""The results of benchmarks as a Markdown table and as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from model.bench.timing import Timing
 from model.kernels.library import load_kernel
 
 NOISY = 1.25
-"""Slowest over fastest run from which on a reader should know."""
+"""Ratio of the slowest to the fastest run from which the report mentions it."""
 
 Meaning = Literal[
     "times as fast", "times as long", "of the memory", "of the time", "of the throughput", "largest difference",
@@ -32,11 +32,11 @@ class Row:
     """One comparison.
 
     Attributes:
-        work: what was done.
-        against: what it was compared with.
-        figure: the ratio; None where there is nothing to compare with.
+        work: that was measured.
+        against: the other side.
+        figure: the ratio; None if the other side did not run.
         meaning: of the ratio.
-        here, there: what was measured on the two sides, with units; or why there is nothing.
+        here, there: the measured values of the two sides, with units, or why there are none.
     """
 
     work: str
@@ -48,7 +48,7 @@ class Row:
 
 
 def compare(work: str, timings: Mapping[str, Timing], faults: Mapping[str, str]) -> Iterator[Row]:
-    """How many times as fast ``here`` is as each other side; of sides that did not run, why."""
+    """The speed of ``here`` relative to each other side; for sides that did not run, the reason."""
     here = timings["here"]
     shown = seconds(here.median, here.spread)
     for name, fault in faults.items():
@@ -60,7 +60,7 @@ def compare(work: str, timings: Mapping[str, Timing], faults: Mapping[str, str])
 
 
 def describe_machine(device: torch.device, threads: int) -> dict[str, str | int | None]:
-    """What the figures depend on: processor or GPU, cores, threads, versions, and the kernel if it is built."""
+    """The machine: processor or GPU, cores, threads, versions, and whether the C kernel is built."""
     cpuinfo = Path("/proc/cpuinfo")
     named = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text()) if cpuinfo.is_file() else None
     return {
@@ -86,7 +86,7 @@ def tabulate(row: Row) -> str:
 
 
 def show(rows: Iterable[Row]) -> Iterator[Row]:
-    """Print a table, each row as soon as it is there, and pass it on."""
+    """Print a table, each row as soon as it is measured, and yield the rows."""
     _say(HEADER)
     for row in rows:
         _say(tabulate(row))
@@ -104,17 +104,17 @@ def describe(machine: Mapping[str, object]) -> str:
 
 
 def seconds(value: float, spread: float = 1.0) -> str:
-    """A time to read; how far its runs lay apart is said where that was much."""
+    """A time as text, with the ratio of its slowest and fastest run if it is ``NOISY`` or more."""
     text = f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
     return text if spread < NOISY else f"{text} (runs {spread:.1f}x apart)"
 
 
 def mebibytes(value: float) -> str:
-    """A size in memory to read."""
+    """A size in memory as text."""
     return f"{value / 2**20:.0f} MiB"
 
 
 def write_json(file: Path, machine: Mapping[str, object], rows: Iterable[Row]) -> None:
-    """Write everything to a file."""
+    """Write the results to a file."""
     content = {"machine": machine, "rows": [dataclasses.asdict(row) for row in rows]}
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

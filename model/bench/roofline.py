@@ -1,4 +1,4 @@
-"""The floor: the network's multiplications alone, at the rate of a large matrix product; or its bytes, copied."""
+"""The hardware limit: the network's multiplications at the rate of a large matrix product, or its bytes copied."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GEMM_SIDE = {"cpu": 2048, "cuda": 8192}
 """Rows and columns of the matrices whose product measures the machine's rate."""
 
 COPY_BYTES = {"cpu": 2**26, "cuda": 2**31}
-"""Bytes of what is copied to measure the bandwidth: far more than any cache holds."""
+"""Bytes that are copied to measure the bandwidth: much more than a cache holds."""
 
 ROUNDS = 7
 """Measurements of each ceiling."""
@@ -49,7 +49,7 @@ def matrix_product(device: torch.device, dtype: torch.dtype) -> tuple[Run, int]:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What a machine can do: operations per second, a multiply-add being two, and bytes read and written per second."""
+    """Limits of a machine: operations per second, a multiply-add being two, and bytes read and written per second."""
 
     flops: float
     bandwidth: float
@@ -65,7 +65,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype) -> Ceilings:
 
 
 def least_bytes(config: Swin2SRConfig, pixels: int, item: int) -> int:
-    """Bytes that a forward pass moves at the very least, if every block is one kernel.
+    """Minimum of the bytes that a forward pass moves, if every block is one kernel.
 
     Args:
         config: of the network.

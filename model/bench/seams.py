@@ -1,8 +1,8 @@
-"""How much tiles show: an image in tiles against the same image in one piece, by size and overlap of the tiles.
+"""Error of tiled results against whole images, by size and overlap of the tiles.
 
 ``python -m model.bench.seams PHOTO... --checkpoint FOLDER`` prints the table from which the defaults were chosen.
-Without a checkpoint the weights of an official architecture are random; the output of a random network is stretched to
-the photo's contrast, so that one level means the same for both.
+Without a checkpoint the weights of an official architecture are random. The output of a random network is stretched to
+the contrast of the photo, so that levels are comparable.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TILINGS = ((128, 32), (128, 48), (128, 64), (192, 32), (192, 64), (256, 32), (25
 
 @dataclass(frozen=True)
 class Difference:
-    """Between two 8-bit images: levels where they differ most, and the share of samples that differ at all."""
+    """Difference of two 8-bit images: the largest in levels, and the share of samples that differ."""
 
     largest: int
     share: float
@@ -50,7 +50,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Tiling:
-    """One way to cut an image, and what it costs and shows, joined in two ways."""
+    """One tiling of an image: its work, and its error with two ways of joining tiles."""
 
     tile_size: int
     overlap: int
@@ -72,7 +72,7 @@ def compare_tilings(
         upscaler: of any scale.
         pixels: (H,W,C) uint8.
         tilings: largest side and overlap of tiles, pixels.
-        stretch: give the answers the image's own mean and contrast before they are rounded.
+        stretch: give the outputs the mean and contrast of the image before rounding.
     """
     padded = pad(pixels, upscaler.window_size)
     [whole] = upscaler.forward([padded])
@@ -92,7 +92,7 @@ def compare_tilings(
 
 
 def join_middles(tiles: Sequence[Tile], outputs: Sequence[Values], size: tuple[int, int], scale: int) -> Pixels8:
-    """As the service joins them."""
+    """Join tiles as the service does."""
     stitcher = Stitcher(*size, outputs[0].shape[2], scale=scale, tiles=tiles, dtype=np.uint8)
     for tile, output in zip(tiles, outputs, strict=True):
         stitcher.add(tile, output)
@@ -100,7 +100,7 @@ def join_middles(tiles: Sequence[Tile], outputs: Sequence[Values], size: tuple[i
 
 
 def join_feathered(tiles: Sequence[Tile], outputs: Sequence[Values], size: tuple[int, int], scale: int) -> Pixels8:
-    """As many others do: a raised cosine over all that neighbours share."""
+    """Join tiles with a raised cosine over the whole overlap, as many programs do."""
     bottom, right = tiles[-1].top + tiles[-1].height, tiles[-1].left + tiles[-1].width
     total = np.zeros((bottom * scale, right * scale, outputs[0].shape[2]), np.float64)
     weights = np.zeros((*total.shape[:2], 1))
