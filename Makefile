@@ -17,13 +17,13 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 .PHONY: dist sbom openapi pictures serve ray install test test-fast coverage prove image check format lock clean help
 
-serve: $(VENV)/.installed $(SAMPLE) ## make .venv, install, and serve on http://127.0.0.1:8000
+serve: $(VENV)/.installed $(SAMPLE) ## create .venv, install, and serve on http://127.0.0.1:8000
 	@$(BIN)/swin2sr serve --sample $(SAMPLE) $(SERVE)
 
-ray: $(VENV)/.installed-ray $(SAMPLE) ## serve on Ray: replicas, as many as the load needs and the machine holds
+ray: $(VENV)/.installed-ray $(SAMPLE) ## serve on Ray with replicas that scale with the load
 	@$(BIN)/swin2sr ray --sample $(SAMPLE) $(SERVE)
 
-install: $(VENV)/.installed-dev ## install everything that developing needs
+install: $(VENV)/.installed-dev ## install with all development dependencies
 
 test: $(VENV)/.installed-dev ## run the tests, on WORKERS processes; TEST="-k words" chooses some
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(TEST)
@@ -31,28 +31,28 @@ test: $(VENV)/.installed-dev ## run the tests, on WORKERS processes; TEST="-k wo
 test-fast: $(VENV)/.installed-dev ## run the tests that take less than a second each and start no program
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not slow' $(TEST)
 
-coverage: $(VENV)/.installed-dev ## run the tests and measure which branches they take
+coverage: $(VENV)/.installed-dev ## run the tests and measure branch coverage
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal --cov --cov-branch --cov-report term:skip-covered $(TEST)
 
-prove: $(VENV)/.installed-dev ## run the tests that take long, and show that a test notices each broken promise: two hours
+prove: $(VENV)/.installed-dev ## run the long tests, and check that tests fail for each broken promise: two hours
 	PROVE=1 $(BIN)/python -m pytest --timeout 1800 -m long --ignore tests/test_promise_proxy.py
 	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz -m 'not long'
 	PROVE=1 $(BIN)/python -m pytest --timeout 4200 -s tests/test_promise_proxy.py
 	$(BIN)/python -m tests.broken.prove
 
-image: ## build the container image, and see that it keeps what is said of it
+image: ## build the container image and verify it
 	docker/verify.sh $(IMAGE_TOOL)
 
-check: $(VENV)/.installed-dev ## lint, formatting, types
+check: $(VENV)/.installed-dev ## run the linter, the format check and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed-dev ## apply what `make check` wants, where a machine can
+format: $(VENV)/.installed-dev ## apply automatic fixes
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-lock: $(TOOLS)/.installed ## newest versions of everything but torch into constraints.txt, with hashes for the image
+lock: $(TOOLS)/.installed ## update constraints.txt (all but torch), and the hashes for the image
 	$(PYTHON) -m venv --clear build/lock
 	build/lock/bin/pip install --quiet --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) $(shell grep ^torch== constraints.txt)
 	build/lock/bin/pip install --quiet --editable '.[dev,bench]'
@@ -79,16 +79,16 @@ dist: $(TOOLS)/.installed ## build the sdist, the wheel with the kernel, and the
 	if [ "$$(uname)" = Linux ]; then PATH="$(abspath $(TOOLS))/bin:$$PATH" $(TOOLS)/bin/auditwheel repair --wheel-dir dist build/wheels/*.whl; \
 	  else mv build/wheels/*.whl dist/; fi
 
-sbom: $(TOOLS)/.installed $(VENV)/.installed ## describe everything that is installed in build/sbom.cdx.json (CycloneDX)
+sbom: $(TOOLS)/.installed $(VENV)/.installed ## write the SBOM build/sbom.cdx.json (CycloneDX)
 	$(TOOLS)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/sbom.cdx.json \
 	  $(BIN)/python
 
-openapi: $(VENV)/.installed ## describe the HTTP interface anew in openapi.json
+openapi: $(VENV)/.installed ## regenerate openapi.json
 	@mkdir -p build
 	$(BIN)/swin2sr openapi > build/openapi.json
 	mv build/openapi.json openapi.json
 
-pictures: $(VENV)/.installed-dev ## the pictures of the page and of README anew, after a change of either or of small-x2
+pictures: $(VENV)/.installed-dev ## regenerate the pictures of the page and README, after a change of the page or of small-x2
 	$(BIN)/python -m tests.page.paint
 
 clean: ## remove the virtual environment, builds and caches
