@@ -39,6 +39,11 @@ class Gate:
         if is_open:
             self._open.set()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether calls pass."""
+        return self._open.is_set()
+
     def open(self) -> None:
         """Let everything through."""
         self._open.set()

@@ -21,10 +21,10 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app import pipeline
 from app.batching.batcher import Batcher
 from app.batching.memory_budget import SUCCESSES_BEFORE_GROWTH, BatchBudget
 from app.errors import InternalError, NotReady, OutOfMemory, QueueFull
+from app.imaging import encoding
 from app.main import create_app
 from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
@@ -482,7 +482,7 @@ def test_promise_8_no_memory_to_decode_or_encode_is_503_too(app, monkeypatch):
     def starve(*_args):
         raise MemoryError
 
-    monkeypatch.setattr("app.pipeline._finish", starve)
+    monkeypatch.setattr("app.imaging.encoding.encode", starve)
 
     async def scenario():
         async with running(app) as client:
@@ -551,8 +551,8 @@ def test_promise_8_a_real_allocator_that_refuses_is_survived(tmp_path):
 def test_promise_9_a_refusal_does_not_wait_for_the_codec(tmp_path, upscaler, monkeypatch):
     """While every thread that encodes is held and the queue is full, 429 comes at once; all others are served."""
     gate = Gate()
-    finish = pipeline._finish
-    monkeypatch.setattr("app.pipeline._finish", lambda *work: gate.pass_through() or finish(*work))
+    encode = encoding.encode
+    monkeypatch.setattr("app.imaging.encoding.encode", lambda *work: gate.pass_through() or encode(*work))
     app = scripted_app(tmp_path, {"max_queue_requests": 2}, lightweight_x2=upscaler)
     service = app.state.service
 
@@ -589,7 +589,7 @@ def test_promise_10_the_deadline_is_answered_on_time(app, upscaler):
             await visitors.hold()
             (late,) = await visitors.queue(noise(24, 24), query="timeout_ms=200")
             await late.wait_for(b"deadline_exceeded")
-            standing = upscaler.gate._open.is_set()
+            standing = upscaler.gate.is_open
             waiting = app.state.service.batcher.status().waiting_requests
             await visitors.release()
             return standing, waiting

@@ -120,7 +120,7 @@ def test_what_fails_later_ends_with_a_problem_document(app, upscaler):
 
 def test_a_bug_after_the_beginning_ends_with_a_problem_document_too(app, monkeypatch):
     """The answer has begun, and still nobody is left with half of one."""
-    monkeypatch.setattr("app.pipeline._finish", lambda *_args: (_ for _ in ()).throw(KeyError("secret")))
+    monkeypatch.setattr("app.imaging.encoding.encode", lambda *_args: (_ for _ in ()).throw(KeyError("secret")))
     response = ask(app)
     assert response.content.endswith(b"--\r\n")
     problem = json.loads(parts_of(response)[-1].get_payload())
