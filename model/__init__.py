@@ -26,7 +26,7 @@ def __getattr__(name: str) -> object:
     from importlib import import_module  # noqa: PLC0415 (kept out of the package's names)
 
     homes = {
-        # Code written for Transformers names the processor so; here there is but one.
+        # The name of the processor in code for Transformers.
         "AutoImageProcessor": ("model.image_processor", "Swin2SRImageProcessor"),
         "Swin2SRConfig": ("model.config", "Swin2SRConfig"),
         "Swin2SRForImageSuperResolution": ("model.pretrained", "Swin2SRForImageSuperResolution"),

@@ -380,7 +380,7 @@ def _infer_format(image: np.ndarray) -> str:
         return _FIRST
     if image.shape[-1] in (1, 3):
         return _LAST
-    raise ValueError(f"cannot find the channels in shape {image.shape}: pass input_data_format")
+    raise ValueError(f"shape {image.shape} has no side of 1 or 3 channels: pass input_data_format")
 
 
 def _planes(image: np.ndarray, found: str) -> np.ndarray:

@@ -50,7 +50,7 @@ class Variant:
 
     @property
     def digest(self) -> str | None:
-        """The known SHA-256 of the weights, where there is one."""
+        """The SHA-256 of the weights, if it was published."""
         return next(iter(self.digests.values()), None)
 
 
@@ -186,9 +186,9 @@ ALIASES: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
         },
     }
 )
-"""Task aliases: the variants that each may stand for, by device type, the preferred one first.
+"""Task aliases: the variants that each may resolve to, by device type, the preferred one first.
 
-A network of 12 million parameters takes minutes a megapixel on a CPU, so there it comes last.
+A network of 12 million parameters takes minutes per megapixel on a CPU, so it is the last choice there.
 """
 
 

@@ -414,7 +414,7 @@ def test_what_jpeg_holds_beside_its_picture_is_named():
     body = saved(photograph(), "JPEG")
     assert codec.decode(body + bytes(100), LIMITS).notices == (), "padding is nothing"
     [notice] = codec.decode(body + b"ftypmp42", LIMITS).notices
-    assert "behind its picture" in notice
+    assert "data after the picture" in notice
     segments = b""
     for marker, content in ((0xE2, b"MPF\0rest"), (0xE1, b"http://ns.adobe.com/xmp/extension/\0rest")):
         segments += struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content

@@ -48,7 +48,7 @@ def run(bench: Bench, only: Sequence[str] | None = None, json: Path | None = Non
         json: file for the results.
 
     Raises:
-        ValueError: if a section is unknown, or the checkpoint is no use; and at the end if a section failed.
+        ValueError: if a section is unknown, or the checkpoint cannot be used; and at the end if a section failed.
     """
     known = (*SECTIONS, SERVICE)
     if unknown := [name for name in only or () if name not in known]:

@@ -14,7 +14,7 @@ SUFFIXES = frozenset(
 """Suffixes of the image files that are found in folders and by patterns."""
 
 STREAM = "-"
-"""Stands for standard input and standard output."""
+"""The name of standard input and standard output."""
 
 EXTENSIONS = {"jpeg": ".jpg"}
 """File extensions that differ from the name of the format."""
@@ -60,7 +60,7 @@ def find_images(inputs: Sequence[str], *, without: Path | None = None) -> list[I
 
     Args:
         inputs: files, folders (searched recursively), and patterns such as ``photos/**/*.jpg``.
-        without: output folder. If it lies inside a folder that is searched, its files are skipped.
+        without: output folder. If it is inside a folder that is searched, its files are skipped.
     """
     folders = [each for each in inputs if Path(each).is_dir()]
     found: dict[Path, InputFile] = {}

@@ -16,7 +16,7 @@ from app.service import build_service
 from app.settings import Settings
 
 NO_DEADLINE_S = 10 * 365 * 24 * 3600.0
-"""Seconds that stand for no deadline: the user can stop the command."""
+"""Deadline in seconds that is never reached; the user can stop the command."""
 
 
 class LocalBackend:

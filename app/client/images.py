@@ -45,7 +45,7 @@ def open_image(image: Any) -> AbstractContextManager[BinaryIO]:  # noqa: ANN401 
         return Path(image).open("rb")
     if isinstance(image, io.TextIOBase):
         raise TypeError("The file is open in text mode. Open it with mode 'rb'.")
-    pillow: Any = sys.modules.get("PIL.Image")  # whoever has a PIL image has imported it
+    pillow: Any = sys.modules.get("PIL.Image")  # imported by the caller if it has a PIL image
     if pillow and isinstance(image, pillow.Image):
         return io.BytesIO(_encode_pillow(image))
     if hasattr(image, "read"):

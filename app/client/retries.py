@@ -101,7 +101,10 @@ class Retries:
         if isinstance(error, httpx.UnsupportedProtocol):
             text = f"{self._server.url!r} is not the URL of a server: {reason}"
         elif self._server.answered:
-            text = f"Lost the connection to {self._server.url}, which did not come back within retry_window: {reason}"
+            text = (
+                f"Lost the connection to {self._server.url}, and could not connect again within "
+                f"{self._server.retry_window:g} s (retry_window): {reason}"
+            )
         else:
             text = (
                 f"No server answered at {self._server.url} within {self._server.connect_timeout:g} s "

@@ -125,7 +125,7 @@ def directory_resolution(block: bytes | memoryview, layout: Layout, directory: D
 
 
 def remove_orientation(block: bytes) -> bytes | None:
-    """The block without its orientation; None where nothing else was in it, or where it is no EXIF at all.
+    """The block without its orientation; None if nothing else was in it, or it is not EXIF.
 
     A thumbnail that is not upright is removed too, and so are entries that point outside the block, because other
     readers fail on them.
@@ -163,7 +163,7 @@ def resize(block: bytes, width: int, height: int) -> bytes:
             for tag, value in zip(tags, (width, height), strict=True):
                 entry = directory.entries.get(tag)
                 if entry is not None and entry.count == 1 and entry.kind in (_SHORT, _LONG):
-                    # A single number stands in the entry itself, which has room for the longer type.
+                    # A single number is stored in the entry itself, which can hold the longer type.
                     struct.pack_into(layout.order + "HHII", edited, entry.at, tag, _LONG, 1, value)
     return bytes(edited)
 

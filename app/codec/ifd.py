@@ -219,7 +219,7 @@ def pack_directory(layout: Layout, values: Iterable[Value], at: int) -> tuple[by
     Args:
         layout: of a classic file.
         values: at least one, each tag once.
-        at: the position, even, at which the result will stand in the file.
+        at: the position of the result in the file; even.
 
     Returns:
         The bytes, and the directory's own position.
@@ -239,5 +239,5 @@ def pack_directory(layout: Layout, values: Iterable[Value], at: int) -> tuple[by
 
 
 def pack_header(layout: Layout, first: int) -> bytes:
-    """The beginning of a classic file whose first directory stands at ``first``."""
+    """The beginning of a classic file whose first directory is at ``first``."""
     return (b"II" if layout.order == "<" else b"MM") + struct.pack(layout.order + "HI", 42, first)

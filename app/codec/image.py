@@ -29,7 +29,7 @@ class DecodeLimits:
 
 
 def bounded(packet: bytes | None, name: str, limits: DecodeLimits, notices: list[str]) -> bytes | None:
-    """The packet; None, and one more notice, where it is larger than ``limits`` allow."""
+    """The packet; None and a further notice if it is larger than ``limits`` allow."""
     if packet is None or len(packet) <= limits.max_profile_bytes:
         return packet
     notices.append(f"{name} of more than {limits.max_profile_bytes} bytes was left out")

@@ -162,7 +162,7 @@ def read_metadata(segments: Segments, limits: DecodeLimits) -> tuple[Metadata, t
         elif marker == COMMENT:
             texts.append(comment_text(data))
     if not behind and any(segments.trailer[:64]):
-        behind = "what stands in the file behind its picture (a video, further pictures) was left out"
+        behind = "data after the picture (a video, further pictures) was left out"
     notices.extend([behind] if behind else [])
     icc = bounded(b"".join(profile[number] for number in sorted(profile)) or None, "an ICC profile", limits, notices)
     iptc = bounded(b"".join(photoshop) or None, "IPTC", limits, notices)

@@ -166,7 +166,7 @@ def assemble(chunks: Iterable[tuple[bytes, bytes | memoryview]]) -> bytes:
 
 
 def frame(kind: bytes, content: bytes | memoryview) -> tuple[bytes, bytes | memoryview, bytes]:
-    """A chunk as it stands in a file, in three parts."""
+    """A chunk as stored in a file, in three parts."""
     checksum = zlib.crc32(content, zlib.crc32(kind))
     return struct.pack(">I4s", len(content), kind), content, struct.pack(">I", checksum)
 
@@ -206,7 +206,7 @@ def read_metadata(chunks: Iterable[Chunk], limits: DecodeLimits) -> tuple[Metada
 
 
 def _packet(kind: bytes, content: bytes, limits: DecodeLimits) -> tuple[str, bytes | None]:
-    """The name and the content of a packet in a chunk, None where it is broken; no name for a text that is none."""
+    """The name and the content of a packet in a chunk; None if it is broken; an empty name for other texts."""
     if kind == b"iCCP":
         return _ICC, _profile(content, limits)
     if kind == b"eXIf":

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 NAME = "swin2sr"
 RAY_ENVIRONMENT = MappingProxyType(
     {
-        "FORWARDED_ALLOW_IPS": "",  # the replicas believe TRUSTED_PROXIES; Ray's proxies believe nobody
+        "FORWARDED_ALLOW_IPS": "",  # the replicas trust TRUSTED_PROXIES; Ray's proxies trust no one
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DEDUP_LOGS": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.ray.proxy.middleware",

@@ -64,7 +64,7 @@ class OfficialWeights:
         """Find the weights of a variant in the cache, without verifying them.
 
         Returns:
-            A file of the hub with its ``config.json`` beside it, or a file of the release; None if there is neither.
+            A file of the hub whose folder also has ``config.json``, or a file of the release; None if there is neither.
         """
         for name in _hub_names(variant):
             file = cached_file(variant.hub_id or "", name, cache_dir=self.cache_dir)
