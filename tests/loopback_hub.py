@@ -1,4 +1,4 @@
-"""A hub and a release of our own on this machine, which give files as a test tells them: slowly, in pieces, or wrong.
+"""A hub and a release on loopback that send files slowly, in pieces, or wrong, as a test specifies.
 
 It answers as huggingface.co and github.com do: the hub describes a file of weights in the headers of a redirect to
 another host, where the bytes are; the release redirects too.
@@ -21,15 +21,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Mischief:
-    """What is done to one answer that holds bytes.
+    """A fault of one response with bytes.
 
     Attributes:
-        status: answered in place of the file.
-        stop_after: bytes of this answer after which the connection is cut.
-        gate: what the answer passes after ``stop_after`` bytes, in place of being cut.
-        content: given in place of the file's bytes, with a length to match.
-        ranges: whether a wish for a range is heard.
-        shift: how far an answered range begins behind the one that was asked for.
+        status: sent instead of the file.
+        stop_after: bytes after which the connection is cut.
+        gate: passed after ``stop_after`` bytes, instead of cutting the connection.
+        content: sent instead of the file's bytes, with its length.
+        ranges: whether ranges are supported.
+        shift: bytes by which the sent range begins after the requested one.
     """
 
     status: int = 200
@@ -56,10 +56,10 @@ class LoopbackHub:
 
     Attributes:
         files: content by path: ``owner/name/file`` of the hub, ``release/file`` of the release.
-        mischief: what is done to the next answers with bytes, by path, one after the other; then all is well.
-        statuses: answered to every question for a path, in place of the file.
+        mischief: faults of the next responses with bytes, by path, one after the other; later ones have none.
+        statuses: sent for every request of a path, instead of the file.
         asked: every request.
-        etags: whether bytes come with an ETag.
+        etags: whether bytes are sent with an ETag.
     """
 
     files: dict[str, bytes]
@@ -77,7 +77,7 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -110,7 +110,7 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request, client_address):
-        """Nothing: who asked may leave in the middle of an answer."""
+        """Ignore clients that disconnect in the middle of a response."""
 
 
 class _Handler(BaseHTTPRequestHandler):

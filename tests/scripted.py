@@ -31,7 +31,7 @@ def results(submission: Submission) -> list:
 
 
 class Gate:
-    """Holds calls back until a test opens it; the test can wait until a call stands before it."""
+    """Blocks calls until a test opens it. The test can wait until a call is blocked."""
 
     def __init__(self, *, is_open: bool = True) -> None:
         self._open = threading.Event()
@@ -45,19 +45,19 @@ class Gate:
         return self._open.is_set()
 
     def open(self) -> None:
-        """Let everything through."""
+        """Let all calls pass."""
         self._open.set()
 
     def close(self) -> None:
-        """Hold back what comes."""
+        """Block calls from now on."""
         self._open.clear()
 
     def wait_until_reached(self) -> None:
-        """Wait for the next call to stand before the closed gate."""
-        assert self._reached.acquire(timeout=PATIENCE), "nothing came to the gate"
+        """Wait until a call is blocked."""
+        assert self._reached.acquire(timeout=PATIENCE), "no call reached the gate"
 
     def pass_through(self) -> None:
-        """What a call does here."""
+        """Called by what the gate blocks."""
         if not self._open.is_set():
             self._reached.release()
         assert self._open.wait(PATIENCE), "the gate was not opened"

@@ -247,7 +247,7 @@ def test_a_batch_that_failed_on_the_device_takes_its_own_time(make, device):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_device_that_is_lost_on_the_way_ends_the_worker(make, device):
-    """Everybody gets a 503, the owner is told at once, and nobody else is taken in."""
+    """All requests get 503, ``on_fatal`` is called at once, and no further requests are admitted."""
     given_up = threading.Event()
     batcher = make(on_fatal=given_up.set, is_lost=lambda error: isinstance(error, ArithmeticError))
     submissions = [batcher.admit("a", [9]) for _ in range(3)]

@@ -209,7 +209,7 @@ def test_what_can_never_run_is_refused_at_once_and_blocks_nobody(make):
 
 
 def test_a_reserved_place_counts_until_it_is_used_or_given_back(make, hold):
-    """What was promised at the door is kept, and what is not used is free again."""
+    """A reservation is kept, and what is not used is released."""
     batcher = make(max_queue_cost=10)
     hold(batcher)
     with batcher.reserve(8) as reservation:
@@ -442,7 +442,7 @@ def test_closing_in_a_hurry_answers_those_who_wait(make, hold):
 
 
 def test_before_the_start_nothing_is_admitted(make):
-    """A batcher without its worker refuses, instead of letting requests wait for nobody."""
+    """A batcher whose worker was not started refuses requests, because they would wait for ever."""
     with pytest.raises(NotReady):
         make(start=False).admit("a", [1])
 
@@ -467,7 +467,7 @@ def test_a_dead_worker_answers_everybody_and_is_replaced(make, script, hold):
 
 
 def test_a_callback_that_raises_loses_its_progress_and_nothing_else(make, script, hold):
-    """A request whose callback fails at its new position runs like the others, in one try, and hears no more."""
+    """A request whose callback fails at its new position runs like the others, in one try, and gets no more calls."""
     batcher, heard = make(), []
     hold(batcher)
 
@@ -507,7 +507,7 @@ def test_a_fault_between_taking_and_running_answers_those_who_were_taken(make, s
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_worker_that_keeps_dying_is_given_up(make):
-    """After five deaths in a row the owner is told, and requests are refused."""
+    """After five deaths in a row ``on_fatal`` is called, and requests are refused."""
     given_up = threading.Event()
 
     def die(_key, _items):

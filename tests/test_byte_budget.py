@@ -1,4 +1,4 @@
-"""Bytes that requests share: first come, first served, and nothing is held twice or lost."""
+"""Budgets of bytes: first come, first served, and no bytes are counted twice or lost."""
 
 from __future__ import annotations
 

@@ -337,8 +337,8 @@ def test_options_that_were_not_typed_are_left_to_the_server(run, photos, tmp_pat
     assert sent == [{"variant": "x2", "format": "jpeg", "ensemble": False, "width": 9}]
 
 
-def test_what_a_server_cannot_serve_is_told_with_its_reason(run, photos, tmp_path):
-    """Weights on their way and weights that could not be had, in the list; the latter also where they are asked for."""
+def test_variants_that_a_server_cannot_use_are_listed_with_the_reason(run, photos, tmp_path):
+    """Running and failed downloads, in the list; failed ones also in the error of a request."""
     app = scripted_app(tmp_path / "service", lightweight_x2=ScriptedUpscaler())
     loading, failed = map(app.state.service.registry.find, ("classical-x2", "jpeg"))
     loading.state, loading.reason = "loading", "being fetched: 2.0 of 48.9 MB"
@@ -354,8 +354,8 @@ def test_what_a_server_cannot_serve_is_told_with_its_reason(run, photos, tmp_pat
     assert (failed.exit_code, failed.stderr.count("could not be fetched: the hub answered 500")) == (1, 1)
 
 
-def test_weights_that_are_not_on_this_machine_are_told_with_the_command_that_brings_them(run, photos):
-    """And with nothing about servers and their administrators."""
+def test_the_error_for_missing_weights_names_the_command_that_downloads_them(run, photos):
+    """And does not mention servers and administrators."""
     answer = run("upscale", photos / "a.png", "-o", "out", "--variant", "realworld-x4", "--device", "cpu")
     assert answer.exit_code == 1
     assert "on this machine. Download them with: swin2sr fetch realworld-x4" in answer.stderr

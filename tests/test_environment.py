@@ -32,7 +32,7 @@ def check(variables, **settings):
     ],
 )
 def test_what_looks_like_a_secret_stops_the_start(name):
-    """Somebody set it to protect the service; it would not. The closest setting is named, the value is not shown."""
+    """It would not protect the service. The message names the closest setting and does not contain the value."""
     with pytest.raises(ValueError, match="SWIN2SR_") as error:
         check({f"SWIN2SR_{name}": "hush-hush-hush"})
     assert f"Unknown setting SWIN2SR_{name}." in str(error.value)

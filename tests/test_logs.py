@@ -1,4 +1,4 @@
-"""A log that nobody reads, a closed or full stream: the service serves and ends all the same."""
+"""A log that is not read, a closed or full stream: the service serves and ends all the same."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def official(hub, tmp_path):
 
 
 def without_the_hub(hub):
-    """The hub does not know the repository; the release is all there is."""
+    """Remove the repository from the hub, so that only the release has files."""
     for path in list(hub.files):
         if not path.startswith("release/"):
             del hub.files[path]
@@ -101,7 +101,7 @@ def test_the_hubs_weights_come_into_the_hubs_own_cache(hub, official, real):
 
 
 def test_what_is_here_is_not_fetched_again(hub, official):
-    """Nobody is asked, also without a network."""
+    """No request is sent, also without a network."""
     file = official.fetch(VARIANT)
     hub.asked.clear()
     assert official.fetch(VARIANT) == file

@@ -99,7 +99,7 @@ def test_a_part_as_long_as_the_file_starts_over(hub, fetch, part):
 
 @pytest.mark.parametrize("status", [404, 401, 403, 410])
 def test_a_refusal_is_final(hub, fetch, status):
-    """It is not asked again, and the sentence has the status and the address."""
+    """There is no second request, and the message contains the status and the URL."""
     hub.statuses[FILE] = status
     with pytest.raises(Unreachable, match=rf"answered {status} .*weights\.pth"):
         fetch()
@@ -107,7 +107,7 @@ def test_a_refusal_is_final(hub, fetch, status):
 
 
 def test_a_server_in_trouble_is_asked_again(hub, fetch):
-    """500 may be over soon, and is an error if it is not."""
+    """500 is repeated, and is an error if it persists."""
     hub.misbehave(FILE, Mischief(status=500), Mischief(status=429))
     assert fetch() == CONTENT
     hub.misbehave(FILE, *[Mischief(status=500)] * ATTEMPTS)
@@ -115,8 +115,8 @@ def test_a_server_in_trouble_is_asked_again(hub, fetch):
         fetch()
 
 
-def test_no_network_is_said_at_once(tmp_path):
-    """Where nothing ever came, nothing is waited for."""
+def test_without_a_network_the_download_fails_at_once(tmp_path):
+    """There is no second attempt if the server could not be reached."""
     waits = []
     for address in ("http://127.0.0.1:1/weights.pth", "http://no-such-host.invalid/weights.pth"):
         with pytest.raises(Unreachable, match=r"cannot be reached: .") as caught:
@@ -132,24 +132,24 @@ def test_other_addresses_are_refused(tmp_path, address):
         download(address, tmp_path / "weights.pth", lambda _step: None)
 
 
-def test_progress_is_told_while_it_comes(hub, fetch):
-    """Not only at the end: a slow server's first half is told before its second half is there."""
-    gate, told = Gate(is_open=False), threading.Event()
+def test_progress_is_reported_while_bytes_arrive(hub, fetch):
+    """The first half of a slow server's file is reported before its second half arrives."""
+    gate, reported = Gate(is_open=False), threading.Event()
     hub.misbehave(FILE, Mischief(stop_after=HALF, gate=gate))
 
     def on_step(step):
         if step.done == HALF:
-            told.set()
+            reported.set()
 
     thread = threading.Thread(target=fetch, args=(on_step,))
     thread.start()
-    assert told.wait(PATIENCE)
+    assert reported.wait(PATIENCE)
     gate.open()
     thread.join(PATIENCE)
 
 
-def test_a_silent_server_is_not_waited_for_for_ever(hub, fetch, monkeypatch):
-    """It counts as a failed attempt."""
+def test_a_silent_server_ends_the_attempt(hub, fetch, monkeypatch):
+    """After ``TIMEOUT_S`` without a byte."""
     monkeypatch.setattr("model.official.http.TIMEOUT_S", 0.2)
     gate = Gate(is_open=False)
     hub.misbehave(FILE, *[Mischief(stop_after=1000, gate=gate)] * ATTEMPTS)
@@ -159,8 +159,8 @@ def test_a_silent_server_is_not_waited_for_for_ever(hub, fetch, monkeypatch):
     assert fetch() == CONTENT
 
 
-def test_too_little_space_is_said_before_anything_is_written(fetch, monkeypatch, part):
-    """With what is needed and what is free."""
+def test_too_little_space_is_reported_before_anything_is_written(fetch, monkeypatch, part):
+    """The message states the needed and the free space."""
     monkeypatch.setattr("shutil.disk_usage", lambda _folder: type("Usage", (), {"free": 600_000})())
     with pytest.raises(FetchError, match=r"1\.0 MB are needed, 0\.6 MB are free"):
         fetch()
@@ -168,8 +168,8 @@ def test_too_little_space_is_said_before_anything_is_written(fetch, monkeypatch,
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is always full")  # noqa: PTH110
-def test_a_full_disk_is_said_in_a_sentence(hub, part):
-    """It is no reason to ask the server again."""
+def test_a_full_disk_is_reported(hub, part):
+    """Without another request to the server."""
     part.parent.mkdir()
     part.symlink_to("/dev/full")
     with pytest.raises(FetchError, match=r"The disk is full .*Free some space") as caught:
@@ -188,30 +188,30 @@ def test_a_full_disk_is_said_in_a_sentence(hub, part):
         (errno.EIO, "Cannot write to"),
     ],
 )
-def test_every_trouble_with_the_disk_says_what_to_do(tmp_path, number, words):
-    """With the place, and the system's own words."""
+def test_every_error_of_the_disk_says_what_to_do(tmp_path, number, words):
+    """The message contains the path and the system's reason."""
     with pytest.raises(FetchError, match=words) as caught, writing(tmp_path):
         raise OSError(number, os.strerror(number))
     assert str(tmp_path) in str(caught.value)
     assert os.strerror(number) in str(caught.value)
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path, hub):
-    """A file stands where the folder should be."""
+def test_a_folder_that_cannot_be_created_is_named(tmp_path, hub):
+    """A file has the name of the folder."""
     (tmp_path / "cache").write_text("")
     with pytest.raises(FetchError, match=r"Cannot write to .*cache"):
         download(f"{hub.url}/{FILE}", tmp_path / "cache" / "weights.pth", lambda _step: None)
 
 
-def test_a_step_speaks_for_itself():
+def test_a_step_as_text():
     """With and without numbers."""
     assert str(Step("waiting")) == "waiting"
     assert str(Step("a from b", 1_500_000, None)) == "a from b: 1.5 of ? MB"
 
 
 @pytest.mark.parametrize("folder", [False, True])
-def test_a_bundle_for_requests_counts_where_openssl_has_none(tmp_path, monkeypatch, folder):
-    """A file or a folder; a file that OpenSSL was told itself comes first."""
+def test_a_bundle_for_requests_is_used_if_openssl_has_none(tmp_path, monkeypatch, folder):
+    """A file or a folder; SSL_CERT_FILE takes precedence."""
     bundle = tmp_path if folder else tmp_path / "authority.pem"
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(bundle))
     monkeypatch.setenv("SSL_CERT_DIR", "/elsewhere")

@@ -1,4 +1,4 @@
-"""Images of any sizes as one batch: exact, whoever else is in it."""
+"""Images of any sizes as one batch: exact, independent of the other images."""
 
 import copy
 import pickle

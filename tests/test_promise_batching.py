@@ -674,7 +674,7 @@ def test_promise_13_a_frozen_worker_makes_it_not_ready(tmp_path, upscaler):
 
 
 def test_promise_13_a_slow_worker_that_progresses_stays_ready(tmp_path):
-    """A network that beats is not frozen, however long a batch takes."""
+    """A network that sends heartbeats is not frozen, however long a batch takes."""
     ahead, slow = [0.0], ScriptedUpscaler()
     app = scripted_app(tmp_path, clock=lambda: time.monotonic() + ahead[0], lightweight_x2=slow)
     service = app.state.service

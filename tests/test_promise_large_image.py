@@ -1,4 +1,4 @@
-"""Promise 24: a large image holds nobody up, with a simulated device and on this machine's processor.
+"""Promise 24: a large image delays others by at most a batch, on a simulated device and on this processor.
 
 Wall-clock bounds: the exact order is tested in ``test_batcher.py`` and ``test_batch.py``.
 """

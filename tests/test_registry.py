@@ -77,8 +77,8 @@ def test_own_checkpoints_with_names_of_no_use_stop_the_boot(build, names, says):
     assert names[-1] in str(caught.value)
 
 
-def test_own_weights_take_an_official_variants_place(build):
-    """A folder called as an official variant is that variant."""
+def test_own_weights_override_an_official_variant(build):
+    """A folder named like an official variant is that variant."""
     registry = build("classical-x4", wanted=("classical-x4",))
     assert registry.resolve("classical-x4").path is not None
     assert registry.describe("classical-x4").replaces == "official"
@@ -96,15 +96,15 @@ def test_what_is_not_present_names_the_command_that_fetches_it(build):
     assert "swin2sr fetch jpeg" in registry.describe("jpeg").reason
 
 
-def test_an_unknown_name_says_what_there_is(build):
-    """Also when asked for a description."""
+def test_the_error_for_an_unknown_name_lists_the_variants(build):
+    """Also for a description."""
     for ask in (build().resolve, build().describe):
         with pytest.raises(UnknownVariant) as error:
             ask("x3")
         assert {"x2", "small-x2"} <= set(error.value.facts["available"])
 
 
-def test_a_wanted_variant_that_cannot_be_had_stops_the_boot(build, tmp_path):
+def test_a_wanted_variant_that_cannot_be_loaded_stops_the_startup(build, tmp_path):
     """With its name; an alias without a variant does not, so that the defaults work anywhere."""
     with pytest.raises(ValueError, match="VARIANTS names 'no-such-thing'"):
         build(wanted=("no-such-thing",))
@@ -115,7 +115,7 @@ def test_a_wanted_variant_that_cannot_be_had_stops_the_boot(build, tmp_path):
 
 
 def test_an_embedded_variant_that_the_package_lacks_stops_the_boot(build, monkeypatch):
-    """It is not to be fetched from anywhere."""
+    """It cannot be downloaded."""
     monkeypatch.setattr("app.variants.catalogue.embedded_path", lambda _name: None)
     with pytest.raises(ValueError, match=r"VARIANTS names 'small-x2': .*Reinstall it"):
         build(wanted=("small-x2",))

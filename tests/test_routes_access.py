@@ -16,7 +16,7 @@ KEYS = {"ann": SecretStr("first-key"), "ben": SecretStr("second-key")}
 
 
 def test_without_keys_everybody_is_the_same_client():
-    """An open server asks nobody."""
+    """A server without keys requires none."""
     assert identify(None, {}) == identify("anything", {}) == ""
 
 

@@ -1,4 +1,4 @@
-"""Load, unload and reload: with the admin token only, and nobody who was accepted notices."""
+"""Load, unload and reload: with the admin token only, and without effect on accepted requests."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_a_failed_reload_keeps_the_old_weights(app, weights, fault):
 
 
 def test_a_variant_that_failed_can_be_tried_again(app, weights):
-    """After the file was mended, without a restart."""
+    """After the file was corrected, without a restart."""
 
     async def scenario(client):
         weights.fault = ValueError("keys are missing")

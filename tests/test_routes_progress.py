@@ -93,7 +93,7 @@ def test_who_asks_by_name_gets_progress(app, accept):
 
 @pytest.mark.parametrize(("body", "query", "status"), [(b"no image", {}, 415), (None, {"quality": 0}, 422)])
 def test_what_is_refused_before_it_waits_has_its_status(app, body, query, status):
-    """A bad file and a bad option are answered as ever, so nobody has to unpack a refusal."""
+    """A bad file and a bad option are refused as in plain responses, without a multipart body."""
     response = ask(app, body, params=query)
     assert response.status_code == status
     assert response.headers["content-type"] == "application/problem+json"
@@ -119,7 +119,7 @@ def test_what_fails_later_ends_with_a_problem_document(app, upscaler):
 
 
 def test_a_bug_after_the_beginning_ends_with_a_problem_document_too(app, monkeypatch):
-    """The answer has begun, and still nobody is left with half of one."""
+    """The response has begun, and still ends with a complete part."""
     monkeypatch.setattr("app.imaging.encoding.encode", lambda *_args: (_ for _ in ()).throw(KeyError("secret")))
     response = ask(app)
     assert response.content.endswith(b"--\r\n")

@@ -79,7 +79,7 @@ def test_sigterm_finishes_what_was_accepted():
 
 
 @pytest.mark.slow
-def test_an_impossible_setting_is_one_sentence():
+def test_an_invalid_setting_is_one_sentence():
     """On standard error, with the variable's name, and no traceback."""
     answer = subprocess.run(
         [sys.executable, "-m", "app", "serve", "--tile-size", "70", "--max-input-pixels", "100"],

@@ -55,7 +55,7 @@ def test_the_environment_is_read(monkeypatch, tmp_path):
         ({"api_keys": "first-key,second-key", "admin_token": "second-key"}, ["ADMIN_TOKEN", "API_KEYS"]),
     ],
 )
-def test_an_impossible_combination_names_both_values(values, names):
+def test_an_invalid_combination_names_both_values(values, names):
     """The message contains both names and values."""
     with pytest.raises(ValidationError) as error:
         Settings(**values)
@@ -80,7 +80,7 @@ def test_an_impossible_combination_names_both_values(values, names):
         {"colour": "red"},
     ],
 )
-def test_an_impossible_value_is_refused(values):
+def test_an_invalid_value_is_refused(values):
     """Nothing is corrected in silence."""
     with pytest.raises(ValidationError, match=next(iter(values))):
         Settings(**values)

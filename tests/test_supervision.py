@@ -1,4 +1,4 @@
-"""A thread that dies is buried and replaced, or given up; nobody is told that it lives when it does not."""
+"""A thread that dies is replaced, or not restarted after too many deaths, and ``alive`` always reports the truth."""
 
 from __future__ import annotations
 

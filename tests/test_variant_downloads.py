@@ -1,4 +1,4 @@
-"""Weights on their way: one thread for each variant, whoever waits for it."""
+"""Downloads of weights: one thread per variant, for any number of callers."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def fetch_all(carrier, *variants):
     return asyncio.run(asyncio.wait_for(go(), PATIENCE))
 
 
-def test_who_wants_the_same_waits_for_the_same():
-    """One fetch for any number of them, and one for each other variant."""
+def test_callers_of_one_variant_share_a_download():
+    """One download for any number of callers, and one for each other variant."""
     carrier = Carrier(is_open=False)
     assert fetch_all(carrier, VARIANT, VARIANT, OTHER, VARIANT) == [
         Path(each.name) for each in (VARIANT, VARIANT, OTHER, VARIANT)
@@ -55,8 +55,8 @@ def test_who_wants_the_same_waits_for_the_same():
     assert sorted(carrier.fetched) == [VARIANT.name, OTHER.name]
 
 
-def test_what_is_over_is_begun_anew():
-    """A fetch that failed says nothing of the next one."""
+def test_a_finished_download_is_not_reused():
+    """The next call after a failed download starts another one."""
     carrier = Carrier(FetchError("no network"))
     downloads = Downloads(carrier)
 
