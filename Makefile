@@ -11,7 +11,7 @@ WORKERS ?= auto
 # What builds and runs images where there is no Docker; see docker/verify.sh.
 IMAGE_TOOL ?=
 SAMPLE := build/sample.png
-# Programs that build and describe releases; see tools/requirements.txt.
+# Programs that build and describe releases; see .github/requirements.txt.
 TOOLS := build/tools
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -62,8 +62,8 @@ lock: $(TOOLS)/.installed ## update constraints.txt (all but torch), and the has
 	mv build/constraints.txt constraints.txt
 	$(MAKE) docker/requirements.txt PYTHON=build/lock/bin/python
 
-docker/requirements.txt: constraints.txt pyproject.toml tools/image_requirements.py | $(TOOLS)/.installed
-	$(PYTHON) -m tools.image_requirements > build/requirements.in
+docker/requirements.txt: constraints.txt pyproject.toml docker/image_requirements.py | $(TOOLS)/.installed
+	$(PYTHON) docker/image_requirements.py > build/requirements.in
 	grep -v ^torch== constraints.txt > build/constraints-without-torch.txt
 	{ echo '# What the container image installs beside torch, with a hash for every file; `make lock` renews it.'; \
 	  $(TOOLS)/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate \
@@ -109,7 +109,7 @@ $(VENV)/.torch: constraints.txt
 	$(PIP) --no-deps $(if $(TORCH_INDEX),--retries 1 --extra-index-url $(TORCH_INDEX)) torch
 	@touch $@
 
-$(TOOLS)/.installed: tools/requirements.txt
+$(TOOLS)/.installed: .github/requirements.txt
 	$(PYTHON) -m venv $(TOOLS)
 	PATH="$(abspath $(TOOLS))/bin:$$PATH" $(TOOLS)/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	@touch $@

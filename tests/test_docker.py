@@ -11,9 +11,9 @@ from importlib.metadata import requires
 from pathlib import Path
 
 import pytest
+from image_requirements import image_requirements, name_of
 
 from app.settings import Settings
-from tools.image_requirements import image_requirements, name_of
 
 ROOT = Path(__file__).parents[1]
 DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")

@@ -10,10 +10,10 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from simulate_autoscaling import draw, simulate
 
 from app.settings import Settings
 from tests.server import ROOT
-from tools.simulate_autoscaling import draw, simulate
 
 FOLDER = ROOT / "docker" / "kubernetes"
 COMPONENTS = sorted(path.name for path in (FOLDER / "components").iterdir())

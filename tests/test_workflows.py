@@ -105,7 +105,7 @@ def dry_run(tmp_path):
     ``make`` prints what it would do, scripts of this project must exist, and nothing else can be called.
     """
     tree, stubs = tmp_path / "tree", tmp_path / "stubs"
-    shutil.copytree(ROOT / "tools", tree / "tools")
+    shutil.copytree(ROOT / ".github", tree / ".github")
     for name in ("Makefile", "pyproject.toml", "constraints.txt", "app", "model", "docker", "setup.py"):
         (tree / name).symlink_to(ROOT / name)
     changelog = (ROOT / "CHANGELOG.md").read_text("utf-8")
@@ -153,10 +153,10 @@ def test_every_block_can_be_run(dry_run, block, environment):
     ("block", "reason"),
     [
         ("make no-such-target", "No rule to make target"),
-        ("python3 tools/missing.py", "No such file"),
+        ("python3 .github/missing.py", "No such file"),
         ("no-such-command", "command not found"),
         ("gh release create v1 dist/*.rpm", "no such file"),
-        ("python3 tools/release.py notes v9.9.9", "v9.9.9 is not v"),
+        ("python3 .github/release.py notes v9.9.9", "v9.9.9 is not v"),
     ],
 )
 def test_a_wrong_block_would_be_seen(dry_run, block, reason):

@@ -1,7 +1,7 @@
 """The version of the source tree and its release notes.
 
-python3 tools/release.py version       print the version in pyproject.toml
-python3 tools/release.py notes TAG     print the changelog's section of the version; fails unless TAG is its tag
+python3 .github/release.py version       print the version in pyproject.toml
+python3 .github/release.py notes TAG     print the changelog's section of the version; fails unless TAG is its tag
 """
 
 import re

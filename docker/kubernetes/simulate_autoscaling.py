@@ -3,7 +3,7 @@
 For each target (waiting pixels for each replica) it prints how long requests wait and how many replicas run, and with
 ``--svg`` it draws both for one target. Requests come at random, most by day, with a sudden peak at 14:00.
 
-    python -m tools.simulate_autoscaling --pixels-per-second 300000 --svg autoscaling.svg
+    python docker/kubernetes/simulate_autoscaling.py --pixels-per-second 300000 --svg autoscaling.svg
 """
 
 from __future__ import annotations

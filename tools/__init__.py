@@ -1,1 +1,0 @@
-"""Programs for building and releasing; no part of what is installed."""
