@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Build the CPU image and see that it keeps what is said of it: its size, what is in it, who runs it, that it serves, is
-# healthy, and that SIGTERM drains it. Port 8000 of this machine must be free.
+# healthy, that SIGTERM drains it, and that it reads keys from a file. Port 8000 of this machine must be free.
 #
 #   docker/verify.sh              with Docker: on a read-only root, as process 1
 #   docker/verify.sh TOOL         without: `TOOL build TAG` builds ./Dockerfile, and `TOOL run TAG [COMMAND...]` runs the
@@ -27,9 +27,11 @@ if [ "$tool" ]; then
   build() { "$tool" build "$tag"; }
   inside() { "$tool" run "$tag" "$@"; }
   start() {
-    "$tool" run "$tag" >"$work/log" 2>&1 &
+    "$tool" run "$tag" "$@" >"$work/log" 2>&1 &
     runner=$!
   }
+  # A tool mounts nothing: the file is written inside, readable by its owner alone.
+  start_with_keys() { start sh -c "umask 277; printf '$1' >/tmp/keys; SWIN2SR_API_KEYS_FILE=/tmp/keys exec swin2sr serve"; }
   # The process that serves: the youngest of those that the tool started.
   service() {
     local process=$runner child
@@ -50,7 +52,13 @@ if [ "$tool" ]; then
 else
   build() { docker build --tag "$tag" .; }
   inside() { docker run --rm --read-only --tmpfs /tmp "$tag" "$@"; }
-  start() { runner=$(docker run --detach --read-only --tmpfs /tmp --publish 127.0.0.1:8000:8000 "$tag"); }
+  start() { runner=$(docker run --detach --read-only --tmpfs /tmp --publish 127.0.0.1:8000:8000 "$@" "$tag"); }
+  start_with_keys() {
+    printf "$1" >"$work/keys"
+    chmod 0440 "$work/keys" # as the Secret of docker/kubernetes/components/secrets
+    start --volume "$work/keys:/run/secrets/swin2sr/api-keys:ro" --group-add "$(id -g)" \
+      --env SWIN2SR_API_KEYS_FILE=/run/secrets/swin2sr/api-keys
+  }
   healthy() {
     docker logs "$runner" >"$work/log" 2>&1
     [ "$(docker inspect --format '{{.State.Health.Status}}' "$runner")" = healthy ]
@@ -116,3 +124,12 @@ grep -aq 'content-type: image/png' "$work/running" || fail "the running request 
 status_at_end
 [ "$status" = 0 ] || fail "it ends with $status"
 echo "SIGTERM drains it: not ready at once, nothing lost, status 0."
+
+clean
+start_with_keys 'photos:a-key-of-the-image\n'
+wait_until 180 "it does not become healthy with a key file" healthy
+is_upscaled() { [ "$(ask -o /dev/null -w '%{http_code}' "$@" "$url/v1/upscale")" = 200 ]; }
+is_upscaled -H 'Authorization: Bearer a-key-of-the-image' || fail "it does not accept a key of its key file"
+! is_upscaled -H 'Authorization: Bearer another-key' || fail "it accepts a key that is not in its key file"
+! is_upscaled || fail "it upscales without a key"
+echo "It takes its keys from a mounted file."
