@@ -50,7 +50,7 @@ def _write_onnx(network: Swin2SR, file: Path) -> None:
     try:
         import onnx  # noqa: F401, PLC0415 (of the extra "export")
     except ImportError as error:
-        raise ValueError("ONNX files need the package onnx: pip install 'swin2sr[export]'") from error
+        raise ValueError("ONNX files need the package onnx: pip install 'swin2sr-serve[export]'") from error
     config, window = network.config, network.config.window_size
     device = next(network.parameters()).device
     example = torch.rand(2, config.num_channels, 2 * window, 3 * window, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -27,6 +28,7 @@ from app.ray.settings import RaySettings, ReplicaResources, plan_replicas
 from app.sockets import listen
 from model.checkpoints import CheckpointError
 from model.variants import embedded_path
+from tests.objects import s3_server
 from tests.scripted import ScriptedUpscaler, model_dir
 from tests.scripted_server import ScriptedServer, Spell
 from tests.server import PATIENCE, ROOT, ServerProcess, children
@@ -155,6 +157,32 @@ def test_the_client_gets_every_image_though_a_replica_is_killed(server):
     assert len(results) == COUNT
     for image, content in results:
         assert pixels_of(content).shape == (2 * image.shape[0], 2 * image.shape[1], 3)
+
+
+@needs_weights
+@pytest.mark.long
+def test_a_bucket_is_upscaled_though_a_replica_is_killed(server):
+    """Every object is there once and whole, by one command that keeps both replicas busy."""
+    victim, other = until(lambda: len(replicas(server)) == 2 and replicas(server))
+    with s3_server() as (bucket, environment):
+        images = {f"{index:03}": noise(8 + index % 9, 8 + index % 7, seed=index) for index in range(COUNT)}
+        for name, image in images.items():
+            bucket.put_object(Key=f"in/{name}.png", Body=png(image))
+        command = [sys.executable, "-m", "app", "upscale", "s3://photos/in/*.png", "-o", "s3://photos/out", "--json"]
+        command += ["--url", server.url, "--jobs", str(AT_ONCE), "--variant", "small-x2"]
+        env = {**os.environ, **environment}
+        with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            lines = [json.loads(next(process.stdout)) for _ in range(KILLED_AFTER)]
+            os.kill(victim, signal.SIGKILL)
+            lines += map(json.loads, process.stdout)
+            assert process.wait() == 0, process.stderr.read()
+        assert not is_alive(victim)
+        assert is_alive(other)
+        written = {each.key: each.get()["Body"].read() for each in bucket.objects.filter(Prefix="out/")}
+    assert Counter(line["target"] for line in lines) == Counter(f"s3://photos/{key}" for key in written)
+    assert written.keys() == {f"out/{name}-small-x2.png" for name in images}
+    for name, image in images.items():
+        assert pixels_of(written[f"out/{name}-small-x2.png"]).shape == (2 * image.shape[0], 2 * image.shape[1], 3)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -19,6 +19,7 @@ from rich.text import Text
 from app import client
 from app.cli.compare import build_page
 from app.cli.files import FileTask
+from app.cli.objects import S3Object
 from app.errors import ServiceError
 
 _EXISTS = "Use --force to overwrite it, or --skip-existing to skip such images."
@@ -69,37 +70,43 @@ class BulkUpscaler:
         self._force = force
         self._skip = skip
         self._compare = compare
-        self._skipped = 0
+        self._done = self._skipped = 0
         self._lines = lines
         self._streams = streams
         self.failures: list[tuple[FileTask, ServiceError | OSError]] = []
         """The images of the last run that failed, with their errors."""
 
-    async def run(self, tasks: Sequence[FileTask], concurrency: int, stop: asyncio.Event | None = None) -> None:
+    async def run(self, tasks: Iterable[FileTask], concurrency: int, stop: asyncio.Event | None = None) -> None:
         """Upscale all images, and continue after a failure. Failures are printed, and again at the end.
 
         Args:
-            tasks: images to read and files to write.
+            tasks: images to read and files to write; taken one by one.
             concurrency: images processed at a time.
             stop: once it is set, no further image is begun.
+
+        Raises:
+            OSError: from ``tasks``, once the images that were begun are finished.
         """
-        self.failures, self._skipped = [], 0
-        queue = (task for task in tasks if not (stop and stop.is_set()))
+        self.failures, self._done, self._skipped = [], 0, 0
+        queue = _Queue(task for task in tasks if not (stop and stop.is_set()))
+        count = len(tasks) if isinstance(tasks, Sized) else None
         with self._bars() as bars:
-            total = bars.add_task(_plural(len(tasks)), total=len(tasks))
+            total = bars.add_task("images" if count is None else _plural(count), total=count)
             async with asyncio.TaskGroup() as group:
-                for _ in range(min(concurrency, len(tasks))):
+                for _ in range(concurrency if count is None else min(concurrency, count)):
                     group.create_task(self._work(queue, bars, total))
         if self._skipped:
             self._print(f"{_plural(self._skipped)} skipped: the output file exists")
-        if self.failures and len(tasks) > 1:
-            done = len(tasks) - len(self.failures) - self._skipped
-            self._print(f"{_plural(done)} upscaled, {len(self.failures)} failed:")
+        if self.failures and self._done > 1:
+            upscaled = self._done - len(self.failures) - self._skipped
+            self._print(f"{_plural(upscaled)} upscaled, {len(self.failures)} failed:")
             for task, error in self.failures:
                 self._print(f"  {task.name}: {_message(error)}", "red")
+        if queue.error:
+            raise queue.error
 
-    async def _work(self, queue: Iterator[FileTask], bars: progress.Progress, total: progress.TaskID) -> None:
-        for task in queue:
+    async def _work(self, queue: _Queue, bars: progress.Progress, total: progress.TaskID) -> None:
+        while task := await queue.take():
             bar = bars.add_task(task.source.name if task.source else task.name, total=None)
 
             def show(step: client.Progress, bar: progress.TaskID = bar) -> None:
@@ -112,10 +119,11 @@ class BulkUpscaler:
                 self._fail(task, error)
             bars.remove_task(bar)
             bars.advance(total)
+            self._done += 1
 
     async def _process(self, task: FileTask, show: client.response.OnProgress) -> None:
         started = time.monotonic()
-        if task.target is not None and task.target.exists() and not self._force:
+        if task.target is not None and not self._force and await asyncio.to_thread(task.target.exists):
             if self._skip:
                 self._skipped += 1
                 self._write_json(task, target=str(task.target), skipped=True)
@@ -143,17 +151,16 @@ class BulkUpscaler:
     def _read(self, task: FileTask) -> bytes:
         return task.source.read_bytes() if task.source else self._stream(0).read()
 
-    def _write(self, task: FileTask, upscaled: client.UpscaledImage) -> Path | None:
+    def _write(self, task: FileTask, upscaled: client.UpscaledImage) -> Path | S3Object | None:
         if task.target is None:
             self._stream(1).write(upscaled.content)
             self._stream(1).flush()
             return None
         target = task.target if task.exact else task.target.with_suffix(Path(upscaled.filename).suffix)
-        target.parent.mkdir(parents=True, exist_ok=True)
         _write_atomically(target, upscaled.content, force=self._force)
         return target
 
-    def _write_page(self, target: Path, body: bytes, upscaled: client.UpscaledImage) -> Path:
+    def _write_page(self, target: Path | S3Object, body: bytes, upscaled: client.UpscaledImage) -> Path | S3Object:
         page = target.with_suffix(".html")
         text = build_page(target.name, body, upscaled.content)
         _write_atomically(page, text.encode("utf-8"), force=self._force)
@@ -189,8 +196,34 @@ class BulkUpscaler:
         return progress.Progress(*columns, console=self._console, transient=True, disable=hidden)
 
 
-def _write_atomically(target: Path, content: bytes, *, force: bool) -> None:
+class _Queue:
+    """Images that several workers take, from an iterator that may wait for the network.
+
+    Attributes:
+        error: of the iterator, which ends the queue.
+    """
+
+    def __init__(self, tasks: Iterator[FileTask]) -> None:
+        self._tasks = tasks
+        self._lock = asyncio.Lock()
+        self.error: OSError | None = None
+
+    async def take(self) -> FileTask | None:
+        """The next image, or None at the end."""
+        async with self._lock:
+            try:
+                return None if self.error else await asyncio.to_thread(next, self._tasks, None)
+            except OSError as error:
+                self.error = error
+                return None
+
+
+def _write_atomically(target: Path | S3Object, content: bytes, *, force: bool) -> None:
     """Write a file completely or not at all, and replace an existing file only if ``force`` is set."""
+    if isinstance(target, S3Object):
+        target.write_bytes(content, force=force)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         part.write_bytes(content)

@@ -107,14 +107,17 @@ def _reporter(options: Mapping[str, object]) -> Report:
 def upscale(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGES...", help="images, folders, patterns such as 'photos/**/*.jpg', or - for stdin"),
+        typer.Argument(
+            metavar="IMAGES...",
+            help="images, folders, patterns such as 'photos/**/*.jpg' or 's3://bucket/in/*.jpg', or - for stdin",
+        ),
     ],
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
-            help="file for one image, - for stdout, else a folder",
+            help="file for one image, - for stdout, else a folder; may be an s3:// address",
             show_default="the current folder",
         ),
     ] = None,
@@ -143,12 +146,12 @@ def upscale(
 
     Output files are named after the image and the variant, and sub-folders are kept.
     """
-    from app.cli.upscale import UpscaleArgs, run  # noqa: PLC0415
+    from app.cli.upscale import UpscaleArgs, parse_output, run  # noqa: PLC0415
 
     with _failures_reported():
         args = UpscaleArgs(
-            tuple(inputs), output, url, api_key, timeout, force=force, skip=skip, jobs=jobs, as_json=as_json,
-            compare=compare, shard=Shard.parse(shard) if shard else None,
+            tuple(inputs), parse_output(output), url, api_key, timeout, force=force, skip=skip, jobs=jobs,
+            as_json=as_json, compare=compare, shard=Shard.parse(shard) if shard else None,
         )  # fmt: skip
         request = args.options(format=options.pop("format", None), variant=variant, **options)
         settings = None if url else _local_settings(device, precision, model_dir, cache_dir)

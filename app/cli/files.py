@@ -6,7 +6,11 @@ import glob
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from app.cli.objects import S3Object
 
 SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jxl"}
@@ -22,20 +26,20 @@ EXTENSIONS = {"jpeg": ".jpg"}
 
 @dataclass(frozen=True)
 class InputFile:
-    """An image file to read.
+    """An image to read.
 
     Attributes:
-        path: of the file.
+        path: of the file or object.
         relative: path below the folder that was given, or the file's name. The output keeps it.
     """
 
-    path: Path
-    relative: Path
+    path: Path | S3Object
+    relative: PurePath
 
 
 @dataclass(frozen=True)
 class FileTask:
-    """One image to upscale: the file to read, and the file to write.
+    """One image to upscale: the file or object to read, and the one to write.
 
     Attributes:
         source: None for standard input.
@@ -43,8 +47,8 @@ class FileTask:
         exact: whether the user gave the target's full name. If not, it gets the extension of the output format.
     """
 
-    source: Path | None
-    target: Path | None
+    source: Path | S3Object | None
+    target: Path | S3Object | None
     exact: bool = False
 
     @property
@@ -63,7 +67,7 @@ def find_images(inputs: Sequence[str], *, without: Path | None = None) -> list[I
         without: output folder. If it is inside a folder that is searched, its files are skipped.
     """
     folders = [each for each in inputs if Path(each).is_dir()]
-    found: dict[Path, InputFile] = {}
+    found: dict[Path | S3Object, InputFile] = {}
     for each in inputs:
         path = Path(each)
         if path.is_dir():
@@ -81,8 +85,8 @@ def find_images(inputs: Sequence[str], *, without: Path | None = None) -> list[I
     return list(found.values())
 
 
-def plan_outputs(inputs: Sequence[InputFile], output: Path, variant: str, format_: str) -> list[FileTask]:
-    """Name the output file of each input: below ``output``, in the same sub-folders, with the variant in the name.
+def plan_outputs(inputs: Sequence[InputFile], output: Path | S3Object, variant: str, format_: str) -> list[FileTask]:
+    """Name the output of each input: below ``output``, in the same sub-folders, with the variant in the name.
 
     Args:
         inputs: as ``find_images`` returns them.
@@ -95,20 +99,31 @@ def plan_outputs(inputs: Sequence[InputFile], output: Path, variant: str, format
         ValueError: if two inputs have the same output file.
     """
     stems = Counter(file.relative.with_suffix("") for file in inputs)
-    tasks: dict[Path, FileTask] = {}
+    tasks: dict[Path | S3Object | None, FileTask] = {}
     for file in inputs:
-        suffix = file.relative.suffix
-        kind = f"-{suffix[1:].lower()}" if stems[file.relative.with_suffix("")] > 1 and suffix else ""
-        name = f"{file.relative.stem}{kind}-{variant}{_extension(format_, suffix)}"
-        target = output / file.relative.parent / name
-        task = FileTask(file.path, target)
-        other = tasks.setdefault(target, task)
+        alone = stems[file.relative.with_suffix("")] == 1
+        task = name_output(file, output, variant, format_, alone=alone)
+        other = tasks.setdefault(task.target, task)
         if other is not task:
             raise ValueError(
-                f"{other.name} and {task.name} have the same output file {target}. Give their folders as inputs, so "
-                "that sub-folders are kept."
+                f"{other.name} and {task.name} have the same output file {task.target}. Give their folders as inputs, "
+                "so that sub-folders are kept."
             )
     return list(tasks.values())
+
+
+def name_output(file: InputFile, output: Path | S3Object, variant: str, format_: str, *, alone: bool) -> FileTask:
+    """Name the output of one input.
+
+    Args:
+        file: the input.
+        output, variant, format_: as in ``plan_outputs``.
+        alone: whether no other input differs in the extension only; else the name keeps the extension.
+    """
+    suffix = file.relative.suffix
+    kind = f"-{suffix[1:].lower()}" if suffix and not alone else ""
+    name = f"{file.relative.stem}{kind}-{variant}{_extension(format_, suffix)}"
+    return FileTask(file.path, output / file.relative.parent / name)
 
 
 def _images(paths: Iterator[Path] | Sequence[Path]) -> Iterator[Path]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -30,10 +29,8 @@ class Shard:
             raise ValueError(f"--shard {text} is not K/N with K from 1 to N, for example 2/5.")
         return cls(int(match[1]), int(match[2]))
 
-    def select(self, files: Sequence[InputFile]) -> list[InputFile]:
-        """The files of this shard: a stable hash of the name decides, so that no two shards share a file."""
-        return [file for file in files if self._of(file.relative.as_posix()) == self.index]
-
-    def _of(self, name: str) -> int:
+    def has(self, file: InputFile) -> bool:
+        """Whether a file is of this shard: a stable hash of its name decides, so that no two shards share one."""
+        name = file.relative.as_posix()
         digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()
-        return 1 + int.from_bytes(digest[:8]) % self.count
+        return 1 + int.from_bytes(digest[:8]) % self.count == self.index

@@ -1,9 +1,10 @@
-"""The ``swin2sr upscale`` command: from file names to files."""
+"""The ``swin2sr upscale`` command: from names of files or objects to results."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from rich.console import Console
 
 from app.cli.bulk import BulkUpscaler
 from app.cli.files import EXTENSIONS, STREAM, SUFFIXES, FileTask, InputFile, find_images, plan_outputs
+from app.cli.objects import SCHEME, S3Inputs, S3Object, name_outputs
 from app.cli.shard import Shard
 from app.schemas import UpscaleOptions
 from app.settings import Settings
@@ -27,7 +29,7 @@ class UpscaleArgs:
     """The arguments of ``swin2sr upscale`` that are not options of a request."""
 
     inputs: tuple[str, ...]
-    output: Path | None
+    output: Path | S3Object | None
     url: str | None
     api_key: str | None
     timeout: float
@@ -59,12 +61,20 @@ class UpscaleArgs:
         chosen: Any = format or by_suffix or "png"
         return UpscaleOptions(format=chosen, **values)
 
-    def plan(self, variant: str, format_: str) -> list[FileTask]:
-        """The images to read and the files to write.
+    @property
+    def reads_objects(self) -> bool:
+        """Whether the inputs are objects of S3 storage."""
+        return any(each.startswith(SCHEME) for each in self.inputs)
+
+    def plan(self, variant: str, format_: str) -> Iterable[FileTask]:
+        """The images to read and the files to write: a list, or for objects an iterator that lists them page by page.
 
         Raises:
             ValueError: if there are no images, or the inputs do not fit the output.
+            OSError: if the storage does not answer; also from the iterator.
         """
+        if self.reads_objects:
+            return self._plan_objects(variant, format_)
         if STREAM in self.inputs and len(self.inputs) > 1:
             raise ValueError("'-' (standard input) cannot be combined with other inputs")
         if STREAM in self.inputs and self.shard:
@@ -73,14 +83,25 @@ class UpscaleArgs:
         if STREAM in self.inputs:
             target = output if self._is_file(output) else output / f"image-{variant}.{format_}"
             return [FileTask(None, None if self.writes_to_stdout else target, exact=self._is_file(output))]
-        found = find_images(self.inputs, without=output if self.output else None)
+        found = find_images(self.inputs, without=self.output if isinstance(self.output, Path) else None)
         if not found:
             raise ValueError(
                 f"No images found in {', '.join(self.inputs)}. Recognised extensions: {', '.join(sorted(SUFFIXES))}"
             )
         return self._of_shard(self._name_outputs(found, output, variant, format_), found)
 
-    def _name_outputs(self, found: list[InputFile], output: Path, variant: str, format_: str) -> list[FileTask]:
+    def _plan_objects(self, variant: str, format_: str) -> Iterable[FileTask]:
+        output = self.output or Path()
+        inputs = S3Inputs(self.inputs, output)
+        if named := inputs.named_object():
+            return self._of_shard(self._name_outputs([named], output, variant, format_), [named])
+        if self.writes_to_stdout or (output.suffix.lower() in SUFFIXES and not output.is_dir()):
+            raise ValueError(f"A folder or pattern of objects needs an output folder, but {output} is one image.")
+        return name_outputs(inputs, output, variant, format_, self.shard)
+
+    def _name_outputs(
+        self, found: list[InputFile], output: Path | S3Object, variant: str, format_: str
+    ) -> list[FileTask]:
         if self.writes_to_stdout:
             if len(found) > 1:
                 raise ValueError(f"Standard output takes one image, not {len(found)}. Use -o FOLDER.")
@@ -95,13 +116,24 @@ class UpscaleArgs:
         """The tasks of the shard, chosen after naming, so that names do not depend on it."""
         if self.shard is None:
             return tasks
-        chosen = {file.path for file in self.shard.select(found)}
+        chosen = {file.path for file in found if self.shard.has(file)}
         return [task for task in tasks if task.source in chosen]
 
-    def _is_file(self, output: Path) -> bool:
+    def _is_file(self, output: Path | S3Object) -> bool:
         """Whether the output names one file: it has an extension, and there is one input that is not a folder."""
         one = len(self.inputs) == 1 and not Path(self.inputs[0]).is_dir()
         return one and output.suffix != "" and not output.is_dir()
+
+
+def parse_output(text: str | None) -> Path | S3Object | None:
+    """The output that the command line names: a path, or an ``s3://`` address.
+
+    Raises:
+        ValueError: if the address names no bucket.
+    """
+    if text is None or not text.startswith(SCHEME):
+        return Path(text) if text else None
+    return S3Object.parse(text)
 
 
 async def run(args: UpscaleArgs, options: UpscaleOptions, settings: Settings | None, console: Console) -> int:
@@ -125,9 +157,9 @@ async def run(args: UpscaleArgs, options: UpscaleOptions, settings: Settings | N
         raise ValueError("--json and the image cannot both go to standard output. Use -o FILE.")
     if args.compare and args.writes_to_stdout:
         raise ValueError("--compare needs an output file. Use -o FILE or -o FOLDER.")
-    args.plan("", options.format)  # reports wrong arguments before weights are loaded
+    await asyncio.to_thread(args.plan, "", options.format)  # reports wrong arguments before weights are loaded
     async with open_backend(args, options, settings) as backend:
-        tasks = args.plan(await backend.variant(), options.format)
+        tasks = await asyncio.to_thread(args.plan, await backend.variant(), options.format)
         lines = sys.stdout if args.as_json else None
         upscaler = BulkUpscaler(backend, console, force=args.force, skip=args.skip, compare=args.compare, lines=lines)
         await upscaler.run(tasks, args.jobs)

@@ -70,14 +70,14 @@ class FolderWatcher:
 
     def finish(self, task: FileTask, error: Exception | None) -> None:
         """Note what became of an image."""
-        assert task.source is not None, "comes from a scan"
+        assert isinstance(task.source, Path), "comes from a scan"
         seen = self._seen.get(task.source)
         if seen is not None:
             seen.finished = not isinstance(error, ServerError | OSError) or isinstance(error, FileExistsError)
             seen.retry_at = self.clock() + RETRY_S
 
     def _is_due(self, task: FileTask) -> bool:
-        assert task.source is not None, "comes from a folder"
+        assert isinstance(task.source, Path), "comes from a folder"
         try:
             status = task.source.stat()
         except FileNotFoundError:
@@ -92,7 +92,7 @@ class FolderWatcher:
         return not self._has_output(task)
 
     def _has_output(self, task: FileTask) -> bool:
-        assert task.target is not None, "comes from a folder"
+        assert isinstance(task.target, Path), "comes from a folder"
         if self.format_ != "same":
             return task.target.exists()
         return any(task.target.parent.glob(f"{glob.escape(task.target.stem)}.*"))
@@ -115,7 +115,7 @@ async def run(
 ) -> None:
     """Watch a folder until SIGINT or SIGTERM. The arguments are those of ``app.cli.upscale.run``."""
     stop = stop_on_signals()
-    assert args.output is not None, "the command requires it"
+    assert isinstance(args.output, Path), "the command requires it"
     async with open_backend(args, options, settings) as backend:
         lines = sys.stdout if args.as_json else None
         upscaler = BulkUpscaler(backend, console, lines=lines)
