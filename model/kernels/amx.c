@@ -44,7 +44,8 @@ struct block_scratch {
     float *logits;                         /* (64 keys); also two strips of fc1 */
     float *weighed;                        /* (a head's depth + 1) */
     uint32_t *tokens, *attended, *hidden;  /* operands of qkv and fc1, proj, fc2: pairs, with a row of ones behind */
-    uint32_t *query, *key, *weights;       /* of a head: pairs */
+    uint32_t *query, *key;                 /* of a head: pairs */
+    uint32_t *weights[2];                  /* the same, of this head and of the one before */
     uint32_t *key_rows;                    /* (64 keys / 16, 16, 32) */
     uint16_t *value[2];                    /* (33 rows, 64 keys), of this head and of the next */
     long lo, hidden_lo;                    /* words from hi to lo in `tokens` and `attended`, and in `hidden` */
@@ -127,11 +128,13 @@ static size_t lay_out_block(const struct block *w, struct block_scratch *m, char
     m->tokens = take(memory, &used, parts * m->lo * sizeof(uint32_t));
     m->attended = take(memory, &used, parts * m->lo * sizeof(uint32_t));
     m->hidden = take(memory, &used, parts * m->hidden_lo * sizeof(uint32_t));
-    m->weights = take(memory, &used, 2 * WEIGHTS_LO * sizeof(uint32_t));
     m->key_rows = take(memory, &used, 2 * strip);
     m->query = take(memory, &used, 2 * strip);
     m->key = take(memory, &used, 2 * strip);
-    for (int i = 0; i < 2; i++) m->value[i] = take(memory, &used, 2 * VALUE_LO * sizeof(uint16_t));
+    for (int i = 0; i < 2; i++) {
+        m->weights[i] = take(memory, &used, parts * WEIGHTS_LO * sizeof(uint32_t));
+        m->value[i] = take(memory, &used, 2 * VALUE_LO * sizeof(uint16_t));
+    }
     return used;
 }
 

@@ -1,25 +1,30 @@
 /* Window attention on AMX for one precision. Included by amx_block.h, with what is defined there. */
 
-/* 1 / |row vector| of 16 tokens' query or key, times `scale`; one Newton step takes the estimate to float32's last bits. */
-static ALWAYS_INLINE __m512 NAME(inverse_length)(const float *rows, long first, long depth, int vector, float scale) {
-    __m512 even = _mm512_setzero_ps(), odd = even;
+/* Rows `first` and following of the sums, each token's vector at length `scale`, to pairs. One Newton step takes the
+ * estimate of 1 / length to float32's last bits. */
+static ALWAYS_INLINE void NAME(normalise)(const float *sums, long first, long depth, float scale, uint32_t *out,
+                                          long lo) {
+    __m512 even[4], odd[4], factor[4];
+    for (int v = 0; v < 4; v++) even[v] = odd[v] = _mm512_setzero_ps();
     for (long c = first; c < first + depth; c += 2) {
-        __m512 a = _mm512_load_ps(rows + AT(c, vector)), b = _mm512_load_ps(rows + AT(c + 1, vector));
-        even = _mm512_fmadd_ps(a, a, even), odd = _mm512_fmadd_ps(b, b, odd);
+        const float *row = sums + AT(c, 0);
+        for (int v = 0; v < 4; v++) {
+            __m512 a = _mm512_load_ps(row + v * TILE), b = _mm512_load_ps(row + v * TILE + 16);
+            even[v] = _mm512_fmadd_ps(a, a, even[v]), odd[v] = _mm512_fmadd_ps(b, b, odd[v]);
+        }
     }
-    __m512 sum = _mm512_max_ps(_mm512_add_ps(even, odd), _mm512_set1_ps(1e-24f)), y = _mm512_rsqrt14_ps(sum);
-    __m512 half = _mm512_mul_ps(sum, _mm512_set1_ps(0.5f));
-    y = _mm512_mul_ps(y, _mm512_fnmadd_ps(half, _mm512_mul_ps(y, y), _mm512_set1_ps(1.5f)));
-    return _mm512_mul_ps(y, _mm512_set1_ps(scale));
-}
-
-/* Rows `first` and following of the sums, times `factor`, to pairs. */
-static ALWAYS_INLINE void NAME(scale_pairs)(const float *sums, long first, long depth, int vector, __m512 factor,
-                                            uint32_t *out, long lo) {
-    for (long c = 0; c < depth; c += 2)
-        NAME(round_pair)(_mm512_mul_ps(_mm512_load_ps(sums + AT(first + c, vector)), factor),
-                         _mm512_mul_ps(_mm512_load_ps(sums + AT(first + c + 1, vector)), factor),
-                         out + AT(c / 2, vector), lo);
+    for (int v = 0; v < 4; v++) {
+        __m512 sum = _mm512_max_ps(_mm512_add_ps(even[v], odd[v]), _mm512_set1_ps(1e-24f)), y = _mm512_rsqrt14_ps(sum);
+        __m512 half = _mm512_mul_ps(sum, _mm512_set1_ps(0.5f));
+        y = _mm512_mul_ps(y, _mm512_fnmadd_ps(half, _mm512_mul_ps(y, y), _mm512_set1_ps(1.5f)));
+        factor[v] = _mm512_mul_ps(y, _mm512_set1_ps(scale));
+    }
+    for (long c = first; c < first + depth; c += 2, out += 16) {
+        const float *row = sums + AT(c, 0);
+        for (int v = 0; v < 4; v++)
+            NAME(round_pair)(_mm512_mul_ps(_mm512_load_ps(row + v * TILE), factor[v]),
+                             _mm512_mul_ps(_mm512_load_ps(row + v * TILE + 16), factor[v]), out + v * TILE, lo);
+    }
 }
 
 /* A head's query (columns of pairs), key (transposed to rows) and value (rows) as operands. In `high`, a short head's
@@ -28,16 +33,13 @@ static ALWAYS_INLINE void NAME(prepare_head)(const struct block *w, long head, c
     const long depth = w->channels / w->heads, pairs = depth / 2;
     const long query = head * depth, key = query + w->channels, value = key + w->channels;
     const int stacked = PARTS == 2 && 3 * pairs <= 16;
-    for (int v = 0; v < 4; v++) {
-        NAME(scale_pairs)(m->sums, query, depth, v, NAME(inverse_length)(m->sums, query, depth, v, w->scale[head]),
-                          m->query, stacked ? 2 * pairs * 16 : STRIP);
-        NAME(scale_pairs)(m->sums, key, depth, v, NAME(inverse_length)(m->sums, key, depth, v, 1.0f), m->key,
-                          stacked ? pairs * 16 : STRIP);
-        for (long p = 0; stacked && p < pairs; p++) {
+    NAME(normalise)(m->sums, query, depth, w->scale[head], m->query, stacked ? 2 * pairs * 16 : STRIP);
+    NAME(normalise)(m->sums, key, depth, 1.0f, m->key, stacked ? pairs * 16 : STRIP);
+    for (long p = 0; stacked && p < pairs; p++)
+        for (int v = 0; v < 4; v++) {
             _mm512_store_si512(m->query + AT(pairs + p, v), _mm512_load_si512(m->query + AT(p, v)));
             _mm512_store_si512(m->key + AT(2 * pairs + p, v), _mm512_load_si512(m->key + AT(p, v)));
         }
-    }
     for (int t = 0; t < (PARTS == 2 && !stacked ? 8 : 4); t++)
         transpose_tile(m->key + t * TILE, m->key_rows + t * TILE);
     uint16_t *rows = m->value[head % 2];
@@ -48,8 +50,8 @@ static ALWAYS_INLINE void NAME(prepare_head)(const struct block *w, long head, c
                           rows + (c / 16 * 2 + k) * 2 * TILE + c % 16 * 32, VALUE_LO);
 }
 
-/* Logits of 16 keys and all queries. */
-static ALWAYS_INLINE void NAME(logits)(const struct block *w, const struct block_scratch *m, int strip, float *out) {
+/* Logits of 16 keys and all queries, left in the tiles of sums. */
+static ALWAYS_INLINE void NAME(logits)(const struct block *w, const struct block_scratch *m, long strip) {
     struct NAME(activation) none = {0};
     clear_sums();
     LOAD_TILE(4, m->key_rows + strip * TILE, 64);
@@ -59,7 +61,6 @@ static ALWAYS_INLINE void NAME(logits)(const struct block *w, const struct block
         LOAD_TILE(4, m->key_rows + STRIP + strip * TILE, 64);
         NAME(multiply)(m->query, &none);
     }
-    store_sums(out, 4 * TILE, 64);
 }
 
 /* Attention weights of 16 keys from their logits, not yet divided by the sums over keys. What is cut off here is no
@@ -116,39 +117,47 @@ static ALWAYS_INLINE void NAME(weigh_values)(const uint16_t *value, const uint32
 
 /* A head's output, divided by the sums, to its rows of the next operand. */
 static ALWAYS_INLINE void NAME(finish_head)(const struct block_scratch *m, long head, long depth) {
-    for (int v = 0; v < 4; v++) {
-        __m512 inverse = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_load_ps(m->weighed + AT(depth, v)));
-        for (long c = 0; c < depth; c += 2)
-            NAME(round_pair)(_mm512_mul_ps(_mm512_load_ps(m->weighed + AT(c, v)), inverse),
-                             _mm512_mul_ps(_mm512_load_ps(m->weighed + AT(c + 1, v)), inverse),
-                             m->attended + AT((head * depth + c) / 2, v), m->lo);
+    __m512 inverse[4];
+    for (int v = 0; v < 4; v++)
+        inverse[v] = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_load_ps(m->weighed + AT(depth, v)));
+    for (long c = 0; c < depth; c += 2) {
+        const float *row = m->weighed + AT(c, 0);
+        uint32_t *out = m->attended + AT((head * depth + c) / 2, 0);
+        for (int v = 0; v < 4; v++)
+            NAME(round_pair)(_mm512_mul_ps(_mm512_load_ps(row + v * TILE), inverse[v]),
+                             _mm512_mul_ps(_mm512_load_ps(row + v * TILE + 16), inverse[v]), out + v * TILE, m->lo);
     }
 }
 
-/* All heads. The products of the next strip or head are issued before the exponentials that do not need them: a change
- * from one unit to the other costs some 700 cycles otherwise. `bias` is (heads, 4 strips of keys). */
+/* Where the logits of a strip are put. Strips are counted over all heads; a steep head needs all four of its own. */
+static ALWAYS_INLINE float *NAME(logits_of)(const struct block *w, const struct block_scratch *m, long strip) {
+    return m->logits + strip % (w->scale[strip / 4] > STEEP ? 4 : 2) * STRIP;
+}
+
+/* All heads. A vector instruction that reads what a tile instruction has just stored waits for some hundred cycles, and
+ * so does the reverse. That is why the logits of two strips ahead stay in the tiles while the exponentials of one are
+ * computed, values are weighed during the next head, and a head is prepared while the one before is computed. `bias` is
+ * (heads, 4 strips of keys). */
 static void NAME(attend)(const struct block *w, const float *bias, int clamp, const struct block_scratch *m) {
-    const long depth = w->channels / w->heads;
+    const long depth = w->channels / w->heads, heads = w->heads;
     NAME(prepare_head)(w, 0, m);
-    NAME(logits)(w, m, 0, m->logits);
-    for (long h = 0; h < w->heads; h++, bias += 4 * STRIP) {
+    NAME(logits)(w, m, 0);
+    store_sums(NAME(logits_of)(w, m, 0), 4 * TILE, 64);
+    NAME(logits)(w, m, 1);
+    for (long i = 0; i < 4 * heads; i++, bias += STRIP) {
+        const long h = i / 4, strip = i % 4;
         const int steep = w->scale[h] > STEEP;
-        for (int strip = 0; strip < 4; strip++) {
-            if (strip < 3)
-                NAME(logits)(w, m, strip + 1, m->logits + (steep ? strip + 1 : (strip + 1) % 2) * STRIP);
-            else if (steep)
-                NAME(steep_exponentials)(m->logits, bias, m->weights);
-            if (strip == 3 && h + 1 < w->heads) {
-                NAME(prepare_head)(w, h + 1, m);
-                NAME(logits)(w, m, 0, m->logits);
-            }
-            const float *done = m->logits + strip % 2 * STRIP, *strip_bias = bias + strip * STRIP;
-            uint32_t *to = m->weights + AT(8 * strip, 0);
-            if (!steep && clamp) NAME(exponentials)(done, strip_bias, 1, to);
-            if (!steep && !clamp) NAME(exponentials)(done, strip_bias, 0, to);
-            if (strip == 0 && h) NAME(finish_head)(m, h - 1, depth);
-        }
-        NAME(weigh_values)(m->value[h % 2], m->weights, depth, m->weighed);
+        const float *logits = NAME(logits_of)(w, m, i);
+        uint32_t *weights = m->weights[h % 2];
+        if (steep && strip == 3) NAME(steep_exponentials)(m->logits, bias - 3 * STRIP, weights);
+        if (i + 1 < 4 * heads) store_sums(NAME(logits_of)(w, m, i + 1), 4 * TILE, 64);
+        if (strip == 1 && h) NAME(weigh_values)(m->value[(h - 1) % 2], m->weights[(h - 1) % 2], depth, m->weighed);
+        if (i + 2 < 4 * heads) NAME(logits)(w, m, (strip + 2) % 4);
+        if (strip == 1 && h + 1 < heads) NAME(prepare_head)(w, h + 1, m);
+        if (!steep && clamp) NAME(exponentials)(logits, bias, 1, weights + AT(8 * strip, 0));
+        if (!steep && !clamp) NAME(exponentials)(logits, bias, 0, weights + AT(8 * strip, 0));
+        if (strip == 3 && h) NAME(finish_head)(m, h - 1, depth);
     }
-    NAME(finish_head)(m, w->heads - 1, depth);
+    NAME(weigh_values)(m->value[(heads - 1) % 2], m->weights[(heads - 1) % 2], depth, m->weighed);
+    NAME(finish_head)(m, heads - 1, depth);
 }
