@@ -1,4 +1,4 @@
-"""Blocks and convolutions of the body on a CPU in one call each: a window passes all of it while it is in the cache.
+"""The parts of the network on a CPU in one call each: a window passes all of a part while it is in the cache.
 
 The kernel (``model/kernels/block.c``) is built when the package is installed where there is a C compiler. Without it,
 and on a GPU, in training and in other dtypes, PyTorch's operators compute the same.
@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
+from model.kernels import library
 from model.kernels.library import BlockArguments, ConvolutionArguments, load_kernel
 from model.windows import MASK_KINDS
 
@@ -27,11 +28,13 @@ SLOTS = 64
 PARTS = {"fast": 1, "high": 2}
 """Precisions that AMX computes, and how many bfloat16 stand for a float32 in them."""
 
-Arguments = TypeVar("Arguments", BlockArguments, ConvolutionArguments)
+Arguments = TypeVar(
+    "Arguments", BlockArguments, ConvolutionArguments, library.EmbeddingArguments, library.HeadArguments
+)
 
 
 class KernelWeights(Generic[Arguments]):
-    """The weights of a block or of a convolution as the kernel reads them.
+    """The weights of a part as the kernel reads them.
 
     Args:
         arguments: with pointers to the tensors.
@@ -55,6 +58,8 @@ class KernelWeights(Generic[Arguments]):
 
 BlockWeights = KernelWeights[BlockArguments]
 ConvolutionWeights = KernelWeights[ConvolutionArguments]
+EmbeddingWeights = KernelWeights[library.EmbeddingArguments]
+HeadWeights = KernelWeights[library.HeadArguments]
 
 
 def pack_block(
@@ -87,27 +92,84 @@ def pack_block(
     return found
 
 
-def pack_convolution(weights: Sequence[Tensor], window: int, precision: str = "exact") -> ConvolutionWeights | None:
-    """Bring a 3x3 convolution of C to C channels, and the linear layer behind it, into the kernel's form.
+def pack_convolution(
+    weights: Sequence[Tensor],
+    window: int,
+    precision: str = "exact",
+    norm: tuple[Tensor, Tensor, float] | None = None,
+) -> ConvolutionWeights | None:
+    """Bring a 3x3 convolution of C to C channels, and what stands behind it, into the kernel's form.
 
     Args:
-        weights: weight (C, C, 3, 3) and bias; with a layer behind it, that layer's weight (C, C) and bias.
+        weights: weight (C, C, 3, 3) and bias; with a linear layer behind it, that layer's weight (C, C) and bias.
         window: side of a window.
         precision: as for ``pack_block``.
+        norm: weight (C,), bias (C,) and eps of the LayerNorm of the result; None without one.
 
     Returns:
         None where the kernel cannot compute it, as for ``pack_block``.
     """
-    kernel = load_kernel()
-    if kernel is None or window**2 > SLOTS or not _can_read(*weights):
+    kernel, (norm_weight, norm_bias, eps) = load_kernel(), norm or (None, None, 0.0)
+    given = [*weights, *[None] * (4 - len(weights)), norm_weight, norm_bias]
+    if kernel is None or window**2 > SLOTS or not _can_read(*[tensor for tensor in given if tensor is not None]):
         return None
-    convolution, *others = weights
-    tensors = [convolution.permute(0, 2, 3, 1).contiguous(), *(tensor.contiguous() for tensor in others)]
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    found = KernelWeights(ConvolutionArguments(len(convolution), window, *pointers), tensors)
+    tensors = [_channels_last(weights[0]), *(None if tensor is None else tensor.contiguous() for tensor in given[1:])]
+    pointers = [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+    arguments = ConvolutionArguments(len(weights[0]), window, *pointers, eps)
+    found = KernelWeights(arguments, [tensor for tensor in tensors if tensor is not None])
     if precision in PARTS:
         found.pack(kernel.free_packed, kernel.pack_convolution, PARTS[precision])
     return found
+
+
+def pack_embedding(weights: Sequence[Tensor], eps: float, window: int) -> EmbeddingWeights | None:
+    """Bring the first convolution and the embedding into the kernel's form.
+
+    Args:
+        weights: weight (C, colors, 3, 3) and bias of the convolution, weight (C, C) and bias of the linear layer,
+            weight and bias of the norm.
+        eps: of the norm.
+        window: side of a window.
+
+    Returns:
+        None where the kernel cannot compute it, as for ``pack_block``.
+    """
+    if load_kernel() is None or window**2 > SLOTS or not _can_read(*weights):
+        return None
+    tensors = [_channels_last(weights[0]), *(tensor.contiguous() for tensor in weights[1:])]
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    channels, colors = weights[0].shape[:2]
+    return KernelWeights(library.EmbeddingArguments(channels, window, colors, *pointers, eps), tensors)
+
+
+def pack_head(weight: Tensor, bias: Tensor, scale: int, window: int) -> HeadWeights | None:
+    """Bring a head of one 3x3 convolution and a pixel shuffle into the kernel's form.
+
+    Args:
+        weight: (colors * scale * scale, C, 3, 3).
+        bias: (colors * scale * scale).
+        scale: of the pixel shuffle.
+        window: side of a window.
+
+    Returns:
+        None where the kernel cannot compute it, as for ``pack_block``.
+    """
+    if load_kernel() is None or window**2 > SLOTS or not _can_read(weight, bias):
+        return None
+    colors = len(weight) // scale**2
+
+    def to_pixels(rows: Tensor) -> Tensor:
+        """Rows in the order of an image with its channels last: row and column of a pixel, then its color."""
+        return rows.view(colors, scale**2, *rows.shape[1:]).transpose(0, 1).flatten(0, 1)
+
+    tensors = [_channels_last(to_pixels(weight)), to_pixels(bias).contiguous()]
+    pointers = [tensor.data_ptr() for tensor in tensors]
+    return KernelWeights(library.HeadArguments(weight.shape[1], window, scale, colors, *pointers), tensors)
+
+
+def _channels_last(weight: Tensor) -> Tensor:
+    """The weight (C out, C, 3, 3) of a convolution as the kernel reads it, (C out, 3, 3, C)."""
+    return weight.permute(0, 2, 3, 1).contiguous()
 
 
 def _can_read(*tensors: Tensor) -> bool:
@@ -185,6 +247,76 @@ def convolve(
             residual.data_ptr(),
             output.data_ptr(),
             halo.shape[0],
+            torch.get_num_threads(),
+        )
+    _check(failed)
+    return output
+
+
+def embed(
+    weights: EmbeddingWeights, pixels: Tensor, halo: Tensor, out: tuple[Tensor | None, Tensor | None] = (None, None)
+) -> tuple[Tensor, Tensor]:
+    """The first convolution, and the tokens that the body begins with.
+
+    Args:
+        weights: of both.
+        pixels: (T, colors) float32 on a CPU, in window order, normalised.
+        halo: as for ``convolve``.
+        out: (T, C) both, memory for the results; is overwritten.
+
+    Returns:
+        Features (T, C) of the first convolution, and tokens (T, C), in window order.
+
+    Raises:
+        MemoryError: if the scratch memory of a thread cannot be allocated.
+    """
+    kernel = load_kernel()
+    assert kernel is not None
+    pixels, channels = pixels.contiguous(), weights.arguments.channels
+    shallow, output = (pixels.new_empty(len(pixels), channels) if memory is None else memory for memory in out)
+    with _recorded("swin_embed"):
+        failed = kernel.embed(
+            ctypes.byref(weights.arguments),
+            pixels.data_ptr(),
+            halo.data_ptr(),
+            shallow.data_ptr(),
+            output.data_ptr(),
+            len(halo),
+            torch.get_num_threads(),
+        )
+    _check(failed)
+    return shallow, output
+
+
+def enlarge(weights: HeadWeights, tokens: Tensor, halo: Tensor, grid: Tensor, residual: Tensor | None = None) -> Tensor:
+    """The head: a 3x3 convolution and a pixel shuffle into images.
+
+    Args:
+        weights: of the convolution.
+        tokens: (T, C) float32 on a CPU, in window order.
+        halo: as for ``convolve``.
+        grid: (nW, FIELDS) int32, as ``model.packing.lay_out`` makes it.
+        residual: what is added to the images, in their form.
+
+    Returns:
+        The images (T * scale * scale, colors), one behind the other, pixels in reading order.
+
+    Raises:
+        MemoryError: if the scratch memory of a thread cannot be allocated.
+    """
+    kernel = load_kernel()
+    assert kernel is not None
+    tokens, residual = tokens.contiguous(), None if residual is None else residual.contiguous()
+    output = tokens.new_empty(len(tokens) * weights.arguments.scale**2, weights.arguments.colors)
+    with _recorded("swin_enlarge"):
+        failed = kernel.enlarge(
+            ctypes.byref(weights.arguments),
+            tokens.data_ptr(),
+            halo.data_ptr(),
+            grid.data_ptr(),
+            None if residual is None else residual.data_ptr(),
+            output.data_ptr(),
+            len(halo),
             torch.get_num_threads(),
         )
     _check(failed)

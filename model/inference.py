@@ -12,6 +12,7 @@ and no gradient is needed. Otherwise ``model.network`` itself runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -30,7 +31,9 @@ from model.packed_weights import (
     PackedStage,
     Weights,
     expect,
+    pack_embedding,
     pack_end,
+    pack_head,
     pack_linear,
     pack_norm,
     pack_stage,
@@ -69,8 +72,10 @@ class WindowBody:
         self.width = form.width(self.channels)
         self.embed = pack_linear(embeddings.projection, form)
         self.embed_norm = pack_norm(embeddings.layernorm, form.exact)
-        self.stages = tuple(pack_stage(stage, form) for stage in expect(body.encoder, Encoder).stages)
         self.norm = pack_norm(body.layernorm, form.exact)
+        stages = list(expect(body.encoder, Encoder).stages)
+        behind = [None] * (len(stages) - 1) + [self.norm]
+        self.stages = tuple(pack_stage(stage, form, norm) for stage, norm in zip(stages, behind, strict=True))
         self.after_body = pack_end(body.conv_after_body, None, form, body.config.window_size)
         self.heartbeat: Callable[[], None] = lambda: None
 
@@ -79,23 +84,31 @@ class WindowBody:
         """Whether every block is packed for AMX."""
         return all(block.kernel and block.kernel.packed for stage in self.stages for block in stage.blocks)
 
-    def __call__(self, shallow: Tensor, index: WindowIndex, buffers: Buffers | None = None) -> Tensor:
-        """Features (T, width) of the first convolution in window order to deep features, exact ones both."""
+    def __call__(
+        self, shallow: Tensor, index: WindowIndex, buffers: Buffers | None = None, stream: Tensor | None = None
+    ) -> Tensor:
+        """Features (T, width) of the first convolution in window order to deep features, exact ones both.
+
+        ``stream`` is what the embedding makes of them, if that is known.
+        """
         buffers = Buffers() if buffers is None else buffers
-        embedded = apply(shallow.to(self.form.dtype), self.embed)
-        stream = self._normalise(embedded, self.embed_norm)
+        if stream is None:
+            stream = self._normalise(apply(shallow.to(self.form.dtype), self.embed), self.embed_norm)
         tokens = stream.to(self.form.dtype)
-        del embedded
         for stage in self.stages:
             stream = self._run_stage(stage, stream, tokens, index, buffers)
             tokens = stream.to(self.form.dtype)
-        if buffers.reused:
-            for part in torch.split(stream, NORM_TOKENS):
-                part.copy_(self._normalise(part, self.norm))
-        else:
-            stream = self._normalise(stream, self.norm)
-        tokens = stream.to(self.form.dtype)
+        if self.stages[-1].end.norm is None:
+            tokens = self._normalise_all(stream, buffers).to(self.form.dtype)
         return self._end_stage(tokens, shallow, index, self.after_body, shifted=False, out=buffers.take())
+
+    def _normalise_all(self, stream: Tensor, buffers: Buffers) -> Tensor:
+        """The body's norm, in place where memory is used again."""
+        if not buffers.reused:
+            return self._normalise(stream, self.norm)
+        for part in torch.split(stream, NORM_TOKENS):
+            part.copy_(self._normalise(part, self.norm))
+        return stream
 
     def _normalise(self, tokens: Tensor, norm: NormWeights) -> Tensor:
         """LayerNorm of tokens (T, width) of any dtype, in the exact one."""
@@ -289,36 +302,66 @@ class Inference:
         if precision != "exact" and not self.body.is_packed:
             self.body = WindowBody(self.trunk, Form(exact, exact), ON_CPU)
         self.precision = self.body.form.precision
+        self.embedding = pack_embedding(
+            self.trunk.first_convolution,
+            self.body.embed,
+            self.body.embed_norm,
+            self.body.form,
+            network.config.window_size,
+        )
+        self.head = pack_head(network, self.body.form) if isinstance(network, Swin2SR) else None
         self.workspace = workspace or Workspace(network.config.window_size, network.config.shift_size)
 
     def features(self, pixels: Tensor, layout: PackedLayout) -> list[Tensor]:
         """Pixels (T, C) in [0, 1], image by image in reading order, to deep features (B, embed_dim, H, W) by group."""
+        with self._borrow(len(pixels)) as buffers:
+            deep = self._deep(pixels, layout, buffers).index_select(0, layout.images_from_windows)
+        return layout.images(deep)
+
+    def _borrow(self, count: int) -> AbstractContextManager[Buffers]:
+        """Memory for so many tokens; what is computed in it has to be read before it is given back."""
+        if self.body.form.dtype is not torch.float32:
+            return nullcontext(Buffers())
+        tokens = torch.empty(count, self.body.channels, device="meta")
+        return self.workspace.scratch.borrow(tokens, 2 if self.embedding is None else 4)
+
+    def _deep(self, pixels: Tensor, layout: PackedLayout, buffers: Buffers) -> Tensor:
+        """Pixels, as for ``features``, to deep features (T, embed_dim) in window order."""
+        if self.embedding is None:
+            return self.body(self._shallow(pixels, layout), layout, buffers)
+        normalised = self.trunk.normalise(pixels.t()[None, :, None])[0, :, 0].t()
+        windows = normalised.index_select(0, layout.windows_from_images)
+        halo, memory = layout.halo(layout.window), (buffers.take(), buffers.take())
+        shallow, stream = cpu_kernel.embed(self.embedding, windows, halo, memory)
+        return self.body(shallow, layout, buffers, stream)
+
+    def _shallow(self, pixels: Tensor, layout: PackedLayout) -> Tensor:
+        """Features (T, embed_dim) of the first convolution in window order."""
         first = [
             self.trunk.first_convolution(self.trunk.normalise(images)).permute(0, 2, 3, 1).flatten(0, 2)
             for images in layout.images(pixels)
         ]
         whole = first[0] if len(first) == 1 else torch.cat(first)
         del first  # a large image has room for few of these
-        shallow = whole.index_select(0, layout.windows_from_images)
-        del whole
-        if self.body.form.dtype is not torch.float32:
-            deep = self.body(shallow, layout).index_select(0, layout.images_from_windows)
-        else:
-            with self.workspace.scratch.borrow(shallow, 2) as buffers:
-                deep = self.body(shallow, layout, buffers).index_select(0, layout.images_from_windows)
-        return layout.images(deep)
+        return whole.index_select(0, layout.windows_from_images)
 
     def run(self, pixels: Tensor, layout: PackedLayout) -> list[Reconstruction]:
         """Pixels (T, C) in [0, 1], image by image in reading order, to the reconstructions of each group of images.
 
-        The head runs on images, as in the network.
+        A head that the C kernel does not compute runs on images, as in the network.
         """
         assert isinstance(self.network, Swin2SR)
-        deep = self.features(pixels, layout)
-        found = []
+        if self.head is not None:
+            residual = pixels if self.network.config.upsampler is None else None
+            with self._borrow(len(pixels)) as buffers:
+                deep = self._deep(pixels, layout, buffers)
+                self.body.heartbeat()
+                image = cpu_kernel.enlarge(self.head, deep, layout.halo(layout.window), layout.grid, residual)
+            return [Reconstruction(each) for each in layout.images(image, self.network.config.upscale)]
+        groups, found = self.features(pixels, layout), []
         for images in layout.images(pixels):
             self.body.heartbeat()
-            found.append(self.network.reconstruct(deep.pop(0), images))
+            found.append(self.network.reconstruct(groups.pop(0), images))
         return found
 
     def reconstruct(self, images: Sequence[Tensor]) -> list[Reconstruction]:

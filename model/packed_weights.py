@@ -23,9 +23,11 @@ from model.network import (
     Projection,
     SelfAttention,
     Stage,
+    Swin2SR,
     SwinTransformerBlock,
 )
 from model.operators import AttentionTables, NormWeights
+from model.reconstruction import DirectHead
 from model.windows import mask_of_each_kind
 
 ALIGNMENT = 8
@@ -85,6 +87,8 @@ class EndWeights:
     convolutions: tuple[Weights, ...]
     linear: Weights | None
     kernel: cpu_kernel.ConvolutionWeights | None = None
+    norm: NormWeights | None = None
+    """The body's norm, where the kernel computes it with the last of these."""
 
 
 @dataclass(frozen=True)
@@ -95,15 +99,15 @@ class PackedStage:
     end: EndWeights
 
 
-def pack_stage(stage: nn.Module, form: Form) -> PackedStage:
-    """Pack a stage."""
+def pack_stage(stage: nn.Module, form: Form, norm: NormWeights | None = None) -> PackedStage:
+    """Pack a stage, and the norm behind it if there is one."""
     stage = expect(stage, Stage)
     blocks = tuple(pack_block(block, form) for block in stage.layers)
     embed = expect(stage.patch_embed, PatchEmbedding)
     if embed.layernorm is not None:
         raise NotPlainError
     window = expect(stage.layers[0], SwinTransformerBlock).window
-    return PackedStage(blocks, pack_end(stage.conv, embed.projection, form, window))
+    return PackedStage(blocks, pack_end(stage.conv, embed.projection, form, window, norm))
 
 
 def pack_block(block: nn.Module, form: Form) -> Block:
@@ -159,20 +163,58 @@ def _pack_qkv(attention: SelfAttention, form: Form) -> Weights:
     return Weights(torch.cat(weights).detach().to(form.dtype), bias.detach().to(form.dtype))
 
 
-def pack_end(connection: nn.Module, linear: nn.Module | None, form: Form, window: int) -> EndWeights:
-    """Pack the convolutions that end a stage or the body."""
+def pack_end(
+    connection: nn.Module, linear: nn.Module | None, form: Form, window: int, norm: NormWeights | None = None
+) -> EndWeights:
+    """Pack the convolutions that end a stage or the body, and the norm behind them if there is one."""
     behind = None if linear is None else pack_linear(linear, form)
     if type(connection) is not nn.Sequential:
         convolution = pack_convolution(connection, form)
         layers = [convolution, *([] if behind is None else [behind])]
         weights = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
-        kernel = cpu_kernel.pack_convolution(weights, window, form.precision) if form.alignment == 1 else None
-        return EndWeights((convolution,), behind, kernel)
+        if form.alignment > 1:
+            return EndWeights((convolution,), behind)
+        given = None if norm is None else (norm.weight, norm.bias, norm.eps)
+        kernel = cpu_kernel.pack_convolution(weights, window, form.precision, given)
+        return EndWeights((convolution,), behind, kernel, norm if kernel else None)
     first, leaky, middle, again, last = connection.children()
     for activation in (leaky, again):
         if expect(activation, nn.LeakyReLU).negative_slope != 0.2:
             raise NotPlainError
     return EndWeights((pack_convolution(first, form), pack_linear(middle, form), pack_convolution(last, form)), behind)
+
+
+def pack_embedding(
+    first: nn.Module, linear: Weights, norm: NormWeights, form: Form, window: int
+) -> cpu_kernel.EmbeddingWeights | None:
+    """Pack the first convolution with the embedding behind it for the C kernel, if that can compute it."""
+    convolution = pack_convolution(first, form)
+    weights = (convolution.weight, convolution.bias, linear.weight, linear.bias, norm.weight, norm.bias)
+    return cpu_kernel.pack_embedding(weights, norm.eps, window) if form.alignment == 1 else None
+
+
+def pack_head(network: Swin2SR, form: Form) -> cpu_kernel.HeadWeights | None:
+    """Pack a head of one convolution for the C kernel, with what brings its values to the range of pixels.
+
+    None where the head is another one, or was replaced.
+    """
+    config, scale, own = network.config, 1, type(network)
+    if own.reconstruct is not Swin2SR.reconstruct or own.denormalise is not Swin2SR.denormalise:
+        return None
+    if config.upsampler is None:
+        head: nn.Module = network.final_convolution
+    elif type(network.upsample) is DirectHead and type(network.upsample.pixel_shuffle) is nn.PixelShuffle:
+        head, scale = network.upsample.conv, network.upsample.pixel_shuffle.upscale_factor
+    else:
+        return None
+    if type(head) is not nn.Conv2d:
+        return None
+    weights = pack_convolution(head, form)
+    mean = network.mean_out.flatten().repeat_interleave(scale**2)
+    added = 0 if config.upsampler is None else mean  # there the pixels are added, and their mean with them
+    return cpu_kernel.pack_head(
+        weights.weight / config.img_range, weights.bias / config.img_range + added, scale, config.window_size
+    )
 
 
 def pack_norm(norm: nn.Module | None, dtype: torch.dtype) -> NormWeights:

@@ -44,7 +44,18 @@ class EmulatedKernel:
     def kernel(self) -> Kernel:
         """What ``load_kernel`` returns in its place."""
         nothing = lambda *_arguments: None  # noqa: E731
-        return Kernel(self.block, self.convolution, nothing, nothing, nothing, lambda: 0, 128)
+        return Kernel(
+            self.block,
+            self.convolution,
+            embed=nothing,
+            enlarge=nothing,
+            pack_block=nothing,
+            pack_convolution=nothing,
+            free_packed=nothing,
+            has_amx=lambda: 0,
+            paeth=nothing,
+            width=128,
+        )
 
     def block(self, arguments, tokens, gather, out, count, kinds, threads) -> int:  # noqa: PLR0917
         """As ``swin_block``."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,10 +20,11 @@ from model import cpu_kernel
 from model.config import Swin2SRConfig
 from model.inference import CHUNK, Inference, compute_block, run_block
 from model.kernels import library
-from model.network import SwinTransformerBlock, residual_connection
-from model.operators import PLAIN
-from model.packed_weights import Form, pack_block, pack_end
+from model.network import Swin2SR, SwinTransformerBlock, residual_connection
+from model.operators import PLAIN, NormWeights
+from model.packed_weights import Form, pack_block, pack_embedding, pack_end, pack_linear
 from model.packing import PackedLayout
+from model.reconstruction import DirectHead
 from model.scratch import KEPT_BYTES, Buffers, Scratch
 from tests.networks import HEADS, needs_kernel, random_image, tiny_network
 
@@ -177,6 +179,104 @@ def test_the_kernel_convolves(*, channels, window, sizes, shifted, linear):
         rows = torch.cat([image.permute(0, 2, 3, 1).flatten(0, 2) for image in images])
         expected = rows.index_select(0, layout.windows_from_images) + residual
     assert (own - expected).abs().max() < 1e-5
+
+
+SIZES = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=4)
+
+
+def layout_of(sizes: list[tuple[int, int]], window: int) -> PackedLayout:
+    """The layout of images of so many windows."""
+    return PackedLayout(sorted((rows * window, columns * window) for rows, columns in sizes), window, window // 2)
+
+
+@needs_kernel
+@settings(max_examples=30, deadline=None)
+@given(channels=st.integers(1, 70), window=st.integers(2, 8), sizes=SIZES)
+def test_the_kernel_normalises_behind_a_convolution(*, channels, window, sizes):
+    """What `norm` adds is LayerNorm of the result: within 1e-5 of float64."""
+    layout, (conv, behind) = layout_of(sizes, window), random_layers(channels)
+    tokens, residual = torch.randn(2, layout.windows_count * window**2, channels)
+    norm = NormWeights(torch.rand(channels), torch.randn(channels), 0.01)
+    with torch.inference_mode():
+        before, after = (
+            cpu_kernel.convolve(
+                pack_end(conv, behind, FLOAT32, window, given).kernel, tokens, layout.halo(window), residual
+            )
+            for given in (None, norm)
+        )
+        expected = F.layer_norm(before.double(), (channels,), norm.weight.double(), norm.bias.double(), norm.eps)
+    assert (after - expected).abs().max() < 1e-5
+
+
+@needs_kernel
+@settings(max_examples=30, deadline=None)
+@given(channels=st.integers(1, 70), colors=st.integers(1, 4), window=st.integers(2, 8), sizes=SIZES)
+def test_the_kernel_embeds(*, channels, colors, window, sizes):
+    """The first convolution, and linear layer and norm behind it: within 1e-5 of float64."""
+    layout, (_, linear) = layout_of(sizes, window), random_layers(channels)
+    conv = torch.nn.Conv2d(colors, channels, 3, padding=1)
+    norm = NormWeights(torch.rand(channels), torch.randn(channels), 0.01)
+    pixels = torch.randn(layout.windows_count * window**2, colors)
+    weights = pack_embedding(conv, pack_linear(linear, FLOAT32), norm, FLOAT32, window)
+    with torch.inference_mode():
+        shallow, tokens = cpu_kernel.embed(weights, pixels, layout.halo(window))
+        images = layout.images(pixels.double().index_select(0, layout.images_from_windows))
+        rows = torch.cat([conv.double()(image).permute(0, 2, 3, 1).flatten(0, 2) for image in images])
+        expected = rows.index_select(0, layout.windows_from_images)
+        embedded = F.linear(expected, linear.weight.double().flatten(1), linear.bias.double())
+        normal = F.layer_norm(embedded, (channels,), norm.weight.double(), norm.bias.double(), norm.eps)
+    assert (shallow - expected).abs().max() < 1e-5
+    assert (tokens - normal).abs().max() < 1e-5
+
+
+@needs_kernel
+@settings(max_examples=30, deadline=None)
+@given(channels=st.integers(1, 70), scale=st.integers(1, 4), window=st.integers(2, 8), sizes=SIZES, gray=st.booleans())
+def test_the_kernel_enlarges(*, channels, scale, window, sizes, gray):
+    """A head with every scale, for one color and for three, and with pixels added: within 1e-5 of float64."""
+    layout, colors = layout_of(sizes, window), 1 if gray else 3
+    conv = torch.nn.Conv2d(channels, colors * scale**2, 3, padding=1)
+    tokens = torch.randn(layout.windows_count * window**2, channels)
+    residual = torch.randn(len(tokens) * scale**2, colors) if gray else None
+    with torch.inference_mode():
+        found = cpu_kernel.enlarge(
+            cpu_kernel.pack_head(conv.weight, conv.bias, scale, window),
+            tokens,
+            layout.halo(window),
+            layout.grid,
+            residual,
+        )
+        images = layout.images(tokens.double().index_select(0, layout.images_from_windows))
+        shuffled = [F.pixel_shuffle(conv.double()(image), scale) for image in images]
+        expected = torch.cat([image.permute(0, 2, 3, 1).flatten(0, 2) for image in shuffled])
+    assert (found - expected - (0 if residual is None else residual)).abs().max() < 1e-5
+
+
+@needs_kernel
+def test_a_replaced_head_is_called():
+    """A head of another class, or with another convolution, is computed by its own modules; so is another range."""
+
+    class Darker(DirectHead):
+        def forward(self, features):
+            return super().forward(features) / 2
+
+    class Brighter(torch.nn.Conv2d):
+        def forward(self, features):
+            return super().forward(features) + 1
+
+    class Shifted(Swin2SR):
+        def denormalise(self, image):
+            return super().denormalise(image) + 1
+
+    for name, other in (("upsample", Darker), ("upsample.conv", Brighter), ("", Shifted)):
+        network = tiny_network()
+        image = random_image(network, 2, 2)
+        assert Inference(network).head is not None
+        network.get_submodule(name).__class__ = other
+        inference = Inference(network)
+        assert inference.head is None
+        with torch.inference_mode():
+            assert (inference.reconstruct([image])[0].image - network(image[None]).image[0]).abs().max() < 1e-5
 
 
 @needs_kernel

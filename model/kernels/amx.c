@@ -48,12 +48,14 @@ struct block_scratch {
     uint32_t *weights[2];                  /* the same, of this head and of the one before */
     uint32_t *key_rows;                    /* (64 keys / 16, 16, 32) */
     uint16_t *value[2];                    /* (33 rows, 64 keys), of this head and of the next */
+    const float *next[SLOTS];              /* the tokens of the window that comes next, most likely */
     long lo, hidden_lo;                    /* words from hi to lo in `tokens` and `attended`, and in `hidden` */
 };
 
 struct convolution_scratch {
     float *sums;                           /* (64 tokens, width) */
     float *zeros;                          /* (C), what lies outside the image */
+    float *normalised;                     /* two times (C, 64 tokens) */
     uint16_t *rows, *linear_rows;          /* (3, SPAN, stride), (64, linear_stride) */
     long width, stride, linear_stride;     /* outputs and inputs rounded up to tiles */
     long lo, linear_lo;                    /* entries from hi to lo */
@@ -65,6 +67,16 @@ static long operand_rows(long channels) { return (channels + 2 + 31) / 32 * 32; 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,avx2,fma,prefer-vector-width=512")
 #include "amx_tiles.h"
+
+/* The tokens of a window, wherever they lie; the first one in place of what is missing. */
+static void find_tokens(const struct work *work, long index, const float **tokens) {
+    const struct block *w = work->block;
+    for (long i = 0; i < SLOTS; i++) {
+        long row = index * w->tokens + (i < w->tokens ? i : 0);
+        tokens[i] = work->in + (work->table ? work->table[row] : row) * w->channels;
+    }
+}
+
 /* clang-format off */
 #define PARTS 1
 #define NAME(x) x##_fast
@@ -174,6 +186,7 @@ static size_t lay_out_convolution(const struct convolution *w, struct convolutio
     m->lo = 3 * SPAN * m->stride, m->linear_lo = SLOTS * m->linear_stride;
     m->sums = take(memory, &used, SLOTS * m->width * sizeof(float));
     m->zeros = take(memory, &used, w->channels * sizeof(float));
+    m->normalised = w->norm_weight ? take(memory, &used, 2 * SLOTS * w->channels * sizeof(float)) : NULL;
     m->rows = take(memory, &used, parts * m->lo * sizeof(uint16_t));
     m->linear_rows = take(memory, &used, parts * m->linear_lo * sizeof(uint16_t));
     return used;

@@ -149,6 +149,7 @@ static void NAME(attend)(const struct block *w, const float *bias, int clamp, co
         const int steep = w->scale[h] > STEEP;
         const float *logits = NAME(logits_of)(w, m, i);
         uint32_t *weights = m->weights[h % 2];
+        prefetch_tokens(m->next, i * SLOTS / (4 * heads), (i + 1) * SLOTS / (4 * heads), w->channels);
         if (steep && strip == 3) NAME(steep_exponentials)(m->logits, bias - 3 * STRIP, weights);
         if (i + 1 < 4 * heads) store_sums(NAME(logits_of)(w, m, i + 1), 4 * TILE, 64);
         if (strip == 1 && h) NAME(weigh_values)(m->value[(h - 1) % 2], m->weights[(h - 1) % 2], depth, m->weighed);

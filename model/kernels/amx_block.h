@@ -197,10 +197,8 @@ static void NAME(block_window)(const struct work *work, long index, void *memory
     const long channels = w->channels, depths = operand_rows(channels) / 32, strips = (channels + 15) / 16;
     const long kind = kind_of(work, index);
     const float *rows[SLOTS];
-    for (long i = 0; i < SLOTS; i++) {
-        long row = index * w->tokens + (i < w->tokens ? i : 0);
-        rows[i] = work->in + (work->table ? work->table[row] : row) * channels;
-    }
+    find_tokens(work, index, rows);
+    find_tokens(work, index + 1 < work->count ? index + 1 : index, ((struct block_scratch *)memory)->next);
     load_tokens(rows, channels, m->x);
     for (long c = 0; c < channels; c += 2)
         for (int v = 0; v < 4; v++)

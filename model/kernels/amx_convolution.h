@@ -89,4 +89,5 @@ static void NAME(convolution_window)(const struct work *work, long index, void *
             if (!w->linear_weight) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(lanes, w->bias + c));
             _mm512_mask_storeu_ps(out + t * channels + c, lanes, sum);
         }
+    normalise_tokens(work, out, m->normalised);
 }

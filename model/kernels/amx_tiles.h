@@ -85,6 +85,12 @@ static ALWAYS_INLINE __mmask16 first_lanes(long count) {
     return count >= 16 ? 0xffff : count <= 0 ? 0 : (__mmask16)((1u << count) - 1);
 }
 
+/* Bring some tokens into the second level of the cache. */
+static ALWAYS_INLINE void prefetch_tokens(const float *const *tokens, long first, long end, long channels) {
+    for (long i = first; i < end; i++)
+        for (long c = 0; c < channels; c += 16) _mm_prefetch((const char *)(tokens[i] + c), _MM_HINT_T1);
+}
+
 /* Tokens (64, C), from wherever they lie, to strips of channels. */
 static void load_tokens(const float *const *tokens, long channels, float *x) {
     for (long i = 0; i < SLOTS; i += 16)

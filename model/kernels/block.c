@@ -24,6 +24,11 @@ struct level {
     void (*window)(const struct block *, const float *bias, float *x, float *scratch);
     void (*convolve)(const struct convolution *, const float *const *halo, const float *residual, float *out,
                      float *scratch);
+    void (*norm)(float *tokens, long count, long channels, const float *weight, const float *bias, float eps,
+                 float *scratch);
+    void (*embed)(const struct embedding *, const float *const *halo, float *shallow, float *out, float *scratch);
+    void (*enlarge)(const struct head *, const float *const *halo, long place, long stride, const float *residual,
+                    float *out, float *scratch);
 };
 
 /* clang-format off */
@@ -78,25 +83,58 @@ static void block_window(const struct work *work, long index, void *scratch) {
     work->level->store(x, tokens, channels, NULL, work->out + index * tokens * channels);
 }
 
-/* A token of zeros at the end of the scratch memory, for what lies outside an image. */
-static float *zeros_of(const struct work *work, void *scratch) {
-    return (float *)scratch + work->convolution->channels * (SPAN + 2 * SLOTS);
+/* What begins the scratch memory of the windows that follow: a token or pixel of zeros, for what lies outside an image.
+ * Returns the rest. */
+static float *behind_zeros(float *scratch, long channels) { return scratch + (channels + 15) / 16 * 16; }
+
+static void begin_with_zeros(const struct work *work, void *scratch) {
+    const long channels = work->convolution ? work->convolution->channels
+                                            : work->head ? work->head->channels : work->embedding->colors;
+    memset(scratch, 0, channels * sizeof(float));
 }
 
-static void begin_convolution(const struct work *work, void *scratch) {
-    memset(zeros_of(work, scratch), 0, work->convolution->channels * sizeof(float));
+/* The rows of `in` that a window sees. */
+static void find_halo(const struct work *work, long index, long window, long channels, const float *zeros,
+                      const float **halo) {
+    const long seen = (window + 2) * (window + 2);
+    for (long i = 0; i < seen; i++) {
+        long row = work->table[index * seen + i];
+        halo[i] = row < 0 ? zeros : work->in + row * channels;
+    }
+}
+
+void normalise_tokens(const struct work *work, float *tokens, float *scratch) {
+    const struct convolution *w = work->convolution;
+    if (w->norm_weight)
+        work->level->norm(tokens, w->window * w->window, w->channels, w->norm_weight, w->norm_bias, w->eps, scratch);
 }
 
 static void convolution_window(const struct work *work, long index, void *scratch) {
     const struct convolution *w = work->convolution;
-    const long channels = w->channels, seen = (w->window + 2) * (w->window + 2);
-    const long place = index * w->window * w->window * channels;
+    const long channels = w->channels, place = index * w->window * w->window * channels;
+    float *memory = behind_zeros(scratch, channels);
     const float *halo[HALO];
-    for (long i = 0; i < seen; i++) {
-        long row = work->table[index * seen + i];
-        halo[i] = row < 0 ? zeros_of(work, scratch) : work->in + row * channels;
-    }
-    work->level->convolve(w, halo, work->residual + place, work->out + place, scratch);
+    find_halo(work, index, w->window, channels, scratch, halo);
+    work->level->convolve(w, halo, work->residual + place, work->out + place, memory);
+    normalise_tokens(work, work->out + place, memory + channels * SPAN);
+}
+
+static void embedding_window(const struct work *work, long index, void *scratch) {
+    const struct embedding *w = work->embedding;
+    const long place = index * w->window * w->window * w->channels;
+    const float *halo[HALO];
+    find_halo(work, index, w->window, w->colors, scratch, halo);
+    work->level->embed(w, halo, work->shallow + place, work->out + place, behind_zeros(scratch, w->colors));
+}
+
+static void head_window(const struct work *work, long index, void *scratch) {
+    const struct head *w = work->head;
+    const int32_t *grid = work->grid + 5 * index;
+    const long side = w->window * w->scale, stride = grid[4] * side * w->colors;
+    const long place = grid[0] * side * side * w->colors + grid[1] * side * stride + grid[2] * side * w->colors;
+    const float *halo[HALO];
+    find_halo(work, index, w->window, w->channels, scratch, halo);
+    work->level->enlarge(w, halo, place, stride, work->residual, work->out, behind_zeros(scratch, w->channels));
 }
 
 /* Run all windows: `in` and `out` are (count * tokens, channels); window i takes its tokens from the rows that `gather`
@@ -111,23 +149,49 @@ int swin_block(const struct block *block, const float *in, const int32_t *gather
     return run_work(&work, threads);
 }
 
-/* Run a convolution of 3x3 with zeros around every image, and the linear layer behind it, over all windows, and add
- * `residual`: `in`, `residual` and `out` are (count * window^2, channels), windows of the unshifted grid in one order;
+/* Run a convolution of 3x3 with zeros around every image, and the linear layer behind it, over all windows, add
+ * `residual`, and normalise that if there is a norm: `in`, `residual` and `out` are (count * window^2, channels), windows of the unshifted grid in one order;
  * `halo` names the rows of `in` that each window sees, (count, (window + 2)^2), -1 outside the image. `in` is not `out`.
  * Returns 0, or 1 where memory is short. */
 int swin_convolution(const struct convolution *convolution, const float *in, const int32_t *halo, const float *residual,
                      float *out, long count, int threads) {
-    struct work work = {.begin = begin_convolution, .window = convolution_window, .level = best_level(),
+    struct work work = {.begin = begin_with_zeros, .window = convolution_window, .level = best_level(),
                         .convolution = convolution, .in = in, .residual = residual, .table = halo, .out = out,
                         .count = count,
-                        .bytes = sizeof(float) * (SPAN + 2 * SLOTS + 1) * (size_t)convolution->channels};
+                        .bytes = sizeof(float) * ((SPAN + 2 * SLOTS + 1) * (size_t)convolution->channels + 16)};
     if (convolution->packed) prepare_amx(&work);
     return run_work(&work, threads);
 }
 
-/* The sizes of `struct block` and `struct convolution`, by which the caller knows that it means the same ones. */
+/* Run the embedding over all windows: `pixels` are (count * window^2, colors), `halo` as above; `shallow` and `out` are
+ * (count * window^2, C): what the first convolution gives, and what the norm gives. Returns 0, or 1 where memory is
+ * short. */
+int swin_embed(const struct embedding *embedding, const float *pixels, const int32_t *halo, float *shallow, float *out,
+               long count, int threads) {
+    const size_t floats = embedding->colors * (SPAN + 9 * SLOTS + 1) + 2 * embedding->channels * SLOTS + 16;
+    struct work work = {.begin = begin_with_zeros, .window = embedding_window, .level = best_level(),
+                        .embedding = embedding, .in = pixels, .table = halo, .shallow = shallow, .out = out,
+                        .count = count, .bytes = sizeof(float) * floats};
+    return run_work(&work, threads);
+}
+
+/* Run the head over all windows of all images: `in` is (count * window^2, C), `halo` as above; `out` and `residual`,
+ * which is added if it is not null, hold the images' pixels (scale * height, scale * width, colors), one image behind
+ * the other; `grid` says where each window is in its image. Returns 0, or 1 where memory is short. */
+int swin_enlarge(const struct head *head, const float *in, const int32_t *halo, const int32_t *grid,
+                 const float *residual, float *out, long count, int threads) {
+    const size_t floats = head->channels * (SPAN + 1) + head->scale * head->scale * head->colors * SLOTS + 16;
+    struct work work = {.begin = begin_with_zeros, .window = head_window, .level = best_level(), .head = head, .in = in,
+                        .table = halo, .grid = grid, .residual = residual, .out = out, .count = count,
+                        .bytes = sizeof(float) * floats};
+    return run_work(&work, threads);
+}
+
+/* The sizes of the structures, by which the caller knows that it means the same ones. */
 int swin_block_size(void) { return (int)sizeof(struct block); }
 int swin_convolution_size(void) { return (int)sizeof(struct convolution); }
+int swin_embedding_size(void) { return (int)sizeof(struct embedding); }
+int swin_head_size(void) { return (int)sizeof(struct head); }
 
 /* The instruction set in use: 512, 256 or 128 bits. */
 int swin_block_width(void) { return best_level()->width; }

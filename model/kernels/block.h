@@ -264,25 +264,10 @@ static void NAME(window)(const struct block *w, const float *bias, float *x, flo
     NAME(add_norm)(x, qkv, channels, w->norm2_weight, w->norm2_bias, w->eps);
 }
 
-/* A window of the convolution. `halo` names the (window + 2)^2 tokens that it sees. */
-static void NAME(convolve)(const struct convolution *w, const float *const *halo, const float *residual, float *out,
-                           float *scratch) {
-    const long channels = w->channels, side = w->window, span = (side + 2) * side;
-    float *seen = scratch, *y = seen + channels * SPAN, *z = y + channels * SLOTS;
-    const float *tokens[SPAN];
-    for (long column = 0; column < 3; column++) {
-        for (long i = 0; i < SPAN; i++)
-            tokens[i] = halo[i < span ? i / side * (side + 2) + i % side + column : 0];
-        NAME(load)(tokens, SPAN, channels, seen, SPAN);
-        for (long row = 0; row < 3; row++)
-            NAME(add_tap)(channels, w->weight + (3 * row + column) * channels, seen + row * side, channels,
-                          row + column ? 0 : w->bias, y);
-    }
-    if (w->linear_weight) NAME(linear)(channels, w->linear_weight, y, channels, w->linear_bias, z);
-    NAME(store)(w->linear_weight ? z : y, side * side, channels, residual, out);
-}
+#include "ends.h"
 
-static const struct level NAME(level) = {LANES * 32, NAME(load), NAME(store), NAME(window), NAME(convolve)};
+static const struct level NAME(level) = {LANES * 32,     NAME(load),  NAME(store),  NAME(window),
+                                          NAME(convolve), NAME(norm), NAME(embed), NAME(enlarge)};
 
 #undef floats
 #undef loose

@@ -1,4 +1,4 @@
-/* What the parts of the kernel share: the structures that Python fills in (model/fused.py), and the work of a call.
+/* What the parts of the kernel share: the structures that Python fills in (model/kernels/library.py), and the work of a call.
  *
  *   block.c  the functions that Python calls, and the levels for float32 vectors (block.h)
  *   amx.c    the level for processors with AMX, in bfloat16 (amx_block.h, amx_convolution.h)
@@ -33,7 +33,24 @@ struct convolution {
     long channels, window;                    /* side of a window, 8 or less */
     const float *weight, *bias;               /* (C out, 3, 3, C in), (C) */
     const float *linear_weight, *linear_bias; /* of the linear layer behind it (C, C), (C); null without one */
+    const float *norm_weight, *norm_bias;     /* (C), of the LayerNorm of the result; null without one */
+    float eps;                                /* of that norm */
     const struct packed_convolution *packed;  /* as above (swin_pack_convolution) */
+};
+
+/* What stands before the body: the first convolution, and the linear layer and the norm that make tokens of it. */
+struct embedding {
+    long channels, window, colors;
+    const float *weight, *bias;               /* (C, 3, 3, colors), (C) */
+    const float *linear_weight, *linear_bias; /* (C, C), (C) */
+    const float *norm_weight, *norm_bias;     /* (C) */
+    float eps;
+};
+
+/* A head of one convolution and a pixel shuffle. */
+struct head {
+    long channels, window, scale, colors;
+    const float *weight, *bias; /* (scale * scale * colors, 3, 3, C), (scale * scale * colors) */
 };
 
 /* A call: all windows of one block or one convolution. */
@@ -45,9 +62,12 @@ struct work {
     const struct level *level;
     const struct block *block;
     const struct convolution *convolution;
+    const struct embedding *embedding;
+    const struct head *head;
     const float *in, *residual;
     const int32_t *table; /* rows of `in` */
-    float *out;
+    const int32_t *grid;  /* (windows, 5): first window of the image, the window's row and column, rows, columns */
+    float *out, *shallow;
     long count; /* of windows */
     const long *kinds;
     /* The pool's: */
@@ -67,6 +87,10 @@ static inline long kind_of(const struct work *work, long index) {
     while (index >= end && kind < KINDS - 1) end += work->kinds[++kind];
     return kind;
 }
+
+/* LayerNorm of a window's tokens (window^2, C), in place, where the convolution has one behind it. `scratch` is two
+ * times (C, SLOTS). */
+void normalise_tokens(const struct work *work, float *tokens, float *scratch);
 
 /* Fill in `begin`, `window`, `end` and `bytes` for a block, or a convolution, whose weights are packed for AMX. */
 void prepare_amx(struct work *work);

@@ -41,8 +41,42 @@ class ConvolutionArguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_long) for name in ("channels", "window")),
-        *((name, ctypes.c_void_p) for name in ("weight", "bias", "linear_weight", "linear_bias", "packed")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias", "linear_weight", "linear_bias")),
+        *((name, ctypes.c_void_p) for name in ("norm_weight", "norm_bias")),
+        ("eps", ctypes.c_float),
+        ("packed", ctypes.c_void_p),
     )
+
+
+class EmbeddingArguments(ctypes.Structure):
+    """``struct embedding`` of ``kernel.h``."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("channels", "window", "colors")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("weight", "bias", "linear_weight", "linear_bias", "norm_weight", "norm_bias")
+        ),
+        ("eps", ctypes.c_float),
+    )
+
+
+class HeadArguments(ctypes.Structure):
+    """``struct head`` of ``kernel.h``."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("channels", "window", "scale", "colors")),
+        *((name, ctypes.c_void_p) for name in ("weight", "bias")),
+    )
+
+
+STRUCTURES = {
+    "swin_block_size": BlockArguments,
+    "swin_convolution_size": ConvolutionArguments,
+    "swin_embedding_size": EmbeddingArguments,
+    "swin_head_size": HeadArguments,
+}
+"""The library's functions that say how large it takes each structure to be."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +91,8 @@ class Kernel:
 
     block: Function
     convolution: Function
+    embed: Function
+    enlarge: Function
     pack_block: Function
     pack_convolution: Function
     free_packed: Function
@@ -71,8 +107,7 @@ def load_kernel() -> Kernel | None:
     for suffix in EXTENSION_SUFFIXES:
         try:
             library = ctypes.CDLL(str(FOLDER / f"block{suffix}"))
-            sizes = library.swin_block_size(), library.swin_convolution_size()
-            same = sizes == (ctypes.sizeof(BlockArguments), ctypes.sizeof(ConvolutionArguments))
+            same = all(getattr(library, name)() == ctypes.sizeof(form) for name, form in STRUCTURES.items())
             if same and library.swin_block_width() >= LEAST_WIDTH:
                 return _functions_of(library)
         except (OSError, AttributeError):  # absent, or built for something else
@@ -95,10 +130,12 @@ def is_kernel_installed() -> bool:
 
 def _functions_of(library: ctypes.CDLL) -> Kernel:
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    block, convolution = ctypes.POINTER(BlockArguments), ctypes.POINTER(ConvolutionArguments)
+    block, convolution, embedding, head = (ctypes.POINTER(form) for form in STRUCTURES.values())
     return Kernel(
         _declare(library.swin_block, integer, block, *[pointer] * 3, long, ctypes.POINTER(long), integer),
         _declare(library.swin_convolution, integer, convolution, *[pointer] * 4, long, integer),
+        _declare(library.swin_embed, integer, embedding, *[pointer] * 4, long, integer),
+        _declare(library.swin_enlarge, integer, head, *[pointer] * 5, long, integer),
         _declare(library.swin_pack_block, pointer, block, long, integer),
         _declare(library.swin_pack_convolution, pointer, convolution, integer),
         _declare(library.swin_free_packed, None, pointer),
