@@ -98,6 +98,8 @@ def _read_headers(body: bytes, limits: DecodeLimits) -> _BmpFile:
     if bits <= 8:
         colors = min(colors or 2**bits, 256)
     after = 14 + size + (12 if size == 40 and compression == _BITFIELDS else 0)
+    if bits <= 8 and start in (0, after):  # some writers leave out the palette
+        start = after + colors * (3 if size == _CORE else 4)
     notices: list[str] = []
     icc = bounded(_profile(body), "an ICC profile", limits, notices)
     resolution = Resolution(x, y) if x > 0 and y > 0 else None

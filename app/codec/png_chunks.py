@@ -115,9 +115,18 @@ def read_header(chunks: Sequence[Chunk]) -> PngHeader:
         raise BrokenImage("The PNG's header is invalid.")
     if method or filters or interlace > 1:
         raise BrokenImage("The PNG's header is invalid.")
-    animation = next((content for kind, content in chunks if kind == b"acTL" and len(content) == 8), None)
-    frames = struct.unpack_from(">I", animation)[0] if animation else 1
-    return PngHeader(width, height, bits, color, bool(interlace), frames)
+    return PngHeader(width, height, bits, color, bool(interlace), _frames(chunks))
+
+
+def _frames(chunks: Sequence[Chunk]) -> int:
+    """Frames of an animation; 1 where acTL is missing, invalid or behind the pixels, as in browsers."""
+    for kind, content in chunks:
+        if kind == b"IDAT":
+            break
+        if kind == b"acTL" and len(content) == 8:
+            count = int.from_bytes(content[:4], "big")
+            return count if 0 < count < 2**31 else 1
+    return 1
 
 
 def picture_only(chunks: Iterable[tuple[bytes, bytes | memoryview]], *, palette: bool) -> bytes:
@@ -190,7 +199,7 @@ def read_metadata(chunks: Iterable[Chunk], limits: DecodeLimits) -> tuple[Metada
             resolution = _resolution(bytes(view))
         elif kind in COLOR_CHUNKS and len(view) <= 32:
             color.append((kind, bytes(view)))
-        elif kind in _PACKET_CHUNKS:
+        elif kind in _PACKET_CHUNKS and (view or kind not in _TEXT_CHUNKS):
             content = bounded(bytes(view), f"a chunk {kind.decode('ascii')}", limits, notices)
             if content is None:
                 continue

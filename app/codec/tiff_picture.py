@@ -58,9 +58,22 @@ class TiffPicture:
         return self._number_or(tags.PHOTOMETRIC, 1)
 
     @property
+    def samples(self) -> int:
+        """Samples of a pixel; where the tag is missing, as many as there are depths."""
+        return self.number(tags.SAMPLES) or max(1, len(self.numbers(tags.BITS)))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Bits of each sample; further values of the tag do not count."""
+        return self.numbers(tags.BITS, (1,))[: self.samples]
+
+    @property
     def bits(self) -> int:
         """Bits of the deepest sample, 1 where it is missing or invalid."""
-        return self._number_or(tags.BITS, 1)
+        try:
+            return max(self.depths)
+        except DirectoryError:
+            return 1
 
     def _number_or(self, tag: int, default: int) -> int:
         try:
@@ -76,12 +89,12 @@ class TiffPicture:
     @property
     def has_alpha(self) -> bool:
         """Whether the sample behind the colours is transparency."""
-        return self.number(tags.SAMPLES, 1) > self.colors and self.number(tags.EXTRA) in (1, 2)
+        return self.samples > self.colors and self.number(tags.EXTRA) in (1, 2)
 
     @property
     def further_samples(self) -> bool:
         """Whether there are samples that are neither colours nor transparency."""
-        return self.number(tags.SAMPLES, 1) > self.colors + self.has_alpha
+        return self.samples > self.colors + self.has_alpha
 
     @property
     def tiled(self) -> bool:
@@ -92,7 +105,7 @@ class TiffPicture:
     @property
     def separate(self) -> bool:
         """Whether each sample has strips or tiles of its own."""
-        return self.number(tags.PLANAR, 1) == tags.SEPARATE and self.number(tags.SAMPLES, 1) > 1
+        return self.number(tags.PLANAR, 1) == tags.SEPARATE and self.samples > 1
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -124,7 +137,7 @@ class TiffPicture:
         rows, columns = self.tile
         if not rows or not columns:
             raise DirectoryError("empty tiles")
-        return -(-width // columns) * -(-height // rows) * (self.number(tags.SAMPLES, 1) if self.separate else 1)
+        return -(-width // columns) * -(-height // rows) * (self.samples if self.separate else 1)
 
     def _computed_counts(self, offsets: tuple[int, ...], counts: tuple[int, ...]) -> tuple[int, ...]:
         if self.number(tags.COMPRESSION, 1) != tags.NONE:
@@ -133,7 +146,7 @@ class TiffPicture:
             raise DirectoryError("strips or tiles without a length")
         _, height = self.size
         rows, columns = self.tile
-        samples = 1 if self.separate else self.number(tags.SAMPLES, 1)
+        samples = 1 if self.separate else self.samples
         line = -(-columns * samples * self.bits // 8)
         if self.tiled:
             return (line * rows,) * len(offsets)

@@ -78,10 +78,10 @@ def _check_kind(picture: TiffPicture) -> None:
         raise UnsupportedImage(
             f"This TIFF has samples of the kind {photometric}, which is not supported; send gray, RGB or CMYK."
         )
-    samples = picture.number(tags.SAMPLES, 1)
+    samples = picture.samples
     if not picture.colors <= samples <= _MAX_SAMPLES:
         raise UnsupportedImage(f"This TIFF has {samples} samples a pixel, which is not supported.")
-    if len(set(picture.numbers(tags.BITS, (1,)))) > 1:
+    if len(set(picture.depths)) > 1:
         raise UnsupportedImage("This TIFF has samples of several depths (bits), which is not supported.")
 
 
@@ -92,7 +92,7 @@ def _check_extent(picture: TiffPicture, limits: DecodeLimits) -> None:
     area = -(-width // columns) * columns * -(-height // rows) * rows
     if area > 4 * limits.max_pixels + 2**22:
         raise DirectoryError("tiles far larger than the picture")
-    bits = picture.number(tags.SAMPLES, 1) * picture.bits
+    bits = picture.samples * picture.bits
     if area * bits > 8 * (_MAX_PIXEL_BYTES * limits.max_pixels + 2**22):
         raise DirectoryError("more samples than any real picture")
     if any(offset + count > len(picture.body) for offset, count in zip(offsets, counts, strict=True)):
@@ -196,7 +196,7 @@ def _decode_jpeg(picture: TiffPicture) -> Samples:
 
 def _decode_as_rgb(picture: TiffPicture) -> Samples:
     """YCbCr through libtiff's conversion, which applies subsampling, coefficients and reference black and white."""
-    if picture.bits != 8 or picture.number(tags.SAMPLES, 1) != 3:
+    if picture.bits != 8 or picture.samples != 3:
         raise UnsupportedImage("This TIFF has YCbCr of other than 3 samples of 8 bits, which is not supported.")
     subsampled = picture.numbers(tags.SUBSAMPLING, (2, 2)) != (1, 1)
     if subsampled and picture.separate:
@@ -256,7 +256,7 @@ def _by_libtiff(picture: TiffPicture, values: Mapping[int, Value]) -> NDArray[An
 
 def _decode_bytes(picture: TiffPicture) -> Samples:
     """Samples of 8 or 16 bits, (H,W,C), each interleaved or in planes of their own."""
-    samples = picture.number(tags.SAMPLES, 1)
+    samples = picture.samples
     offsets, counts = picture.streams
     if picture.separate:
         size = len(offsets) // samples
@@ -320,7 +320,7 @@ def _decode_rare(picture: TiffPicture) -> Samples:
         if page.dtype is None or page.dtype.kind != "u":
             raise UnsupportedImage("This TIFF has samples of a kind that is not supported; send 8 or 16 bits.")
         stored = np.asarray(page.asarray(maxworkers=1))
-    samples = picture.number(tags.SAMPLES, 1)
+    samples = picture.samples
     if stored.size != width * height * samples:
         raise BrokenImage(_BROKEN)
     shape = (samples, height, width) if picture.separate else (height, width, samples)
