@@ -13,14 +13,21 @@ from model.kernels.library import BlockArguments, ConvolutionArguments, Kernel
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [ROOT / "model" / "kernels" / f"{name}.c" for name in ("block", "amx", "pool")]
-FLAGS = ["-O2", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-static"]
+FLAGS = ["-O2", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
 SLOTS = 64
 
 
-def compile_program(compiler: str, folder: Path) -> Path:
-    """Build the program; the flags are those of setup.py, but for less optimisation."""
+def compile_program(compiler: str, folder: Path, library: Path | None = None) -> Path:
+    """Build the program from the kernel's sources, with setup.py's flags but for less optimisation.
+
+    Args:
+        compiler: for the processor.
+        folder: for the program.
+        library: a compiled kernel, which is used in place of the sources.
+    """
     program = folder / "kernel_program"
-    command = [compiler, *FLAGS, ROOT / "tests" / "kernel_program.c", *SOURCES, "-o", program, "-lm", "-lpthread"]
+    kernel = [library, f"-Wl,-rpath,{library.parent}"] if library else [*SOURCES, "-static"]
+    command = [compiler, *FLAGS, ROOT / "tests" / "kernel_program.c", *kernel, "-o", program, "-lm", "-lpthread"]
     subprocess.run(command, check=True)
     return program
 

@@ -6,17 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
+from pathlib import Path
 
 import httpx
 import pytest
-import torch
 
 from model import cpu_kernel
-from model.packing import PackedLayout
+from tests import test_cpu_kernel
 from tests.emulated_kernel import EmulatedKernel, compile_program
 from tests.server import ROOT, ServerProcess
 from tests.service import noise, pixels_of, png
-from tests.test_cpu_kernel import plain, random_block, random_layers
+from tests.test_packaging import arm_wheel
 
 pytestmark = [
     pytest.mark.long,
@@ -25,6 +26,7 @@ pytestmark = [
 
 PROCESSORS = {
     "aarch64": ("aarch64-linux-gnu-gcc", ["qemu-aarch64-static"], 128),
+    "aarch64, the wheel": ("aarch64-linux-gnu-gcc", ["qemu-aarch64-static", "-L", "/usr/aarch64-linux-gnu"], 128),
     "x86-64 with AVX2": ("gcc", ["qemu-x86_64-static", "-cpu", "Haswell"], 256),
     "x86-64 without AVX": ("gcc", ["qemu-x86_64-static", "-cpu", "Nehalem"], 128),
 }
@@ -39,7 +41,11 @@ def emulated(request, tmp_path_factory):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
     folder = tmp_path_factory.mktemp("emulated")
-    kernel = EmulatedKernel([*emulator, str(compile_program(compiler, folder))], folder)
+    library = None
+    if "wheel" in request.param:
+        with zipfile.ZipFile(arm_wheel(folder)) as archive:
+            library = Path(archive.extract("model/kernels/block.so", folder))
+    kernel = EmulatedKernel([*emulator, str(compile_program(compiler, folder, library))], folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_kernel, "load_kernel", kernel.kernel)
         yield kernel
@@ -47,39 +53,29 @@ def emulated(request, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("dim", "heads", "window", "hidden"), [(60, 6, 8, 2.0), (32, 4, 8, 2.0), (7, 1, 3, 3.7), (26, 2, 7, 0.5)]
+    ("heads", "depth", "window", "hidden"), [(6, 10, 8, 2.0), (4, 8, 8, 2.0), (1, 7, 3, 3.7), (2, 13, 7, 0.5)]
 )
-@pytest.mark.parametrize("counts", [(3, 0, 0, 0), (1, 2, 0, 1)])
-def test_the_kernel_computes_the_block(emulated, *, dim, heads, window, hidden, counts):
-    """Odd widths and windows, all kinds of masks: within 5e-5 of float64."""
-    block = random_block(dim, heads, window, window // 2 if counts[1] else 0, hidden)
-    counts = counts if counts[1] else counts[:1]
-    tokens = torch.randn(sum(counts) * window**2, dim)
-    with torch.inference_mode():
-        own = cpu_kernel.run(block, tokens, None, counts)
-        assert (own - plain(block, tokens, counts)).abs().max() < 5e-5
-        gather = torch.randperm(tokens.shape[0]).int()
-        gathered = cpu_kernel.run(block, tokens, gather, counts)
-        assert torch.equal(gathered, cpu_kernel.run(block, tokens.index_select(0, gather), None, counts))
+@pytest.mark.parametrize("shifted", [False, True])
+def test_the_kernel_computes_the_block(emulated, heads, depth, window, hidden, *, shifted):
+    """Odd widths and windows, all kinds of masks, as tests/test_cpu_kernel.py compares them with float64."""
+    sizes = {"heads": heads, "depth": depth, "window": window, "hidden": hidden}
+    compare = test_cpu_kernel.test_the_kernel_computes_the_block.hypothesis.inner_test
+    compare(**sizes, counts=(1, 2, 0, 1), shifted=shifted)
+    assert emulated.width
+
+
+def test_the_kernel_gathers(emulated):
+    """Tokens are taken from the rows that the table names."""
+    test_cpu_kernel.test_the_kernel_gathers()
     assert emulated.width
 
 
 @pytest.mark.parametrize("linear", [True, False])
 @pytest.mark.parametrize(("channels", "window"), [(60, 8), (13, 5)])
-def test_the_kernel_convolves(emulated, channels, window, linear):
-    """With zeros around the image, and with and without the layer behind: within 1e-5 of float64."""
-    height, width = 2 * window, 3 * window
-    layout = PackedLayout([(height, width)], window, window // 2)
-    conv, behind = random_layers(channels)
-    tokens, residual = torch.randn(2, layout.windows_count * window**2, channels)
-    layers = (conv, behind if linear else None)
-    with torch.inference_mode():
-        own = cpu_kernel.convolve(layers, tokens, layout.halo(shifted=False), residual)
-        [image] = layout.unpack(layout.to_canvas(tokens.double(), shifted=False))
-        expected = conv.double()(image[None])
-        expected = behind.double()(expected) if linear else expected
-        expected = layout.to_windows(layout.pack([expected[0]])) + residual
-    assert (own - expected).abs().max() < 1e-5
+def test_the_kernel_convolves(emulated, channels, window, *, linear):
+    """With zeros around images of two sizes, and with and without the layer behind."""
+    compare = test_cpu_kernel.test_the_kernel_convolves.hypothesis.inner_test
+    compare(channels=channels, window=window, sizes=[(2, 3), (1, 2)], shifted=linear, linear=linear)
     assert emulated.width
 
 

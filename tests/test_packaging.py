@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -49,6 +50,14 @@ def build(source, kind, folder, **environment):
     assert result.returncode == 0, result.stderr
     [file] = Path(folder).iterdir()
     return file
+
+
+def arm_wheel(folder):
+    """The wheel for Linux on aarch64, built here from a fresh clone with a cross compiler."""
+    (folder / "wheels").mkdir()
+    compiler = "aarch64-linux-gnu-gcc"
+    environment = {"CC": compiler, "LDSHARED": f"{compiler} -shared", "_PYTHON_HOST_PLATFORM": "linux-aarch64"}
+    return build(checkout(folder / "clone"), "wheel", folder / "wheels", SWIN2SR_REQUIRE_KERNEL="1", **environment)
 
 
 @pytest.fixture(scope="module")
@@ -147,6 +156,19 @@ def test_the_released_wheel_fits_every_python_and_common_linux(released):
     assert tag.rpartition("none-")[2] in report
     with zipfile.ZipFile(file) as archive:
         assert [name for name in archive.namelist() if name.endswith(".so")] == ["model/kernels/block.so"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(shutil.which("aarch64-linux-gnu-gcc") is None, reason="gcc-aarch64-linux-gnu is not installed")
+def test_the_wheel_for_arm_is_built_too(released, tmp_path):
+    """Auditwheel takes it for common Linux; tests/test_other_processors.py runs its kernel."""
+    clone, _ = released
+    tools = clone / "build" / "tools" / "bin"
+    command = [tools / "auditwheel", "repair", "--wheel-dir", tmp_path / "dist", arm_wheel(tmp_path)]
+    subprocess.run(command, check=True, env={**os.environ, "PATH": f"{tools}:{os.environ['PATH']}"})
+    [file] = (tmp_path / "dist").iterdir()
+    assert re.fullmatch(r"swin2sr_serve-[\d.]+-py3-none-manylinux_2_\d+_aarch64", file.stem)
 
 
 @pytest.mark.long

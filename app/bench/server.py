@@ -31,7 +31,7 @@ async def serve(bench: Bench) -> AsyncIterator[Send]:
     with tempfile.TemporaryDirectory() as folder:
         write_pretrained(bench.network(VARIANT), Path(folder) / VARIANT)
         options = ["--port", "0", "--variants", VARIANT, "--model-dir", folder, "--drain-delay-ms", "0"]
-        options += ["--device", str(bench.device), "--threads", str(bench.threads)]
+        options += ["--device", str(bench.device), "--threads", str(bench.threads), "--precision", bench.precision]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "app", "serve", *options),
             env={**os.environ, "PYTHONUNBUFFERED": "1"},

@@ -125,7 +125,7 @@ def _forward(upscaler: Upscaler, tiles: Sequence[Pixels8], threads: int) -> list
 
 
 async def _measure_server(bench: Bench, upscaler: Upscaler, images: Sequence[Pixels8], rounds: int) -> list[Row]:
-    bodies = [_png(image) for image in images]
+    bodies = [encode_png(image) for image in images]
     work = list(bodies) * rounds
     async with serve(bench) as send:
         alone = await until_stable(lambda: closed_loop(send, work, 1))
@@ -171,7 +171,8 @@ def _latency(windows: Sequence[Window]) -> str:
     return f"half in {seconds(percentile(windows, 0.5))}, 99 % in {seconds(percentile(windows, 0.99))}"
 
 
-def _png(image: Pixels8) -> bytes:
+def encode_png(image: Pixels8) -> bytes:
+    """An image (H, W, 3) as PNG."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG")
     return file.getvalue()
