@@ -105,7 +105,7 @@ class VariantDescription(BaseModel):
                     "scale": 2,
                     "summary": "Doubles a clean image quickly on any machine.",
                     "channels": 3,
-                    "parameters": None,
+                    "parameters": 164504,
                     "license": "Apache-2.0",
                     "source": "trained by this project on CC0 photographs",
                     "digest": "6912009753c57901615862b10a3dd373a5aa383422a795beb3ca3d425a60d257",

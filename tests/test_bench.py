@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.bench import load, service
+from app.bench import load, peers, service
 from app.cli.commands import build
 from model import cpu_kernel
 from model.bench import baselines, blocks, gpu, memory, roofline, sections, timing, workloads
@@ -420,3 +420,32 @@ def test_the_command_line_has_a_bench():
 
     text = CliRunner().invoke(build(), ["bench", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
     assert all(f"--{name}" in text for name in ("checkpoint", "device", "threads", "runs", "only", "json"))
+
+
+def test_peers_are_compared_as_ratios():
+    """Throughput over throughput, latency over latency; the servers' own figures beside them."""
+    windows = {
+        "service, auto": [load.Window(2.0, (0.1, 0.2)), load.Window(1.0, (0.1, 0.2))],
+        "LitServe, openvino": [load.Window(6.0, (0.4, 1.0)), load.Window(6.0, (0.4, 1.0))],
+    }
+    *_, own, other = peers.tabulate(windows, count=3, own=1)
+    assert own == "| service, auto | 2.00 | 200 ms | 200 ms | 1.00 / 1.00 / 1.00 |"
+    assert other == "| LitServe, openvino | 0.50 | 1 s | 1 s | 4.00 / 5.00 / 5.00 |"
+
+
+def test_peers_that_are_missing_are_named(monkeypatch, capsys):
+    """With the extra that brings them."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "litserve" else object())
+    with pytest.raises(SystemExit):
+        peers.main([])
+    assert "litserve cannot be imported. Install: pip install 'swin2sr-serve[bench]'" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_the_peers_answer(capsys):
+    """A turn of each server with random weights."""
+    peers.main(["--images", "2", "--rounds", "1", "--callers", "1"])
+    table = capsys.readouterr().out
+    for name in ("service, auto", "LitServe, transformers", "LitServe, openvino"):
+        assert f"| {name} | " in table

@@ -64,6 +64,23 @@ def test_a_form_gives_the_upscaled_image(ask):
     )
 
 
+@pytest.mark.parametrize(
+    ("accept", "media_type"),
+    [
+        ("application/octet-stream", "application/octet-stream"),
+        ("Application/Octet-Stream;q=0.9", "application/octet-stream"),
+        ("application/octet-stream, image/*", "image/png"),
+        ("*/*", "image/png"),
+    ],
+)
+def test_who_accepts_bytes_only_gets_them_under_that_name(ask, accept, media_type):
+    """The image is the same; its format is in the file name."""
+    response = ask(files={"file": PHOTO}, headers={"accept": accept})
+    assert response.headers["content-type"] == media_type
+    np.testing.assert_array_equal(pixels_of(response.content), enlarged(PIXELS))
+    assert 'filename="upload-lightweight-x2.png"' in response.headers["content-disposition"]
+
+
 @pytest.mark.parametrize("content_type", ["image/png", "image/jpeg", "application/octet-stream"])
 def test_the_image_itself_may_be_the_body(ask, content_type):
     """What it is, its bytes say; the type is not asked."""

@@ -14,24 +14,25 @@ from app.version import service_version
 
 router = APIRouter(tags=["health"])
 
+_OPEN: dict[str, Any] = {"security": []}
 _ALL: dict[str, Any] = {"description": "All metrics.", "content": {"text/plain": {"example": EXPOSITION}}}
 
 
-@router.get("/health/live", summary="Liveness probe", responses=problems(NotReady))
+@router.get("/health/live", summary="Liveness probe", responses=problems(NotReady), openapi_extra=_OPEN)
 async def live(service: ServiceDependency) -> Health:
     """503 if the process should be restarted."""
     service.check_liveness()
     return Health()
 
 
-@router.get("/health/ready", summary="Readiness probe", responses=problems(NotReady))
+@router.get("/health/ready", summary="Readiness probe", responses=problems(NotReady), openapi_extra=_OPEN)
 async def ready(service: ServiceDependency) -> Readiness:
     """503 with the reasons while loading, warming up or draining, or if the worker does not run."""
     service.check_readiness()
     return Readiness(version=service_version())
 
 
-@router.get("/health/startup", summary="Startup probe", responses=problems(NotReady))
+@router.get("/health/startup", summary="Startup probe", responses=problems(NotReady), openapi_extra=_OPEN)
 async def startup(service: ServiceDependency) -> Health:
     """503 until all variants in VARIANTS were loaded or have failed."""
     if not service.registry.booted:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,9 @@ from app.settings import Settings
 
 router = APIRouter(tags=["upscale"])
 
+PLAIN = "application/octet-stream"
+"""The media type of the image for callers that accept nothing else; generators of clients know it as binary."""
+
 _BINARY = {"type": "string", "format": "binary"}
 _FIELDS = {PART: _BINARY, **UpscaleOptions.model_json_schema()["properties"]}
 _BODY = {
@@ -38,6 +42,7 @@ _BODY = {
         "content": {
             "multipart/form-data": {"schema": {"type": "object", "required": [PART], "properties": _FIELDS}},
             "image/*": {"schema": _BINARY},
+            PLAIN: {"schema": _BINARY},
         },
     }
 }
@@ -74,7 +79,11 @@ _HEADERS = {
 _IMAGE: dict[int | str, dict[str, object]] = {
     200: {
         "description": "The upscaled image; with `Accept: multipart/mixed`, preceded by JSON progress parts.",
-        "content": {"image/*": {"schema": _BINARY}, MIXED: {"schema": _BINARY, "example": PROGRESS}},
+        "content": {
+            "image/*": {"schema": _BINARY},
+            PLAIN: {"schema": _BINARY},
+            MIXED: {"schema": _BINARY, "example": PROGRESS},
+        },
         "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in _HEADERS.items()},
     }
 }
@@ -136,6 +145,7 @@ async def upscale(
     )
     options, notice = with_fields(options, upload.fields, request.query_params)
     deadline = _deadline(request, options, settings)
+    plain = re.fullmatch(rf"\s*{PLAIN}\s*(;[^,]*)?", request.headers.get("accept", ""), re.I) is not None
     add_log_fields(request.scope, variant=service.registry.resolve(options.variant).name)
 
     async def answer(on_progress: Callable[[JobProgress], None] | None = None) -> Response:
@@ -144,7 +154,7 @@ async def upscale(
         log_result(request.scope, upscaled)
         return Response(
             upscaled.encoded.body,
-            media_type=upscaled.encoded.media_type,
+            media_type=PLAIN if plain else upscaled.encoded.media_type,
             headers=_headers(upscaled, upload.filename, notice),
         )
 
