@@ -14,7 +14,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -81,9 +80,10 @@ def pack_block(
     kernel = load_kernel()
     if kernel is None or bias.shape[-1] > SLOTS or not _can_read(bias, *weights):
         return None
-    key_major = F.pad(bias.transpose(-1, -2), (0, SLOTS - bias.shape[-1]))  # (kinds, nH, N, SLOTS)
-    base_2 = math.log2(math.e)
-    tables = (scale * base_2, key_major * base_2)
+    base_2, tokens = math.log2(math.e), bias.shape[-1]
+    key_major = bias.new_zeros(*bias.shape[:3], SLOTS)  # (kinds, nH, N, SLOTS)
+    key_major[..., :tokens].copy_(bias.transpose(-1, -2)).mul_(base_2)
+    tables = (scale * base_2, key_major)
     tensors = [tensor.contiguous() for tensor in (*weights[:2], *tables, *weights[2:])]
     sizes = (len(weights[2]), bias.shape[1], len(weights[6]), bias.shape[-1])
     found = KernelWeights(BlockArguments(*sizes, *(tensor.data_ptr() for tensor in tensors), eps), tensors)

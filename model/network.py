@@ -57,8 +57,9 @@ class SelfAttention(nn.Module):
 
     def position_bias(self) -> Tensor:
         """The continuous relative position bias (nH, N, N), within (0, 16)."""
-        table = self.continuous_position_bias_mlp(self.relative_coords_table)  # ((2 window - 1)^2, nH)
-        return 16 * torch.sigmoid(table.t()[:, self.relative_position_index])
+        table = 16 * torch.sigmoid(self.continuous_position_bias_mlp(self.relative_coords_table))  # ((2w - 1)^2, nH)
+        index = self.relative_position_index  # (N, N)
+        return table.t().index_select(1, index.flatten()).view(-1, *index.shape)
 
     def scale(self) -> Tensor:
         """The factor on cosines (nH, 1, 1), at most 100."""

@@ -6,6 +6,7 @@ place and refuses any other: what was replaced may compute something else.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -146,7 +147,7 @@ def pack_tables(attention: SelfAttention, shift: int, dtype: torch.dtype) -> Att
     """The tables that depend on an attention's weights: position bias with masks, and scale."""
     bias = attention.position_bias()[None]  # (1, nH, N, N)
     if shift:
-        bias = bias + mask_of_each_kind(attention.window, shift).to(bias)[:, None]
+        bias = bias + _masks(attention.window, shift).to(bias)[:, None]
     return AttentionTables(
         bias.to(dtype).contiguous(),
         attention.scale().flatten().to(dtype),
@@ -154,12 +155,21 @@ def pack_tables(attention: SelfAttention, shift: int, dtype: torch.dtype) -> Att
     )
 
 
+@functools.cache
+def _masks(window: int, shift: int) -> Tensor:
+    return mask_of_each_kind(window, shift)
+
+
+def _pad(tensor: Tensor, padding: tuple[int, ...]) -> Tensor:
+    return F.pad(tensor, padding) if any(padding) else tensor
+
+
 def _pack_qkv(attention: SelfAttention, form: Form) -> Weights:
     layers = [expect(layer, nn.Linear) for layer in (attention.query, attention.key, attention.value)]
     fill = form.width(layers[0].in_features) - layers[0].in_features
-    weights = [F.pad(layer.weight, (0, fill, 0, fill)) for layer in layers]
+    weights = [_pad(layer.weight, (0, fill, 0, fill)) for layer in layers]
     biases = [layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias for layer in layers]
-    bias = torch.cat([F.pad(bias, (0, fill)) for bias in biases])
+    bias = torch.cat([_pad(bias, (0, fill)) for bias in biases])
     return Weights(torch.cat(weights).detach().to(form.dtype), bias.detach().to(form.dtype))
 
 
@@ -265,4 +275,4 @@ def _fill(weight: Tensor, bias: Tensor | None, form: Form, filled: tuple[bool, b
     more = [form.width(size) - size if fill else 0 for size, fill in zip(sizes, filled, strict=True)]
     bias = weight.new_zeros(len(weight)) if bias is None else bias
     padding = (0, 0) * (weight.ndim - 2) + (0, more[1], 0, more[0])
-    return Weights(F.pad(weight.detach(), padding).to(form.dtype), F.pad(bias.detach(), (0, more[0])).to(form.dtype))
+    return Weights(_pad(weight.detach(), padding).to(form.dtype), _pad(bias.detach(), (0, more[0])).to(form.dtype))
