@@ -10,7 +10,7 @@ from setuptools.errors import CompileError
 
 KERNEL = Extension(
     "model.kernels.block",  # a plain shared library that ctypes loads, not a module
-    ["model/kernels/block.c", "model/kernels/amx.c", "model/kernels/pool.c", "model/kernels/paeth.c"],
+    [f"model/kernels/{name}.c" for name in ("block", "amx", "pool", "paeth", "checksum")],
     depends=sorted(map(str, Path("model/kernels").glob("*.h"))),
     extra_compile_args=["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"],
     libraries=["m", "pthread"],

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from model.checkpoints import Checkpoint, load_body_weights, load_weights, read_checkpoint, write_pretrained
 from model.config import GENERIC, Swin2SRConfig, refuse_push
 from model.hooks import is_tracing
-from model.inference import Inference, Workspace, can_infer, infer
+from model.inference import Inference, Workspace, can_infer, infer_again
 from model.network import Swin2SR, Swin2SRBody
 from model.packing import PackedLayout
 from model.padding import pad_tensor
@@ -303,7 +303,7 @@ class PreTrained(nn.Module):
         """The fast forward pass with its layout and its input; None if it cannot be used."""
         if not can_infer(self, padded):
             return None
-        inference = infer(cast("Swin2SR", self), self.workspace)
+        inference = infer_again(cast("Swin2SR", self), self.workspace)
         if inference is None:
             return None
         batch, _, height, width = padded.shape

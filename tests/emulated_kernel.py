@@ -61,6 +61,7 @@ class EmulatedKernel:
             free_packed=nothing,
             has_amx=lambda: 0,
             paeth=nothing,
+            checksum=nothing,
             width=128,
         )
 

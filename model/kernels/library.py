@@ -85,6 +85,7 @@ class Kernel:
 
     Attributes:
         paeth: PNG's filter, as ``paeth.c`` describes it.
+        checksum: of memory, as ``checksum.c`` describes it.
         width: bits of the vectors that are used.
         has_amx: returns 1 where the processor has AMX and the operating system permits its use; asks it once.
     """
@@ -98,6 +99,7 @@ class Kernel:
     free_packed: Function
     has_amx: Function
     paeth: Function
+    checksum: Function
     width: int
 
 
@@ -141,6 +143,7 @@ def _functions_of(library: ctypes.CDLL) -> Kernel:
         _declare(library.swin_free_packed, None, pointer),
         _declare(library.swin_has_amx, integer),
         _declare(library.swin_paeth, None, pointer, long, long, long, pointer),
+        _declare(library.swin_checksum, ctypes.c_uint64, ctypes.POINTER(pointer), ctypes.POINTER(long), long),
         library.swin_block_width(),
     )
 
