@@ -128,11 +128,44 @@ static ALWAYS_INLINE void NAME(product)(const uint16_t *rows, const uint32_t *co
     store_sums(out, 4 * TILE, 64);
 }
 
-/* A linear layer: `strips` of 16 outputs each. */
+/* Two strips of 16 rows of sums, for half of the tokens: packed rows, as above and `next` entries behind, times columns.
+ * Fewer tiles are loaded than for one strip and all tokens, and the columns stay in the first level of the cache. */
+static ALWAYS_INLINE void NAME(square)(const uint16_t *rows, long next, const uint32_t *columns, long lo, long depths,
+                                       float *out) {
+    clear_sums();
+    for (long k = 0; k < depths; k++, rows += PARTS * 2 * TILE, columns += STRIP) {
+        LOAD_TILE(6, columns, 64);
+        LOAD_TILE(7, columns + TILE, 64);
+        if (PARTS == 2) {
+            LOAD_TILE(4, rows + 2 * TILE, 64);
+            LOAD_TILE(5, rows + next + 2 * TILE, 64);
+            multiply_square();
+        }
+        LOAD_TILE(4, rows, 64);
+        LOAD_TILE(5, rows + next, 64);
+        multiply_square();
+        if (PARTS == 2) {
+            LOAD_TILE(6, columns + lo, 64);
+            LOAD_TILE(7, columns + lo + TILE, 64);
+            multiply_square();
+        }
+    }
+    STORE_TILE(0, out, 64);
+    STORE_TILE(1, out + TILE, 64);
+    STORE_TILE(2, out + STRIP, 64);
+    STORE_TILE(3, out + STRIP + TILE, 64);
+}
+
+/* A linear layer: `strips` of 16 outputs each, in squares if the columns do not fit the first level of the cache. */
 static void NAME(linear)(const uint16_t *rows, const uint32_t *columns, long lo, long depths, long strips, float *out) {
     struct NAME(activation) none = {0};
-    for (long r = 0; r < strips; r++)
-        NAME(product)(rows + r * depths * PARTS * 2 * TILE, columns, lo, depths, out + r * STRIP, &none);
+    const long next = depths * PARTS * 2 * TILE;
+    const long paired = PARTS * depths > 8 ? strips / 2 * 2 : 0;
+    for (long half = 0; half < STRIP; half += STRIP / 2)
+        for (long r = 0; r < paired; r += 2)
+            NAME(square)(rows + r * next, next, columns + half, lo, depths, out + r * STRIP + half);
+    for (long r = paired; r < strips; r++)
+        NAME(product)(rows + r * next, columns, lo, depths, out + r * STRIP, &none);
 }
 
 /* fc1 and GELU, to pairs. `strips` holds two. */

@@ -15,6 +15,50 @@ static ALWAYS_INLINE void NAME(multiply_tokens)(const uint16_t *rows, long lo, l
     }
 }
 
+/* Sums of two strips of 16 outputs, whose columns are `next` words apart, += rows of 32 tokens times them. */
+static ALWAYS_INLINE void NAME(square_of_tokens)(const uint16_t *rows, long lo, long stride, const uint32_t *columns,
+                                                 long next) {
+    LOAD_TILE(4, rows, 2 * stride);
+    LOAD_TILE(5, rows + 16 * stride, 2 * stride);
+    if (PARTS == 2) {
+        LOAD_TILE(6, columns + TILE, 64);
+        LOAD_TILE(7, columns + next + TILE, 64);
+        multiply_square();
+    }
+    LOAD_TILE(6, columns, 64);
+    LOAD_TILE(7, columns + next, 64);
+    multiply_square();
+    if (PARTS == 2) {
+        LOAD_TILE(4, rows + lo, 2 * stride);
+        LOAD_TILE(5, rows + lo + 16 * stride, 2 * stride);
+        multiply_square();
+    }
+}
+
+/* Sums (64, width) of 64 rows at `taps` places, each times its columns: (outputs / 16, taps, depths, PARTS, 16, 32). */
+static void NAME(multiply_places)(const uint16_t *rows, const long *places, long taps, long lo, long stride,
+                                  const uint32_t *columns, long width, float *sums) {
+    const long depths = stride / 32, next = taps * depths * PARTS * TILE, paired = width / 32 * 2;
+    for (long half = 0; half < SLOTS; half += SLOTS / 2)
+        for (long n = 0; n < paired; n += 2) {
+            clear_sums();
+            for (long i = 0; i < taps * depths; i++)
+                NAME(square_of_tokens)(rows + places[i / depths] + half * stride + i % depths * 32, lo, stride,
+                                       columns + n * next + i * PARTS * TILE, next);
+            float *out = sums + half * width + 16 * n;
+            STORE_TILE(0, out, 4 * width);
+            STORE_TILE(1, out + 16, 4 * width);
+            STORE_TILE(2, out + 16 * width, 4 * width);
+            STORE_TILE(3, out + 16 * width + 16, 4 * width);
+        }
+    if (paired == width / 16) return;
+    clear_sums();
+    for (long i = 0; i < taps * depths; i++)
+        NAME(multiply_tokens)(rows + places[i / depths] + i % depths * 32, lo, stride,
+                              columns + paired * next + i * PARTS * TILE);
+    store_sums(sums + 16 * paired, 64 * width, 4 * width);
+}
+
 /* A token of the halo into each copy that has it. */
 static ALWAYS_INLINE void NAME(spread_token)(const float *token, long y, long x, const struct convolution *w,
                                              const struct convolution_scratch *m) {
@@ -55,29 +99,19 @@ static void NAME(convolution_window)(const struct work *work, long index, void *
     const struct convolution *w = work->convolution;
     const struct convolution_scratch *m = memory;
     const long channels = w->channels, side = w->window, tokens = side * side, seen = (side + 2) * (side + 2);
-    const long depths = m->stride / 32, linear_depths = m->linear_stride / 32, width = m->width;
+    const long width = m->width;
     for (long i = 0; i < seen; i++) {
         long row = work->table[index * seen + i];
         NAME(spread_token)(row < 0 ? m->zeros : work->in + row * channels, i / (side + 2), i % (side + 2), w, m);
     }
-    const uint32_t *columns = w->packed->columns;
-    for (long n = 0; n < width; n += 16) {
-        clear_sums();
-        for (long tap = 0; tap < 9; tap++)
-            for (long k = 0; k < depths; k++, columns += PARTS * TILE)
-                NAME(multiply_tokens)(m->rows + (tap % 3 * SPAN + tap / 3 * side) * m->stride + 32 * k, m->lo,
-                                      m->stride, columns);
-        store_sums(m->sums + n, 64 * width, 4 * width);
-    }
+    long places[9];
+    for (long tap = 0; tap < 9; tap++) places[tap] = (tap % 3 * SPAN + tap / 3 * side) * m->stride;
+    NAME(multiply_places)(m->rows, places, 9, m->lo, m->stride, w->packed->columns, width, m->sums);
     if (w->linear_weight) {
+        const long none = 0;
         NAME(put_linear_rows)(w, m);
-        columns = w->packed->linear_columns;
-        for (long n = 0; n < width; n += 16) {
-            clear_sums();
-            for (long k = 0; k < linear_depths; k++, columns += PARTS * TILE)
-                NAME(multiply_tokens)(m->linear_rows + 32 * k, m->linear_lo, m->linear_stride, columns);
-            store_sums(m->sums + n, 64 * width, 4 * width);
-        }
+        NAME(multiply_places)(m->linear_rows, &none, 1, m->linear_lo, m->linear_stride, w->packed->linear_columns,
+                              width, m->sums);
     }
     const float *residual = work->residual + index * tokens * channels;
     float *out = work->out + index * tokens * channels;

@@ -51,6 +51,14 @@ static ALWAYS_INLINE void multiply_rows(const uint16_t *rows, long step, long st
     ADD_PRODUCT(3, 5, 4);
 }
 
+/* Add two tiles of rows, in tiles 4 and 5, times two of columns, in tiles 6 and 7. */
+static ALWAYS_INLINE void multiply_square(void) {
+    ADD_PRODUCT(0, 4, 6);
+    ADD_PRODUCT(1, 4, 7);
+    ADD_PRODUCT(2, 5, 6);
+    ADD_PRODUCT(3, 5, 7);
+}
+
 /* 16 vectors as rows to the same as columns. */
 static ALWAYS_INLINE void transpose(__m512i r[16]) {
     __m512i t[16];
