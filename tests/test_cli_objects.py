@@ -184,6 +184,8 @@ def test_shards_divide_a_bucket(bucket, begun):
     ("arguments", "message"),
     [
         (["s3:///in", "-o", "out"], "has no bucket name"),
+        (["gs://photos/in", "-o", "out"], "gs://photos/in: addresses begin with s3://"),
+        (["s3://photos/in", "-o", "S3://photos/out"], "S3://photos/out: addresses begin with s3://"),
         (["s3://photos/in", "a.jpg", "-o", "out"], "a.jpg is no s3:// address"),
         (["s3://photos/in", "s3://others/in", "-o", "out"], "several buckets"),
         (["s3://photos/in", "-o", "s3://photos/in/"], "is the folder of the inputs"),

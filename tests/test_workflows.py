@@ -237,3 +237,13 @@ def test_issue_forms_are_forms(name):
     assert {field["type"] for field in form["body"]} <= {"markdown", "input", "textarea", "dropdown", "checkboxes"}
     assert len({field["id"] for field in form["body"]}) == len(form["body"])
     assert all(field["attributes"]["label"] for field in form["body"])
+
+
+def test_the_address_of_the_repository_is_pyprojects():
+    """Other files repeat it, because they cannot refer to it."""
+    address = PYPROJECT["project"]["urls"]["Repository"]
+    found = []
+    for name in ("pyproject.toml", "CHANGELOG.md", "SECURITY.md", ".github/ISSUE_TEMPLATE/config.yml"):
+        found += re.findall(r"https://github\.com/[\w.-]+/[\w.-]+", (ROOT / name).read_text("utf-8"))
+    assert len(found) > 3
+    assert set(found) == {address}

@@ -194,6 +194,17 @@ def name_outputs(
     yield from finish(waiting)
 
 
+def is_object(text: str) -> bool:
+    """Whether a command's argument is an ``s3://`` address.
+
+    Raises:
+        ValueError: if it is an address of another kind.
+    """
+    if re.match(r"[A-Za-z][\w+.-]*://", text) and not text.startswith(SCHEME):
+        raise ValueError(f"{text}: addresses begin with {SCHEME}; others are not read. Copy the images first.")
+    return text.startswith(SCHEME)
+
+
 def _fixed_folder(key: str) -> str:
     """The folders of a key before its first wildcard; without one the key, which may be a folder."""
     magic = _MAGIC.search(key)

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from app.cli.bulk import BulkUpscaler
 from app.cli.files import EXTENSIONS, STREAM, SUFFIXES, FileTask, InputFile, find_images, plan_outputs
-from app.cli.objects import SCHEME, S3Inputs, S3Object, name_outputs
+from app.cli.objects import S3Inputs, S3Object, is_object, name_outputs
 from app.cli.shard import Shard
 from app.schemas import UpscaleOptions
 from app.settings import Settings
@@ -63,8 +63,12 @@ class UpscaleArgs:
 
     @property
     def reads_objects(self) -> bool:
-        """Whether the inputs are objects of S3 storage."""
-        return any(each.startswith(SCHEME) for each in self.inputs)
+        """Whether the inputs are objects of S3 storage.
+
+        Raises:
+            ValueError: if one is an address of another kind.
+        """
+        return any(tuple(map(is_object, self.inputs)))  # looks at each of them
 
     def plan(self, variant: str, format_: str) -> Iterable[FileTask]:
         """The images to read and the files to write: a list, or for objects an iterator that lists them page by page.
@@ -129,11 +133,11 @@ def parse_output(text: str | None) -> Path | S3Object | None:
     """The output that the command line names: a path, or an ``s3://`` address.
 
     Raises:
-        ValueError: if the address names no bucket.
+        ValueError: if the address names no bucket, or is of another kind.
     """
-    if text is None or not text.startswith(SCHEME):
-        return Path(text) if text else None
-    return S3Object.parse(text)
+    if text and is_object(text):
+        return S3Object.parse(text)
+    return Path(text) if text else None
 
 
 async def run(args: UpscaleArgs, options: UpscaleOptions, settings: Settings | None, console: Console) -> int:

@@ -125,8 +125,9 @@ def draw(result: Result) -> str:
             f'<polyline fill="none" stroke="#1c2a45" points="{points}"/>'
         )
     hours = "".join(f'<text x="{60 + hour * 40}" y="250">{hour}:00</text>' for hour in range(0, 24, 4))
-    body = "".join(panels) + hours
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1060 520" font-family="sans-serif">{body}</svg>\n'
+    ground, body = '<rect width="1060" height="520" fill="#fff"/>', "".join(panels) + hours
+    size = 'viewBox="0 0 1060 520" font-family="sans-serif"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{ground}{body}</svg>\n'
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,0 +1,63 @@
+"""Prints the tables of docs/operations.md: memory by image size and format, and throughput by variant.
+
+    python -m tests.sizing [VARIANT]
+
+The peak is the server's largest resident memory during a request, less that before it.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import httpx
+from app.imaging.sample import draw_sample
+from PIL import Image
+
+from tests.server import ServerProcess
+
+SIDES = (512, 1024, 2048)
+FORMATS = ("png", "jpeg", "webp", "avif")
+
+
+def photo(side):
+    """The sample picture as a JPEG of this many pixels a side."""
+    file = io.BytesIO()
+    with Image.open(io.BytesIO(draw_sample())) as sample:
+        sample.convert("RGB").resize((side, side)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def memory(pid, name):
+    """A figure of /proc/PID/status in MiB."""
+    return int(re.search(rf"{name}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1]) / 1024
+
+
+def peak(server, body, format_):
+    """MiB that a request adds at its peak, and the milliseconds of its forward pass."""
+    Path(f"/proc/{server.process.pid}/clear_refs").write_text("5")
+    before = memory(server.process.pid, "VmRSS")
+    response = httpx.post(f"{server.url}/v1/upscale?format={format_}", content=body, timeout=600)
+    response.raise_for_status()
+    forward = float(re.search(r"forward;dur=([\d.]+)", response.headers["server-timing"])[1])
+    return memory(server.process.pid, "VmHWM") - before, forward
+
+
+def main():
+    """Measure and print."""
+    variant = (sys.argv[1:] or ["small-x2"])[0]
+    with ServerProcess(variants=variant) as server:
+        print(f"{variant}: {memory(server.process.pid, 'VmRSS'):.0f} MiB when ready")
+        peak(server, photo(256), "png")
+        print("| input, JPEG | " + " | ".join(FORMATS) + " | pixels a second |\n" + "| --- " * (len(FORMATS) + 2) + "|")
+        for side in SIDES:
+            figures = [peak(server, photo(side), format_) for format_ in FORMATS]
+            speed = side**2 / min(forward for _, forward in figures) * 1000
+            cells = " | ".join(f"{added:.0f} MiB" for added, _ in figures)
+            print(f"| {side}x{side} | {cells} | {speed:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
