@@ -43,7 +43,7 @@ RUN pip install --quiet --constraint constraints.txt torch \
     && pip check \
     && pip uninstall --quiet --yes pip
 
-# What both kinds are, but for what is installed.
+# The common part of both images.
 FROM ${BASE_IMAGE} AS service
 # `make image` and releases name it; pyproject.toml has it.
 ARG VERSION=local
@@ -61,7 +61,7 @@ ENV PATH=/srv/swin2sr/bin:/opt/swin2sr/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     SWIN2SR_HOST=0.0.0.0 \
     SWIN2SR_CACHE_DIR=/cache
-# Written to: /cache (fetched weights), and /tmp by libraries, never with uploads; all else may be read-only.
+# Writable paths: /cache (downloaded weights), and /tmp for libraries (never uploads). All others may be read-only.
 WORKDIR /cache
 USER 10001:10001
 EXPOSE 8000
@@ -70,8 +70,8 @@ HEALTHCHECK --interval=10s --timeout=5s --start-period=120s --retries=3 CMD ["py
 CMD ["swin2sr", "serve"]
 
 FROM service AS cuda
-# The kernels for GPUs are compiled by Triton when a variant is loaded, which links to the driver with a C compiler: the
-# one that is left in an image, and for this alone. Without it PyTorch's operators compute the same, slower.
+# Triton compiles the kernels for GPUs when a variant is loaded, and needs a C compiler to link to the driver. Without it
+# PyTorch's operators are used, which are slower.
 USER root
 RUN apt-get update -qq \
     && apt-get install -y -qq --no-install-recommends gcc libc6-dev \
@@ -85,7 +85,7 @@ ARG WEIGHTS="" HF_ENDPOINT SWIN2SR_RELEASE_URL
 RUN [ -z "$WEIGHTS" ] || swin2sr fetch $WEIGHTS
 VOLUME /cache
 
-# The last stage is the one that is built where none is named.
+# The last stage is built by default.
 FROM service AS cpu
 COPY --from=cpu-dependencies /opt/swin2sr /opt/swin2sr
 COPY --from=package /srv/swin2sr /srv/swin2sr

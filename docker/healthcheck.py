@@ -1,4 +1,4 @@
-"""Exit with 0 if the service in this container is ready, else with 1 and the reason; what HEALTHCHECK runs."""
+"""Exit with 0 if the service in this container is ready, else with 1 and the reason. HEALTHCHECK runs it."""
 
 import os
 import sys

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Build the CPU image and see that it keeps what is said of it: its size, what is in it, who runs it, that it serves, is
-# healthy, that SIGTERM drains it, and that it reads keys from a file. Port 8000 of this machine must be free.
+# Build the CPU image and verify it: its size, its content, its user, that it serves and is healthy, that SIGTERM drains
+# it, and that it reads keys from a file. Port 8000 of this machine must be free.
 #
 #   docker/verify.sh              with Docker: on a read-only root, as process 1
 #   docker/verify.sh TOOL         without: `TOOL build TAG` builds ./Dockerfile, and `TOOL run TAG [COMMAND...]` runs the
@@ -71,7 +71,7 @@ else
 fi
 trap 'clean; rm -rf "$work"' EXIT
 
-# wait_until SECONDS WHAT COMMAND...: ask until it is so.
+# wait_until SECONDS WHAT COMMAND...: repeat a command until it succeeds.
 wait_until() {
   local end=$((SECONDS + $1)) what=$2
   shift 2
@@ -86,17 +86,17 @@ is_not_ready() { [ "$(status_of "$url/health/ready")" = 503 ]; }
 build >"$work/log" 2>&1 || fail "the image cannot be built"
 megabytes=$(inside sh -c 'du -sxm / 2>/dev/null; true' | cut -f1)
 [ "$megabytes" -le "$most_megabytes" ] || fail "the image has $megabytes MB, more than $most_megabytes"
-echo "The image has $megabytes MB, of $most_megabytes at most."
+echo "The image has $megabytes MB (limit: $most_megabytes MB)."
 
 [ "$(inside id -u)" = "$user" ] || fail "it does not run as user $user"
-inside sh -c '! command -v cc gcc c++ g++ clang pip' || fail "there is a compiler or an installer in it"
+inside sh -c '! command -v cc gcc c++ g++ clang pip' || fail "it contains a compiler or an installer"
 inside python3 -c '
 import importlib.metadata, pathlib, torch
 from model.cpu_kernel import load_kernel
 assert torch.version.cuda is None
 assert not [each.name for each in importlib.metadata.distributions() if "nvidia" in each.name or "cuda" in each.name]
 assert load_kernel() is not None, "the C kernel is missing"
-' 2>"$work/log" || fail "it does not hold what it should"
+' 2>"$work/log" || fail "its content is wrong"
 echo "It has the C kernel without a compiler, and no CUDA."
 
 ! status_of "$url" >/dev/null || fail "something listens at $url already"
@@ -108,7 +108,7 @@ echo "It is healthy, run by user $user, and listens for other machines."
 
 ask() { curl -s --fail-with-body -H 'Content-Type: image/webp' --data-binary "@$photo" "$@"; }
 ask -o "$work/upscaled.png" "$url/v1/upscale" || fail "it does not upscale"
-[ "$(head -c 4 "$work/upscaled.png" | tail -c 3)" = PNG ] || fail "it does not answer with an image"
+[ "$(head -c 4 "$work/upscaled.png" | tail -c 3)" = PNG ] || fail "its response is not an image"
 echo "It upscales."
 
 # A request that is running, and one that comes after the signal; self-ensemble makes the first one eight times as long.
@@ -118,12 +118,12 @@ wait_until 60 "the request is not computed" grep -aqs '"state":"running"' "$work
 terminate
 wait_until 4 "it is ready after SIGTERM" is_not_ready
 ! grep -aq 'content-type: image/png' "$work/running" || fail "the request was over before the signal: use a larger image"
-ask -o "$work/late.png" "$url/v1/upscale" || fail "it refuses what comes within DRAIN_DELAY_MS"
+ask -o "$work/late.png" "$url/v1/upscale" || fail "it refuses requests within DRAIN_DELAY_MS"
 wait "$running" || fail "the running request was lost"
 grep -aq 'content-type: image/png' "$work/running" || fail "the running request got no image"
 status_at_end
-[ "$status" = 0 ] || fail "it ends with $status"
-echo "SIGTERM drains it: not ready at once, nothing lost, status 0."
+[ "$status" = 0 ] || fail "its exit status is $status"
+echo "SIGTERM drains it: not ready at once, all requests finished, exit status 0."
 
 clean
 start_with_keys 'photos:a-key-of-the-image\n'
@@ -132,4 +132,4 @@ is_upscaled() { [ "$(ask -o /dev/null -w '%{http_code}' "$@" "$url/v1/upscale")"
 is_upscaled -H 'Authorization: Bearer a-key-of-the-image' || fail "it does not accept a key of its key file"
 ! is_upscaled -H 'Authorization: Bearer another-key' || fail "it accepts a key that is not in its key file"
 ! is_upscaled || fail "it upscales without a key"
-echo "It takes its keys from a mounted file."
+echo "It reads its keys from a mounted file."
