@@ -106,9 +106,9 @@ def _compare_batcher(upscaler: Upscaler, images: Sequence[Pixels8], bench: Bench
     batcher.start()
 
     def saturate() -> None:
-        tickets = [batcher.admit(VARIANT, [tile]) for tile in tiles]
-        for ticket in tickets:
-            ticket.futures[0].result()
+        submissions = [batcher.admit(VARIANT, [tile]) for tile in tiles]
+        for submission in submissions:
+            submission.futures[0].result()
 
     timings = bench.time({"batcher": saturate, "direct": lambda: run_direct(upscaler, images)})
     batcher.close()

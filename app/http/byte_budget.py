@@ -53,16 +53,16 @@ class ByteBudget:
         if not self._waiting and self._fits(amount):
             self.held += amount
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((amount, turn))
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((amount, granted))
         try:
-            await turn
+            await granted
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if granted.done() and not granted.cancelled():
                 self._release(amount)  # granted just before the cancellation
             else:
                 with suppress(ValueError):  # already removed from the queue
-                    self._waiting.remove((amount, turn))
+                    self._waiting.remove((amount, granted))
                 self._wake()
             raise
 
@@ -75,10 +75,10 @@ class ByteBudget:
 
     def _wake(self) -> None:
         while self._waiting and self._fits(self._waiting[0][0]):
-            amount, turn = self._waiting.popleft()
-            if not turn.done():
+            amount, granted = self._waiting.popleft()
+            if not granted.done():
                 self.held += amount
-                turn.set_result(None)
+                granted.set_result(None)
 
 
 class ByteReservation:

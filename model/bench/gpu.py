@@ -83,11 +83,11 @@ def check_values(bench: Bench) -> Iterator[Row]:
             together = upscaler.forward(tiles)
             alone = [upscaler.forward([tile])[0] for tile in tiles]
             work = f"{variant}, {precision}"
-            for company, values in (("in one pack", together), ("alone", alone)):
+            for how, values in (("in one pack", together), ("alone", alone)):
                 error = _relative_error(values, expected)
-                yield Row(f"{work}, {company}", "float64", error, "relative error")
+                yield Row(f"{work}, {how}", "float64", error, "relative error")
                 if not error <= MOST_ERROR[upscaler.precision]:  # also if it is NaN
-                    raise WrongAnswerError(f"{work}, {company}: off by {error:.3g} of the image.")
+                    raise WrongAnswerError(f"{work}, {how}: off by {error:.3g} of the image.")
 
 
 def _in_float64(network: Swin2SR, tiles: Sequence[Pixels8]) -> list[Values]:
@@ -160,9 +160,9 @@ def compare_batcher(bench: Bench) -> Iterator[Row]:
     batcher.start()
 
     def saturate() -> None:
-        tickets = [batcher.admit("lightweight-x2", [tile]) for group in groups for tile in group]
-        for ticket in tickets:
-            ticket.futures[0].result()
+        submissions = [batcher.admit("lightweight-x2", [tile]) for group in groups for tile in group]
+        for submission in submissions:
+            submission.futures[0].result()
 
     def loop() -> None:
         for group in groups:
