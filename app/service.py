@@ -194,7 +194,30 @@ def build_service(
     cpus = usable_cpus()
     threads = cpus if settings.threads == "auto" else settings.threads
     heartbeat = Heartbeat(clock)
-    registry = ModelRegistry(
+    registry = _build_registry(settings, threads, load, heartbeat)
+    metrics = Metrics(settings.keys)
+    run = BatchRunner(registry.device, threads)
+    batcher = _build_batcher(settings, registry, metrics, heartbeat, run=run, clock=clock, on_fatal=on_fatal)
+    limit = settings.max_memory_bytes
+    memory = ByteBudget(max(LEAST_MEMORY, available_memory()) if limit == "auto" else limit)
+    codec_threads = max(1, min(8, cpus // 2))
+    service = Service(
+        settings=settings,
+        registry=registry,
+        batcher=batcher,
+        pipeline=Pipeline(registry, batcher, settings, memory=memory, codec_threads=codec_threads, stitch_threads=cpus),
+        uploads=ByteBudget(settings.max_inflight_bytes),
+        memory=memory,
+        responses=ByteBudget(settings.max_response_bytes),
+        metrics=metrics,
+        state=ServiceState(),
+    )
+    metrics.watch(_Gauges(service))
+    return service
+
+
+def _build_registry(settings: Settings, threads: int, load: Load | None, heartbeat: Heartbeat) -> ModelRegistry:
+    return ModelRegistry(
         settings.variants,
         model_dir=settings.model_dir,
         official=settings.official_weights(),
@@ -204,39 +227,6 @@ def build_service(
         load=load,
         heartbeat=heartbeat.record,
     )
-    metrics = Metrics(settings.keys)
-    batcher = _build_batcher(
-        settings,
-        registry,
-        metrics,
-        heartbeat,
-        run=BatchRunner(registry.device, threads),
-        clock=clock,
-        on_fatal=on_fatal,
-    )
-    limit = settings.max_memory_bytes
-    memory = ByteBudget(max(LEAST_MEMORY, available_memory()) if limit == "auto" else limit)
-    pipeline = Pipeline(
-        registry,
-        batcher,
-        settings,
-        memory=memory,
-        codec_threads=max(1, min(8, cpus // 2)),
-        stitch_threads=cpus,
-    )
-    service = Service(
-        settings,
-        registry,
-        batcher,
-        pipeline,
-        ByteBudget(settings.max_inflight_bytes),
-        memory,
-        ByteBudget(settings.max_response_bytes),
-        metrics,
-        ServiceState(),
-    )
-    metrics.watch(_Gauges(service))
-    return service
 
 
 def _build_batcher(
