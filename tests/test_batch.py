@@ -110,7 +110,7 @@ def test_what_is_less_than_full_waits_for_company(make, device):
     assert (following.items, following.behind, following.before_ending) == ([3, 4], 0, 1)
 
 
-def test_what_is_enough_is_said_by_the_owner(make, device):
+def test_the_prefetch_cost_is_configured(make, device):
     """A device that is busy with half a batch already need not wait for the other half."""
     batcher = make(prefetch_cost=3)
     batcher.admit("a", [1])
@@ -161,7 +161,7 @@ def test_memory_that_runs_out_on_the_way_is_survived(make, device):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_worker_that_dies_leaves_nobody_on_the_device(make, device):
+def test_a_worker_that_dies_fails_the_batches_on_the_device(make, device):
     """Those who ran, those behind them and those who waited get a 503, and the next request is served."""
     batcher = make()
     submissions = [batcher.admit("a", [9]) for _ in range(4)]

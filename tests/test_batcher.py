@@ -196,7 +196,7 @@ def test_retry_after_follows_the_measured_speed(make, script, hold):
     assert refusal.value.retry_after == 10
 
 
-def test_what_can_never_run_is_refused_at_once_and_blocks_nobody(make):
+def test_a_request_that_can_never_run_is_refused_at_once(make):
     """A job over a batch, or a request over the queue, is refused with the limit, even by an idle server."""
     batcher = make(max_queue_cost=25)
     with pytest.raises(ImageTooLarge) as refusal:
@@ -258,7 +258,7 @@ def test_one_bad_item_hurts_itself_alone(make, script, hold):
     assert [items for _, items in script.calls] == [[1, 2, 3, 4], [1, 2], [3, 4], [3], [4]]
 
 
-def test_an_error_of_ours_reaches_the_caller_as_it_is(make, script):
+def test_a_service_error_reaches_the_caller_unchanged(make, script):
     """What already has a status keeps it."""
     error = NotReady("gone")
     script.fault = lambda _items: (_ for _ in ()).throw(error)
@@ -274,7 +274,7 @@ def test_missing_results_are_a_failure_and_not_a_hang(make):
         results(submission)
 
 
-def test_a_faulty_callback_costs_nobody_a_result(make, script, hold):
+def test_a_faulty_callback_loses_no_result(make, script, hold):
     """A progress callback that raises after the results were delivered changes nothing."""
     batcher = make()
     hold(batcher)
@@ -382,7 +382,7 @@ def test_progress_tells_the_place_and_the_share_done(make, script, hold):
     ]
 
 
-def test_times_are_told_apart(make, script, hold):
+def test_queue_time_and_forward_time_are_separate(make, script, hold):
     """Waiting is the time between admission and result that was not spent in a batch of one's own."""
     clock = Clock()
     batcher = make(clock=clock, max_batch_cost=4)
@@ -431,7 +431,7 @@ def test_draining_finishes_what_was_admitted_and_refuses_the_rest(make, script, 
     assert not batcher.alive
 
 
-def test_closing_in_a_hurry_answers_those_who_wait(make, hold):
+def test_closing_without_time_fails_waiting_requests(make, hold):
     """When time is up, what waits gets an answer, and close says that it was not finished."""
     batcher = make()
     hold(batcher)
@@ -448,7 +448,7 @@ def test_before_the_start_nothing_is_admitted(make):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_worker_answers_everybody_and_is_replaced(make, script, hold):
+def test_a_dead_worker_fails_all_requests_and_is_replaced(make, script, hold):
     """A fault outside any batch costs those who wait a 503, and the next request is served."""
 
     class Faulty:
@@ -506,7 +506,7 @@ def test_a_fault_between_taking_and_running_answers_those_who_were_taken(make, s
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_worker_that_keeps_dying_is_given_up(make):
+def test_a_worker_that_keeps_dying_is_not_restarted(make):
     """After five deaths in a row ``on_fatal`` is called, and requests are refused."""
     given_up = threading.Event()
 
@@ -531,7 +531,7 @@ def test_an_idle_worker_sleeps(make):
     assert time.process_time() - before < 0.05
 
 
-def test_a_free_worker_waits_for_company_only_when_told(make, script):
+def test_an_idle_worker_waits_for_a_fuller_batch_only_if_configured(make, script):
     """With a delay, requests that come within it share a batch; a full batch does not wait."""
     batcher = make(max_queue_delay=PATIENCE)
     submissions = [batcher.admit("a", [4]), batcher.admit("a", [6])]

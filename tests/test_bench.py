@@ -142,7 +142,7 @@ def test_other_runtimes_compute_the_same(bench, monkeypatch):
     assert least.figure > 0
 
 
-def test_what_is_not_installed_is_said(bench, monkeypatch):
+def test_missing_packages_are_reported(bench, monkeypatch):
     """Without Transformers, whose network the others convert, every row is there and has no figure."""
     monkeypatch.setitem(sys.modules, "transformers", None)
     rows = list(sections.compare_forward(bench, "lightweight-x2", 16))
@@ -178,7 +178,7 @@ def test_a_table_and_a_file(monkeypatch, tmp_path, capsys):
     assert all(tabulate(Row(**row)) in printed for row in content["rows"])
 
 
-def test_a_gpu_that_is_not_there_is_said_in_a_line(capsys):
+def test_a_missing_gpu_is_reported_in_one_line(capsys):
     """With what it needs."""
     assert main(["--device", "cuda:99"]) == 1
     assert capsys.readouterr().err.startswith("python -m model.bench: Device cuda:99 does not exist")

@@ -87,7 +87,7 @@ def test_loaded_weights_show_digest_and_parameters(server):
         assert variants[name]["parameters"] > 10_000
 
 
-def test_an_own_file_that_replaces_another_is_said(server):
+def test_an_own_file_that_overrides_another_is_reported(server):
     """In the log and in the list; own names replace nothing."""
     variants = {each["name"]: each for each in httpx.get(f"{server.url}/v1/variants").json()["variants"]}
     assert {name: each["replaces"] for name, each in variants.items() if each["replaces"]} == {"small-x2": "embedded"}
@@ -131,7 +131,7 @@ def test_a_missing_kernel_is_a_warning_on_a_cpu(installation):
     assert on_gpu.endswith("kernel none")
 
 
-def test_a_processor_without_avx2_is_told_from_a_missing_kernel(monkeypatch, caplog):
+def test_a_processor_without_avx2_and_a_missing_kernel_are_distinguished(monkeypatch, caplog):
     """A compiler would not help there."""
     monkeypatch.setattr(build_info, "kernel_level", lambda: "none")
     monkeypatch.setattr(build_info, "is_kernel_installed", lambda: True)

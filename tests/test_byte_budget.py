@@ -75,7 +75,7 @@ def test_one_that_is_larger_than_all_is_admitted_alone():
     run(scenario)
 
 
-def test_who_stops_waiting_holds_nobody_up():
+def test_a_cancelled_request_delays_no_other():
     """The next one gets its turn, and nothing is held for who left, at whatever moment."""
     budget = ByteBudget(10)
 

@@ -47,7 +47,7 @@ def test_free_memory_is_the_tighter_of_machine_and_control_group(tmp_path, limit
     assert free_memory(tmp_path, tmp_path / "meminfo") == expected * 1024
 
 
-def test_free_memory_is_unknown_where_nobody_tells(tmp_path):
+def test_free_memory_is_unknown_without_proc_and_groups(tmp_path):
     """Neither Linux's table nor a control group."""
     assert free_memory(tmp_path, tmp_path / "meminfo") is None
 

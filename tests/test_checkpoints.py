@@ -258,7 +258,7 @@ def test_an_old_style_pickle_is_refused(tmp_path):
         load_network(tmp_path / "odd.pth")
 
 
-def test_what_is_not_there_is_said(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     """An absent file, an empty folder and an unknown ending are told apart."""
     with pytest.raises(CheckpointError, match="does not exist"):
         load_network(tmp_path / "absent.pth")

@@ -124,7 +124,7 @@ def test_a_command_fetches_what_others_then_use(run, cache, tmp_path):
     assert (measured.exit_code, measured.stdout.split()[0]) == (0, NAME), measured.output
 
 
-def test_what_is_here_is_said_and_not_fetched(run, hub):
+def test_present_weights_are_reported_and_not_downloaded(run, hub):
     """Again, with any case of letters, and with OFFLINE set."""
     first = run("fetch", NAME)
     hub.asked.clear()
@@ -325,7 +325,7 @@ def test_two_loads_at_once_are_one_download(hub, settings):
 
 
 @needs_weights
-def test_a_download_holds_nobody_up(hub, settings):
+def test_a_download_delays_no_request(hub, settings):
     """While one variant comes, another that is here is loaded for the first request that asks for it."""
     gate = Gate(is_open=False)
     hub.misbehave(BIN, Mischief(stop_after=2000, gate=gate))

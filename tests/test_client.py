@@ -277,7 +277,7 @@ def test_options_reach_the_server(served):
     assert answer.media_type == "image/jpeg"
 
 
-def test_progress_is_told(served):
+def test_progress_is_reported(served):
     """First a place in the queue, then one tile after the other; the image is the same."""
     steps = []
 
@@ -388,7 +388,7 @@ def test_a_lost_connection_is_tried_again(clock):
 
 
 @pytest.mark.parametrize("call", [lambda client: client.upscale(b"x"), lambda client: client.variants()])
-def test_a_server_that_never_answered_is_given_up_soon(clock, call):
+def test_a_server_that_never_answered_is_not_waited_for_long(clock, call):
     """Within ``connect_timeout``, with the URL and what to check, as an error of the tree and a ConnectionError."""
     client, _ = scripted(httpx.ConnectError("refused"))
     with client, pytest.raises(errors.ServerUnreachable, match=r"http://test within 5 s \(connect_timeout\): refused"):

@@ -365,7 +365,7 @@ def test_an_avif_is_decoded_by_the_thread_that_asks():
     assert most == before + 1
 
 
-def test_a_mistake_of_ours_is_not_blamed_on_the_file(monkeypatch):
+def test_an_unexpected_exception_is_not_reported_as_a_broken_file(monkeypatch):
     """A TypeError between decoders is a bug, and must not look like a broken image."""
 
     def mistake(*_):

@@ -110,7 +110,7 @@ def test_it_listens_for_other_machines_on_the_exposed_port():
     assert settings <= Settings.model_fields.keys()
 
 
-def test_it_is_process_one_as_a_nobody():
+def test_it_runs_as_process_one_and_as_an_unprivileged_user():
     """The service is started without a shell, so that SIGTERM reaches it, by a user with a fixed number."""
     assert json.loads(instruction("CMD")) == ["swin2sr", "serve"]
     assert instruction("STOPSIGNAL") == "SIGTERM"

@@ -250,7 +250,7 @@ def test_the_prefix_alone_leads_to_the_page(ask):
 # Keys
 
 
-def test_a_keys_name_is_told_and_the_key_is_not(ask, caplog, tmp_path):
+def test_the_name_of_a_key_is_logged_and_the_key_is_not(ask, caplog, tmp_path):
     """In the log and in the metrics; the admin token and wrong keys have no label of their own."""
     caplog.set_level(logging.INFO)
     path = tmp_path / "keys"

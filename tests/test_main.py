@@ -198,7 +198,7 @@ def test_each_request_is_one_line_in_the_log(ask, caplog):
     assert "POST /v1/upscale status=200 request_id=id-7" in text
 
 
-def test_probes_are_no_news_unless_they_fail(ask, caplog):
+def test_probes_are_logged_only_if_they_fail(ask, caplog):
     """What is asked every few seconds and answered well is not in the log; a wrong path is."""
     caplog.set_level(logging.INFO, "app.access")
     for path in ("/health/live", "/v2/health/live", "/metrics", "/health/nonsense"):

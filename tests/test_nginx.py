@@ -268,7 +268,7 @@ def test_it_lives_under_a_sub_path(tmp_path, how, settings):
             master.wait(PATIENCE)
 
 
-def test_where_nobody_is_ready_the_client_is_told_to_wait(balance, pair):
+def test_without_a_ready_process_the_client_gets_retry_after(balance, pair):
     """503 with ``Retry-After`` and the problem document of ``not_ready``, with the service's own fields."""
     answer = post(balance(*free_ports(2)))
     assert (answer.status_code, answer.headers["content-type"]) == (503, "application/problem+json")

@@ -342,7 +342,7 @@ def test_what_can_be_checked_comes_first(hub, official, real):
     assert other.fetch(checked).name == "pytorch_model.bin"
 
 
-def test_nobody_gives_it(official, hub):
+def test_neither_source_sends_the_file(official, hub):
     """The sentence has what each said, and what to set behind a proxy."""
     without_the_hub(hub)
     hub.files.clear()
@@ -411,7 +411,7 @@ def test_a_file_that_cannot_be_read_is_named(official):
         official.verify(VARIANT, official.cache_dir / "gone.bin")
 
 
-def test_a_cache_that_nobody_may_look_into_holds_nothing(official, monkeypatch):
+def test_an_unreadable_cache_counts_as_empty(official, monkeypatch):
     """It is no reason for a service not to start."""
     official.fetch(VARIANT)
     monkeypatch.setattr(os, "listdir", denied)

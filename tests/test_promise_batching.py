@@ -184,7 +184,7 @@ class Stream:
     ],
     ids=["small before large", "large before small", "another variant", "another key"],
 )
-def test_promise_4_nobody_starves(stream, victim, bound):
+def test_promise_4_no_request_starves(stream, victim, bound):
     """Before a stream that never ends, a request waits for one piece of each that came before it, and no longer.
 
     Twenty came before; those of another variant or another key delay it by one batch, and so do small ones, ten of
@@ -229,7 +229,7 @@ def test_promise_4_a_single_key_may_use_the_whole_queue():
     assert refusal.value.facts == {"reason": "pixels", "limit": 100, "actual": 110}
 
 
-def test_promise_4_a_key_that_filled_the_queue_locks_nobody_out():
+def test_promise_4_a_key_that_filled_the_queue_locks_no_other_key_out():
     """What it holds beyond half does not count against a key that has nothing waiting; then it may add nothing."""
     batcher = unstarted(max_queue_cost=100, max_queue_requests=100)
     for _ in range(10):
@@ -267,7 +267,7 @@ def test_promise_4_requests_are_shared_as_pixels_are():
         batcher.admit("a", [1], client="greedy")
 
 
-def test_promise_5_what_can_never_run_blocks_nobody(tmp_path, upscaler):
+def test_promise_5_a_request_that_can_never_run_blocks_no_other(tmp_path, upscaler):
     """An image whose tiles the queue can never hold gets 413 with the limit, and who comes after it is served."""
     app = scripted_app(tmp_path, {"max_queue_pixels": 1_800_000}, lightweight_x2=upscaler)
 
@@ -698,7 +698,7 @@ def test_promise_13_a_slow_worker_that_progresses_stays_ready(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_promise_13_a_worker_that_stopped_for_good_is_told(app, upscaler):
+def test_promise_13_a_worker_that_stopped_is_reported(app, upscaler):
     """After five deaths in a row it is neither ready nor alive, each with the reason; requests are refused at once."""
 
     def die(_tile):
@@ -725,7 +725,7 @@ def test_promise_13_a_worker_that_stopped_for_good_is_told(app, upscaler):
 
 @pytest.mark.parametrize("stage", ["cost", "count", "progress", "result"])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_promise_14_a_fault_in_any_stage_leaves_nobody_waiting(stage):
+def test_promise_14_a_fault_in_any_stage_ends_every_request(stage):
     """In the cost function, in counting, in telling progress, in who takes a result: every caller gets an answer."""
     broken, gate = [True], Gate(is_open=False)
 

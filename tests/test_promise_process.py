@@ -284,7 +284,7 @@ def test_promise_15_draining_loses_nothing():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["a second signal", "the budget"])
-def test_promise_15_who_is_given_up_is_told(how):
+def test_promise_15_aborted_requests_get_503(how):
     """Work that would take minutes keeps it no longer than asked; each caller gets a problem that is worth a retry."""
     budget = {"drain_delay_ms": 0, "drain_timeout_ms": 1500} if how == "the budget" else {"drain_delay_ms": 60_000}
     with (
@@ -330,7 +330,7 @@ leave(scripted_server.main())
 
 
 @pytest.mark.slow
-def test_promise_15_what_is_given_up_does_not_keep_the_process():
+def test_promise_15_aborted_work_does_not_keep_the_process():
     """An image whose encoding never ends: when the time is over, not before, the process ends, and says so."""
     budget = 1.7
     with (

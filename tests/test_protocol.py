@@ -146,7 +146,7 @@ def run(scenario):
 
 
 @pytest.mark.parametrize("begun", [b"", b"GET /thing HTTP/1.1\r\nHost", GET[:-2]])
-def test_promise_22_whoever_does_not_finish_headers_is_closed(begun):
+def test_promise_22_a_connection_with_unfinished_headers_is_closed(begun):
     """Silent from the start, or in the middle: nothing is answered, and the place is free again."""
 
     async def scenario():
@@ -236,7 +236,7 @@ def test_promise_22_a_client_that_does_not_read_is_aborted(pace, caplog):
 
 
 @pytest.mark.slow
-def test_a_slow_reader_that_goes_on_is_served():
+def test_a_slow_reader_that_continues_is_served():
     """64 KiB within the time are enough, however long all of it takes."""
 
     async def scenario():
@@ -275,7 +275,7 @@ def test_at_the_limit_the_longest_idle_connection_goes():
     run(scenario)
 
 
-def test_where_nobody_is_idle_a_new_connection_is_told():
+def test_a_new_connection_is_refused_if_none_is_idle():
     """503 with Retry-After and a problem document; health is answered still, and later everything."""
 
     async def scenario():
@@ -510,7 +510,7 @@ def test_draining_serves_what_has_begun_and_resets_nothing():
     run(scenario)
 
 
-def test_whoever_comes_too_late_finds_the_port_closed():
+def test_after_draining_the_port_is_closed():
     """Refused, or never answered: not accepted and then reset."""
 
     async def scenario():

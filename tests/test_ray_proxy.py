@@ -49,7 +49,7 @@ def test_a_lost_request_is_to_be_sent_again():
     assert headers[b"retry-after"] == b"1"
 
 
-def test_nobody_is_answered_who_left():
+def test_a_client_that_disconnected_gets_no_response():
     """A caller that left gets nothing, and nothing fails."""
 
     async def read_all(_scope, receive, _send):

@@ -15,7 +15,7 @@ from tests.service import noise, png, running, scripted_app
 KEYS = {"ann": SecretStr("first-key"), "ben": SecretStr("second-key")}
 
 
-def test_without_keys_everybody_is_the_same_client():
+def test_without_keys_all_requests_are_of_one_client():
     """A server without keys requires none."""
     assert identify(None, {}) == identify("anything", {}) == ""
 

@@ -226,7 +226,7 @@ def test_names_that_are_not_there_are_refused(app):
 
 
 @pytest.mark.long
-def test_changes_under_traffic_hurt_nobody(app):
+def test_changes_under_traffic_fail_no_request(app):
     """While weights are reloaded twenty times, every request gets its image."""
 
     async def scenario(client):

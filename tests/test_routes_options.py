@@ -220,7 +220,7 @@ def test_compressed_uploads_are_restored_first(ask, quality, options, restored):
     )
 
 
-def test_a_png_is_restored_only_when_told(ask):
+def test_a_png_is_restored_only_with_restore_always(ask):
     """It has no quality to name."""
     assert "x-swin2sr-restored" not in ask(variant="x2").headers
     assert ask(restore="always").headers["x-swin2sr-restored"] == "small-jpeg"

@@ -126,7 +126,7 @@ def test_options_are_used(ask):
     assert pixels_of(response.content).shape == (30, 45, 3)
 
 
-def test_what_a_format_gave_up_is_said(ask):
+def test_losses_of_the_output_format_are_reported(ask):
     """Transparency on white, for a JPEG."""
     pixels = np.concatenate([PIXELS, noise(20, 30, 1)], axis=2)
     response = ask(files={"file": png(pixels)}, params={"format": "jpeg"})
@@ -233,7 +233,7 @@ def test_an_impossible_option_is_refused_by_name(ask, params):
     assert any(name in " ".join(document["errors"]) for name in params)
 
 
-def test_an_option_that_there_is_not_is_told_from_those_that_there_are(ask):
+def test_an_unknown_option_is_refused_with_the_valid_ones(ask):
     """So that a slip of the pen is seen."""
     document = problem(ask(files={"file": PHOTO}, params={"varient": "x2"}), 422, "invalid_option")
     assert document["errors"][0].startswith("varient: unknown option; valid options: variant, ")
@@ -263,7 +263,7 @@ def test_too_large_a_body_without_a_length_is_refused_while_it_is_read(ask, cont
     assert len(sent) == 3
 
 
-def test_a_body_that_does_not_come_is_given_up(ask):
+def test_a_body_that_does_not_arrive_ends_the_request(ask):
     """408 after the time that it may take."""
 
     async def stream():

@@ -27,7 +27,7 @@ def golden_state(name: str) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_configuration_is_told_from_official_keys_and_shapes(name):
+def test_the_configuration_is_inferred_from_official_keys_and_shapes(name):
     """Every field that leaves a trace in the golden networks' state dicts is told as the constructor was given it."""
     state, arguments = golden_state(name)
     config = infer_config(state)
@@ -64,7 +64,7 @@ def test_names_lead_to_hugging_face_and_back(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_heads_are_told_from_bodies_in_both_layouts(name):
+def test_heads_and_bodies_are_distinguished_in_both_layouts(name):
     """The same weights belong to the head under official names and under Hugging Face's."""
     state, _ = golden_state(name)
     weights = {key: tensor for key, tensor in state.items() if not is_derived(key)}

@@ -50,7 +50,7 @@ class Life:
         )
 
 
-def test_work_that_ends_is_not_buried():
+def test_work_that_ends_is_not_restarted():
     """The thread is alive until its work returns, and nobody cleans up or is alarmed."""
     life = Life(deaths=0)
     thread = life.supervised()
@@ -102,7 +102,7 @@ def test_deaths_with_success_between_them_are_not_in_a_row():
     assert not life.given_up.is_set()
 
 
-def test_where_no_thread_can_be_started_it_is_given_up(monkeypatch):
+def test_without_a_new_thread_the_work_ends(monkeypatch):
     """Whoever came since the burial is buried too, the owner is told, and nothing is alive."""
     life = Life(deaths=1)
     thread = life.supervised()
@@ -133,7 +133,7 @@ def test_each_death_in_a_row_is_waited_after_twice_as_long(monkeypatch):
     assert thread.join(PATIENCE)
 
 
-def test_nobody_waits_longer_than_the_delay_that_is_hurried():
+def test_skip_backoff_ends_the_wait_before_a_restart():
     """At the end of the process a restart is not waited for."""
     life = Life(deaths=1)
     thread = SupervisedThread(life.work, life.on_death, restart_delay=10 * PATIENCE)

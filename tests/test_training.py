@@ -331,7 +331,7 @@ def test_the_same_seed_trains_the_same_weights(photos: list[Photo], tmp_path: Pa
     assert not torch.equal(weights[0], weights[2])
 
 
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(photos: list[Photo], tmp_path: Path) -> None:
+def test_a_stopped_run_continues_as_if_it_had_not_stopped(photos: list[Photo], tmp_path: Path) -> None:
     """Stopped after a checkpoint and resumed in a new process's place, the weights come out the same."""
     whole, crops, held_out = start(photos)
     go(whole, crops, held_out, tmp_path / "whole", 6)

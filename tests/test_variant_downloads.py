@@ -70,7 +70,7 @@ def test_a_finished_download_is_not_reused():
     assert len(carrier.fetched) == 2
 
 
-def test_who_stops_waiting_stops_nobody_else():
+def test_a_cancelled_caller_does_not_cancel_the_download():
     """A client that leaves while weights come does not take them from the others."""
     carrier = Carrier(is_open=False)
     downloads = Downloads(carrier)
@@ -94,7 +94,7 @@ def test_every_fault_is_a_sentence(fault):
     assert str(error) in (str(fault), "MemoryError")
 
 
-def test_a_thread_that_dies_leaves_nobody_waiting(monkeypatch):
+def test_a_thread_that_dies_fails_its_callers(monkeypatch):
     """A fault that nobody thought of ends the wait too, and shows its traceback as those of threads are shown."""
     shown, told = [], threading.Event()
 

@@ -23,7 +23,7 @@ TESTS = {
     "promise_24": "tests/test_batcher.py::test_a_new_request_stands_before_those_that_just_had_a_turn",
     "promise_15_queue": "tests/test_protocol.py::test_draining_serves_what_has_begun_and_resets_nothing",
     "promise_21": "tests/test_routes_access.py::test_promise_21_a_missing_token_matches_no_key",
-    "promise_22_headers": "tests/test_protocol.py::test_promise_22_whoever_does_not_finish_headers_is_closed",
+    "promise_22_headers": "tests/test_protocol.py::test_promise_22_a_connection_with_unfinished_headers_is_closed",
     "promise_22_send": "tests/test_protocol.py::test_promise_22_a_client_that_does_not_read_is_aborted",
 }
 """For each patch, the test that has to fail with it and to pass without."""

@@ -28,7 +28,7 @@ def told(visit, axe):
         yield page, listing
 
 
-def test_what_cannot_be_asked_for_is_told_with_its_reason(told):
+def test_unavailable_variants_are_shown_with_the_reason(told):
     """And not offered; what is not on the server is listed apart, with the command that brings it."""
     page, _listing = told
     [offered] = page.locator("label.variant", has=page.locator("input[value=lightweight-x2]")).all_inner_texts()

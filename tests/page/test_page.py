@@ -123,7 +123,7 @@ def test_several_pictures_queue_up(visit, upscaler):
     ],
     ids=lambda value: value if isinstance(value, str) else value["name"],
 )
-def test_an_error_is_told_in_words(visit, picture, words):
+def test_an_error_is_shown_as_text(visit, picture, words):
     """What is wrong and what to do, in the row and to a screen reader."""
     with visit() as page:
         choose(page, picture)
