@@ -30,7 +30,7 @@ def is_tracing() -> bool:
 
 
 def has_observers(network: nn.Module) -> bool:
-    """Whether a module is in training, has a hook, or has a ``forward`` of its own in place of its class's.
+    """Whether a module is in training, has a hook, or an instance attribute replaces its ``forward``.
 
     Reads the modules' dictionaries, because ``network.modules()`` would take longer than computing a tiny image.
     """

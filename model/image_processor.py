@@ -59,7 +59,7 @@ class ProcessedImages(UserDict[str, PixelValues]):
         vars(self).update(state)
 
     def to(self, *args: Any, **options: Any) -> Self:  # noqa: ANN401 (as Tensor.to)
-        """Move the tensors to a device or convert them to a type, in place; arrays stay as they are."""
+        """Move the tensors to a device or convert them to a type, in place; arrays are not changed."""
         options.pop("non_blocking", None)
         for key, value in self.data.items():
             if isinstance(value, Tensor):

@@ -56,7 +56,7 @@ def pad(pixels: np.ndarray, window: int, rule: Rule = "direct") -> np.ndarray:
 
 
 def pad_tensor(images: Tensor, window: int, rule: Rule = "direct") -> Tensor:
-    """Pad images (..., H, W) by a rule, differentiably. Returns the same tensor where nothing is to be added."""
+    """Pad images (..., H, W) by a rule, differentiably. Returns the same tensor if no padding is needed."""
     height, width = _sides(images)
     if rule == "direct" and height % window == 0 and width % window == 0 and height and width:
         return images

@@ -5,8 +5,8 @@ job (tile) at a time. Three rules bound the time that a request waits:
 
 - A job that does not fit into the rest of a batch is passed over for smaller ones. The first request that was passed
   over heads the next batch of its key.
-- A new request stands before requests that had a turn in the batch that was taken last. So beside a large image a small
-  request is in the next batch.
+- A new request comes before requests that had a turn in the batch that was taken last. So a small request is in the
+  next batch, even while a large image is computed.
 - Jobs of a request that has started join a batch that a new request heads only if they cost no more than the batch so
   far. So the new request does not wait for a tile of the large image in its own batch.
 
@@ -96,7 +96,7 @@ class RoundRobin(Generic[T, R]):
 
 
 def _count_served(queue: deque[Submission[T, R]]) -> int:
-    """How many submissions had a turn in the latest batch; they stand at the end."""
+    """How many submissions had a turn in the latest batch; they are at the end."""
     return sum(each.had_turn and not each.yielded for each in queue)
 
 

@@ -109,7 +109,7 @@ class S3Inputs:
 
     Args:
         inputs: objects, folders (searched recursively), and patterns such as ``s3://bucket/in/**/*.jpg``.
-        output: folder of the results. If it lies inside a folder that is searched, its objects are skipped.
+        output: folder of the results. If it is inside a folder that is searched, its objects are skipped.
 
     Raises:
         ValueError: if the inputs are not of one bucket, or their folder is the output's.

@@ -43,7 +43,7 @@ class FolderWatcher:
 
     Args:
         folder: that is watched, with its sub-folders.
-        output: folder of the output files; may lie inside ``folder``.
+        output: folder of the output files; may be inside ``folder``.
         variant, format_: as in ``plan_outputs``.
         clock: seconds; for tests.
 

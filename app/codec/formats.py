@@ -138,7 +138,7 @@ def output_format(wish: str, source: str) -> str:
     """The name of the format to write for the option ``format`` and an upload of format ``source``.
 
     Raises:
-        InvalidEncodeOption: if the wish is neither writable nor ``same``.
+        InvalidEncodeOption: if the name is neither a writable format nor ``same``.
     """
     if wish == "same":
         return source if source in WRITABLE else "png"

@@ -50,7 +50,7 @@ class Header:
         orientation: EXIF's orientation, 1 to 8; what ``decode`` applies.
         frames: pictures in the file that follow each other (animation, pages); one is all that is served.
         quality: estimated encoder quality of a lossy JPEG or WebP, 1 to 100, from its quantization tables.
-        parsed: what the format's reader goes on with.
+        parsed: the state of the format's reader.
     """
 
     format: str

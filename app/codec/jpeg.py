@@ -64,7 +64,7 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
 
 
 def check_complete(body: bytes) -> None:
-    """Refuse a JPEG stream inside a TIFF in which pixel data is missing; what follows it is ignored.
+    """Refuse a JPEG stream inside a TIFF in which pixel data is missing; bytes after it are ignored.
 
     A stream of a kind that is no file by itself, such as gray with alpha, is left to libtiff.
 

@@ -114,7 +114,7 @@ def to_eight_bits(pixels: Pixels) -> NDArray[np.uint8]:
 
 
 def flatten(pixels: Pixels, alpha: Pixels) -> Pixels:
-    """Colours over white, mixed as they are stored, as browsers do."""
+    """Colours over white, mixed without linearising them, as browsers do."""
     full = int(np.iinfo(pixels.dtype).max)
     mixed = np.empty_like(pixels)
     weight = alpha.astype(np.uint32)

@@ -54,12 +54,12 @@ class TiffPicture:
 
     @property
     def photometric(self) -> int:
-        """TIFF's number of the kind of picture, 1 (black is zero) where it is missing or invalid."""
+        """TIFF's number of the kind of picture, 1 (black is zero) if it is missing or invalid."""
         return self._number_or(tags.PHOTOMETRIC, 1)
 
     @property
     def samples(self) -> int:
-        """Samples of a pixel; where the tag is missing, as many as there are depths."""
+        """Samples of a pixel; if the tag is missing, as many as there are depths."""
         return self.number(tags.SAMPLES) or max(1, len(self.numbers(tags.BITS)))
 
     @property
@@ -69,7 +69,7 @@ class TiffPicture:
 
     @property
     def bits(self) -> int:
-        """Bits of the deepest sample, 1 where it is missing or invalid."""
+        """Bits of the deepest sample, 1 if it is missing or invalid."""
         try:
             return max(self.depths)
         except DirectoryError:

@@ -144,7 +144,7 @@ def _value(picture: TiffPicture, tag: int) -> Value:
 
 
 def _file(picture: TiffPicture, values: Mapping[int, Value], streams: bytes = b"") -> bytes:
-    """The file with a directory of ours, and further streams before it; BigTIFF becomes classic."""
+    """The file with a new directory, and further streams before it; BigTIFF becomes classic."""
     layout = Layout(picture.layout.order)
     end = len(picture.body) + len(streams)
     packed, position = pack_directory(layout, values.values(), end + end % 2)

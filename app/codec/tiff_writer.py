@@ -36,7 +36,7 @@ def encode(samples: NDArray[Any], metadata: Metadata, *, alpha: bool) -> bytes:
 
     Args:
         samples: (H,W) or (H,W,C), uint8 or uint16.
-        metadata: what to put beside it.
+        metadata: that is stored with it.
         alpha: the last sample is alpha, not multiplied into the colours.
     """
     samples = samples if samples.ndim == 3 else samples[:, :, None]

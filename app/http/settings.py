@@ -207,7 +207,7 @@ class HttpSettings(BaseSettings):
 
 
 def split(value: object) -> object:
-    """The parts of a comma-separated value, without blanks around them; another value as it is."""
+    """The parts of a comma-separated value, without blanks around them; values of other types unchanged."""
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 

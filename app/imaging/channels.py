@@ -69,7 +69,7 @@ def is_constant(alpha: Pixels) -> bool:
 
 
 def augment(pixels: Pixels, index: int) -> Pixels:
-    """One of the eight flips and rotations of (H,W,C); index 0 leaves it as it is."""
+    """One of the eight flips and rotations of (H,W,C); index 0 changes nothing."""
     rotated = np.rot90(pixels, index % 4)
     return rotated[:, ::-1] if index >= 4 else rotated
 

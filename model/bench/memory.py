@@ -34,7 +34,7 @@ def measure_peak(side: str, size: int, checkpoint: Path | None, threads: int) ->
         threads: of the forward pass.
 
     Raises:
-        ImportError: if Transformers is wanted and not installed.
+        ImportError: if Transformers is needed and not installed.
         NoMemoryError: if it needs more than the machine has.
     """
     command = [sys.executable, "-m", "model.bench.memory", side, str(size), str(threads)]

@@ -41,10 +41,10 @@ LARGE = 1024
 
 @dataclass(frozen=True)
 class Bench:
-    """What all sections have in common.
+    """The parameters of all sections.
 
     Attributes:
-        device: where everything runs.
+        device: of all measurements.
         threads: of the forward pass on a CPU.
         runs: measurements of each side, an odd number.
         checkpoint: of a lightweight x2 network; random weights without one.
@@ -61,18 +61,18 @@ class Bench:
     _made: dict[tuple[str, str], Upscaler] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     def network(self, variant: str) -> Swin2SR:
-        """The variant's network; the checkpoint is the lightweight one's."""
+        """The variant's network, for ``lightweight-x2`` with the checkpoint."""
         return make_network(variant, self.checkpoint if variant == "lightweight-x2" else None)
 
     def upscaler(self, variant: str = "lightweight-x2", precision: str | None = None) -> Upscaler:
-        """The same, ready to call, in this precision or the bench's; made once, because on a GPU that takes long."""
+        """The variant's upscaler, in this precision or the bench's. Cached, because creating it takes long on a GPU."""
         key = (variant, precision or self.precision)
         if key not in self._made:
             self._made[key] = Upscaler(self.network(variant), device=str(self.device), precision=key[1])
         return self._made[key]
 
     def time(self, sides: Mapping[str, Run]) -> dict[str, Timing]:
-        """The sides in turns."""
+        """Time the sides in turns."""
         return interleave(sides, self.runs, self.device)
 
 
@@ -138,7 +138,7 @@ def _tiled(upscaler: Upscaler, image: np.ndarray) -> Run:
 
 
 def compare_mixed(bench: Bench) -> Iterator[Row]:
-    """Images of different sizes in one pack, against the two ways that need no packing."""
+    """Images of different sizes in one pack, against the two methods without packing."""
     upscaler = bench.upscaler()
     count, smallest, largest = MIXED
     images = [draw_pixels(*size) for size in mixed_sizes(count, smallest, largest)]
@@ -172,7 +172,7 @@ def compare_memory(bench: Bench) -> Iterator[Row]:
 
 
 def profile_forwards(bench: Bench) -> Iterator[Row]:
-    """Where the time of the first section's forward passes goes."""
+    """Profile of the forward passes of the first section."""
     for variant, side in FORWARD:
         shares = profile_forward(bench.upscaler(variant), draw_pixels(side, side), bench.runs)
         for family, share in shares.items():
@@ -196,7 +196,7 @@ SECTIONS: Mapping[str, Section] = {
 
 
 def measure(bench: Bench, chosen: Iterable[str], sections: Mapping[str, Section] = SECTIONS) -> Iterator[Row]:
-    """Run sections by their names, in the table's order; one that a device or a compiler fails leaves a row of that."""
+    """Run sections by their names, in the table's order. A section that fails gives a row that says so."""
     torch.set_num_threads(bench.threads)
     names = set(chosen)
     for name, section in sections.items():

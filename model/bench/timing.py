@@ -1,4 +1,4 @@
-"""Wall clock time of things that are compared with one another."""
+"""Wall clock times of several sides, measured in turns."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 Run = Callable[[], object]
 
 SHORTEST = 0.1
-"""Seconds that one measurement takes at least, by repeating what is shorter."""
+"""Minimum duration of one measurement in seconds; shorter runs are repeated."""
 
 
 @dataclass(frozen=True)
@@ -24,23 +24,23 @@ class Timing:
 
     @property
     def median(self) -> float:
-        """Seconds of the run in the middle."""
+        """Median in seconds."""
         return statistics.median(self.runs)
 
     @property
     def spread(self) -> float:
-        """Slowest over fastest run: far above 1 where something else used the machine."""
+        """Slowest over fastest run: far above 1 if other programs used the machine."""
         return max(self.runs) / min(self.runs)
 
 
 def attempt(makers: Mapping[str, Callable[[], Run]]) -> tuple[dict[str, Run], dict[str, str]]:
-    """Make what is to be timed, and run it once.
+    """Create the sides to be timed, and run each once.
 
     Args:
-        makers: of each side, by name.
+        makers: functions that create a side, by name.
 
     Returns:
-        The sides that run; and of the others why not, in a line.
+        The sides that run, and for the others the reason in one line.
     """
     runs: dict[str, Run] = {}
     faults: dict[str, str] = {}
@@ -58,12 +58,12 @@ def attempt(makers: Mapping[str, Callable[[], Run]]) -> tuple[dict[str, Run], di
 
 
 def interleave(sides: Mapping[str, Run], runs: int, device: torch.device) -> dict[str, Timing]:
-    """Time the sides in turns, A B A B, so that what slows the machine down slows all of them.
+    """Time the sides in turns, A B A B, so that other load on the machine slows all of them.
 
     Args:
         sides: what to run, by name.
         runs: measurements of each side, after one that is thrown away.
-        device: what to wait for; work on a GPU goes on after a call has returned.
+        device: what to wait for; work on a GPU continues after a call has returned.
     """
     repeats = {}
     for name, run in sides.items():

@@ -1,4 +1,4 @@
-"""The work that is timed: networks, images, and how the service goes about a large one."""
+"""The work that is timed: networks, images, and the upscaling of a large image in tiles."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from model.variants import VARIANTS
 
 TILE_SIZE = 544
 TILE_OVERLAP = 64
-"""Largest tile, and what tiles share, in pixels: the service's defaults."""
+"""Largest tile and overlap in pixels: the service's defaults."""
 
 
 def make_network(variant: str, checkpoint: Path | None = None, seed: int = 0) -> Swin2SR:
@@ -43,13 +43,13 @@ def draw_pixels(height: int, width: int, channels: int = 3, seed: int = 0) -> Pi
 
 
 def mixed_sizes(count: int, smallest: int, largest: int) -> list[tuple[int, int]]:
-    """As many different sizes (height, width), evenly spread, none square."""
+    """``count`` different sizes (height, width), evenly distributed, none square."""
     sides = [round(side) for side in np.linspace(smallest, largest, count)]
     return [(side, sides[index ^ 1 if index ^ 1 < count else index - 1]) for index, side in enumerate(sides)]
 
 
 def pad_to_largest(images: Sequence[Pixels8]) -> list[Pixels8]:
-    """What servers without packing do with images of several sizes: fill up to the largest height and width."""
+    """Pad images to the largest height and width, as servers without packing do."""
     height, width = (max(image.shape[axis] for image in images) for axis in (0, 1))
     return [
         np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode="edge")
@@ -58,7 +58,7 @@ def pad_to_largest(images: Sequence[Pixels8]) -> list[Pixels8]:
 
 
 def upscale_tiled(upscaler: Upscaler, image: Pixels8) -> NDArray[np.uint8 | np.uint16]:
-    """Upscale one image (H, W, C) as the service does: tile by tile where it is large, and stitched."""
+    """Upscale one image (H, W, C) as the service does: in tiles if it is large."""
     height, width, channels = image.shape
     padded = pad(image, upscaler.window_size)
     tiles = plan(padded.shape[0], padded.shape[1], TILE_SIZE, TILE_OVERLAP, upscaler.window_size)

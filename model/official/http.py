@@ -131,7 +131,7 @@ def megabytes(count: int | None) -> str:
 
 
 def _receive(url: str, part: Path, text: str, on_step: OnStep) -> None:
-    """One attempt. Errors of the network are raised as they are, those of the disk as ``FetchError``."""
+    """One attempt. Errors of the network are not converted, those of the disk become ``FetchError``."""
     done, etag = _resumable(part)
     resume = {"Range": f"bytes={done}-", "If-Range": etag} if done else {}
     request = Request(url, headers={"User-Agent": "swin2sr-serve", **resume})  # noqa: S310 - the scheme was checked

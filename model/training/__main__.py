@@ -140,7 +140,7 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--init", type=Path, help="checkpoint to continue from, or whose body to start from")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 (cuda where there is one)")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: cuda if available)")
     parser.add_argument("--threads", type=int, help="of torch, on a CPU")
     parser.add_argument("--loaders", type=int, help="threads that cut and compress crops (one per core, 8 at most)")
     parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, help="forward passes (on a GPU)")

@@ -1,8 +1,8 @@
 """Fit what lies behind the body, ``conv_after_body`` and the head, to a fixed set of crops.
 
 The body computes once for each crop, without gradients. The rest has a few thousand weights, which L-BFGS fits to all
-crops at once, in minutes of one core. Use it before training all of a network, after a constraint or new kinds of
-images have changed what is wanted.
+crops at once, in minutes of one core. Use it before training the whole network, after a constraint or new kinds of
+images have changed the target.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class BodyFeatures:
         return cls(to_image(body.layernorm(encoded), size), shallow, images)
 
     def reconstruct(self, network: Swin2SR) -> Reconstruction:
-        """Return the network's result, with gradients for what lies behind the body."""
+        """Return the network's result, with gradients for the layers after the body."""
         return network.reconstruct(network.swin2sr.conv_after_body(self.deep) + self.shallow, self.images)
 
 
@@ -79,7 +79,7 @@ def fit_behind_body(
         on_loss: called with each loss.
 
     Raises:
-        ValueError: if ``flat`` is asked for and the network's head does not allow it.
+        ValueError: if ``flat`` is set and the network's head does not allow it.
     """
     network.eval()
     device = next(network.parameters()).device

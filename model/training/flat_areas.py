@@ -50,14 +50,14 @@ _ENDING, _FIRST = "swin2sr.conv_after_body", "swin2sr.first_convolution"
 
 
 def can_keep_flat(config: Swin2SRConfig) -> bool:
-    """Whether a network with this configuration can be held to the construction."""
+    """Whether a network with this configuration can keep flat areas by construction."""
     if config.upsampler == "pixelshuffle_aux":
         return True
     return config.upsampler in ("pixelshuffledirect", None) and config.resi_connection == "1conv"
 
 
 def check_can_keep_flat(config: Swin2SRConfig) -> None:
-    """Raise ValueError if a network with this configuration cannot be held to the construction."""
+    """Raise ValueError if a network with this configuration cannot keep flat areas by construction."""
     if not can_keep_flat(config):
         raise ValueError(f"flat areas cannot be kept by construction with {config.upsampler}, {config.resi_connection}")
 

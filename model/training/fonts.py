@@ -35,7 +35,7 @@ def _load(file: Path, size: int) -> AnyFont:
 
 
 def find_fonts(folders: Iterable[Path] = FONT_FOLDERS) -> Sequence[Font]:
-    """Return the typefaces in folders and those below them, by file name; the built-in one where there is none.
+    """Return the typefaces in folders and those below them, by file name; the built-in one if there is none.
 
     Files that Pillow cannot open and fonts without Latin letters (icons) are left out. At most 64 are returned.
     """

@@ -40,7 +40,7 @@ def solve_second(first: Tensor, wanted: Tensor) -> Tensor:
         wanted: (outputs, channels, 5, 5).
 
     Returns:
-        (outputs, features, 3, 3), in double precision; the nearest in least squares where none is exact.
+        (outputs, features, 3, 3), in double precision; the nearest in least squares if none is exact.
     """
     features, channels = first.shape[:2]
     reach = torch.zeros(features, 3, 3, channels, 5, 5, dtype=torch.float64)

@@ -101,7 +101,7 @@ class Trainer:
         flat: whether flat areas keep their value by construction (``model.training.flat_areas``).
 
     Raises:
-        ValueError: if ``flat`` is asked for and the network's head does not allow it.
+        ValueError: if ``flat`` is set and the network's head does not allow it.
     """
 
     def __init__(

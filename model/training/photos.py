@@ -46,7 +46,7 @@ def read_photos(folder: Path, scale: int, channels: int, least: int, threads: in
 
 
 def hold_out(series: Sequence[T]) -> list[T]:
-    """Return every fortieth of a series, or its last where it is shorter than that."""
+    """Return every fortieth of a series, or its last if it is shorter than that."""
     return list(series[HELD_OUT_EVERY // 2 :: HELD_OUT_EVERY]) or [series[-1]]
 
 
