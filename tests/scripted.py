@@ -17,7 +17,7 @@ PATIENCE = 20.0
 
 
 class Clock:
-    """A clock that stands still until it is told."""
+    """A clock that a test advances."""
 
     now = 100.0
 

@@ -125,7 +125,7 @@ def test_the_prefetch_cost_is_configured(make, device):
 
 
 def test_a_lone_request_is_ended_when_the_device_is_done(make, device):
-    """Though nobody tells the worker."""
+    """Without a notification of the worker."""
     batcher = make()
     submission = batcher.admit("a", [1])
     device.wait_for_batch().over.set()

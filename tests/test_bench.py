@@ -40,7 +40,7 @@ def threads():
 
 @pytest.fixture
 def bench(monkeypatch):
-    """A bench in a hurry, with a tiny network in every variant's place."""
+    """A bench with few runs and a tiny network for every variant."""
     monkeypatch.setattr(sections, "make_network", lambda *_: tiny_network(head="lightweight_x4", upscale=2))
     monkeypatch.setattr(timing, "SHORTEST", 1e-6)
     monkeypatch.setitem(roofline.GEMM_SIDE, "cpu", 64)
@@ -268,7 +268,7 @@ def test_the_open_loop_waits_for_no_answer():
     ],
 )
 def test_windows_are_taken_until_three_agree(lengths, taken, stable):
-    """Within a tenth; and when patience ends, that they do not is known."""
+    """Within a tenth; after ``MOST_WINDOWS`` the result is marked as not stable."""
     left = iter(lengths)
 
     async def measure():
@@ -291,7 +291,7 @@ def test_a_failed_request_fails_the_window():
 
 @pytest.fixture
 def card_bench(bench, monkeypatch):
-    """What a GPU is for, in a hurry on a CPU: little work, and nothing compiled."""
+    """The sections for GPUs on a CPU, with little work and nothing compiled."""
     monkeypatch.setitem(gpu.AMOUNTS, "cpu", gpu.Amount((2, 16), (4, 8, 24), ((8, 16), (8, 8)), (16, 8)))
     monkeypatch.setattr(baselines, "compile_network", lambda network: network)
     monkeypatch.setitem(roofline.COPY_BYTES, "cpu", 2**12)

@@ -259,7 +259,7 @@ def test_an_old_style_pickle_is_refused(tmp_path):
 
 
 def test_missing_files_are_reported(tmp_path):
-    """An absent file, an empty folder and an unknown ending are told apart."""
+    """The errors for a missing file, an empty folder and an unknown extension differ."""
     with pytest.raises(CheckpointError, match="does not exist"):
         load_network(tmp_path / "absent.pth")
     with pytest.raises(CheckpointError, match=r"model\.safetensors nor pytorch_model\.bin"):
@@ -299,7 +299,7 @@ def test_other_networks_are_refused(tmp_path, key, word):
 
 
 def test_without_index_buffers_the_configuration_lies_beside(tmp_path):
-    """Without index buffers the window cannot be told: the error says so, and NAME.json beside the file settles it."""
+    """Without index buffers the window cannot be inferred: the error says so, and NAME.json next to the file has it."""
     network = tiny_network()
     file = tmp_path / "mine.pth"
     torch.save(to_official(network.state_dict()), file)

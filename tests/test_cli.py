@@ -195,7 +195,7 @@ def test_without_an_output_the_result_lies_here(run, photos, tmp_path):
 
 @pytest.mark.usefixtures("upscaler")
 def test_standard_input_goes_to_standard_output(photos):
-    """With nothing else in it, whatever is said on standard error."""
+    """Standard output contains nothing else; messages are on standard error."""
     body = (photos / "a.png").read_bytes()
     answer = CliRunner().invoke(build(), ["upscale", "-"], input=body)
     assert answer.exit_code == 0

@@ -136,7 +136,7 @@ def test_present_weights_are_reported_and_not_downloaded(run, hub):
 
 
 def test_each_variant_is_tried_and_each_fault_is_a_sentence(run, hub):
-    """An unknown name, an alias, an embedded one and one that nobody has, before one that comes; exit status 1."""
+    """An unknown name, an alias, an embedded variant and one without source, then one that is downloaded; status 1."""
     answer = run("fetch", "x3", "x2", "small-x2", "jpeg", NAME)
     assert answer.exit_code == 1
     assert answer.stdout.startswith(f"{NAME}: ")
@@ -150,7 +150,7 @@ def test_each_variant_is_tried_and_each_fault_is_a_sentence(run, hub):
 
 
 def test_offline_is_a_sentence_of_the_command(run, hub):
-    """With what to do instead; nobody is asked."""
+    """With what to do instead; no request is sent."""
     answer = run("fetch", NAME, SWIN2SR_OFFLINE="true")
     assert answer.exit_code == 1
     assert "SWIN2SR_OFFLINE forbids" in answer.stderr
@@ -199,7 +199,7 @@ def test_standard_output_is_for_programs_also_where_there_are_bars(hub, cache, m
 
 
 def test_a_terminal_has_a_bar(hub, cache):
-    """With the bytes, of a download that goes on where it broke off; what is no download is a line."""
+    """With the bytes, of a resumed download; other steps are lines."""
     hub.misbehave(BIN, Mischief(stop_after=2000))
     official = OfficialWeights(cache, hub_url=hub.url, release_url=hub.release_url, wait=lambda _seconds: None)
     console = Console(file=io.StringIO(), force_terminal=True, width=160)
@@ -364,7 +364,7 @@ def test_requests_download_nothing(hub, settings):
 
 @needs_weights
 def test_offline_neither_boots_nor_loads_what_is_not_here(hub, settings):
-    """The boot stops with the sentence, ``load`` answers with it; nobody is asked."""
+    """The startup stops with the message, ``load`` responds with it; no request is sent."""
     with pytest.raises(ValueError, match=f"VARIANTS names '{NAME}': .*SWIN2SR_OFFLINE forbids"):
         create_app(settings(offline=True, variants=NAME))
 
@@ -404,7 +404,7 @@ def test_weights_that_changed_on_the_disk_are_not_served(hub, settings, cache):
 
 
 def test_only_the_administrator_fetches(hub, settings):
-    """Without the token nothing is asked of anybody."""
+    """Without the token no request is sent to a source."""
 
     async def scenario(client, _booted):
         return await client.post(f"/v1/variants/{NAME}/load")

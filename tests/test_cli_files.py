@@ -60,7 +60,7 @@ def test_images_that_differ_in_their_ending_alone_get_different_names(tree):
 
 
 def test_two_images_never_become_one_file(tree):
-    """As names that a shell found would, whatever is said of overwriting; given with their folders, they do not."""
+    """As files of a shell pattern would, with and without ``--force``; not if their folders are given."""
     tree("one/a.png", "two/a.png")
     with pytest.raises(ValueError, match=r"one/a.png and two/a.png have the same output file out/a-png-v.png"):
         results("one/a.png", "two/a.png")

@@ -265,7 +265,7 @@ def test_new_headers_are_read():
 
 
 def test_options_reach_the_server(served):
-    """As what they mean: sizes, formats, and what the format gives up."""
+    """Sizes, formats, and the notices of the output format."""
 
     async def work(client):
         return await client.upscale(
@@ -535,7 +535,7 @@ JSON = ({"Content-Type": "application/json"}, b'{"state":"running","tile":1,"til
 
 
 def test_a_streamed_answer_that_ends_early_is_tried_again(clock):
-    """The progress of both attempts is told."""
+    """The progress of both attempts is reported."""
     steps = []
     client, _ = scripted(mixed(JSON, end=b""), mixed(JSON, (IMAGE, b"pixels")))
     with client:

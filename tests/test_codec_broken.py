@@ -390,7 +390,7 @@ def tagged_with(name, content):
 
 @pytest.mark.parametrize("name", ["png", "jpeg", "webp", "tiff", "avif"])
 def test_a_profile_that_is_too_large_is_missed_with_a_notice(name):
-    """In every format, so that nobody wonders where the colours went."""
+    """In every format."""
     body = tagged_with(name, adobe_rgb() + bytes(3000))
     decoded = codec.decode(body, codec.DecodeLimits(max_profile_bytes=3000))
     assert decoded.metadata.icc is None

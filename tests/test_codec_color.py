@@ -123,7 +123,7 @@ def test_the_primaries_that_an_avif_states_beside_no_profile_are_kept():
 
 
 def test_high_dynamic_range_is_kept_in_png_and_missed_elsewhere():
-    """PQ cannot be said by a profile of ours, so there is a notice."""
+    """Profiles cannot express PQ, so there is a notice."""
     decoded = codec.decode(png_with(written(image()), (b"cICP", bytes((9, 16, 0, 1)))), LIMITS)
     assert codec.encode(decoded, codec.EncodeOptions()).notices == ()
     assert codec.encode(decoded, codec.EncodeOptions("webp")).notices == (

@@ -410,7 +410,7 @@ def test_a_directory_that_bites_its_tail_is_a_broken_tiff():
 
 
 def test_what_jpeg_holds_beside_its_picture_is_named():
-    """A gain map and an extended XMP are not carried, and that is said."""
+    """A gain map and an extended XMP are left out, with notices."""
     body = saved(photograph(), "JPEG")
     assert codec.decode(body + bytes(100), LIMITS).notices == (), "padding is nothing"
     [notice] = codec.decode(body + b"ftypmp42", LIMITS).notices

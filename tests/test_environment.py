@@ -73,7 +73,7 @@ def test_other_unknown_variables_are_reported():
     "name", ["SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_HTTP", "PORT_8000_TCP", "PORT_8000_TCP_ADDR"]
 )
 def test_what_kubernetes_injects_is_explained(name):
-    """For a Service called ``swin2sr``: the pod is told how to do without."""
+    """For a Service called ``swin2sr``: the message names ``enableServiceLinks``."""
     with pytest.raises(ValueError, match=rf"SWIN2SR_{name}\. .*enableServiceLinks: false"):
         check({f"SWIN2SR_{name}": "10.0.0.1"})
 

@@ -46,7 +46,7 @@ def photos(tmp_path: Path) -> Path:
 @pytest.mark.shared
 @pytest.mark.parametrize("scale", [2, 4])
 def test_reduction_is_matlabs_to_the_bit(shared: Path, scale: int) -> None:
-    """The low-resolution images that the authors made with MATLAB come out of ours without a differing sample."""
+    """The low-resolution images equal those that the authors made with MATLAB in every sample."""
     set5 = shared / "testsets" / "Set5"
     for file in sorted((set5 / "HR").glob("*.png")):
         sharp = np.asarray(Image.open(file).convert("RGB"))

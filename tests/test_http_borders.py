@@ -70,7 +70,7 @@ def lines(caplog):
     ],
 )
 def test_on_loopback_other_names_are_refused(ask, host, status):
-    """A page whose name was rebound to this machine is told off; the problem names the setting."""
+    """A page whose name was rebound to this machine is refused; the problem document names the setting."""
     (answer,) = ask(("GET", "/v1/variants", {"host": host}))
     assert answer.status_code == status
     if status == 421:

@@ -139,7 +139,7 @@ def test_everything_selects_the_pods(production):
 
 
 def test_the_ingress_lets_the_service_decide():
-    """It neither refuses large bodies nor gives up before the service's own limit."""
+    """It neither refuses large bodies nor times out before the service does."""
     ingress = yaml.safe_load((FOLDER / "components" / "ingress" / "ingress.yaml").read_text("utf-8"))
     prefix = "nginx.ingress.kubernetes.io/"
     values = {name.removeprefix(prefix): value for name, value in ingress["metadata"]["annotations"].items()}

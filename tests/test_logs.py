@@ -35,7 +35,7 @@ def run(body, log_format="text", redirect="", **options):
 
 
 def test_what_does_not_fit_is_dropped_and_counted():
-    """A pipe that nobody reads: writing goes on at once, and the process ends."""
+    """With a pipe that is not read, logging does not block, and the process ends."""
     reader, writer = os.pipe()
     body = """
 for number in range(2 * logs.WAITING_LINES):

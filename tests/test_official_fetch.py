@@ -163,7 +163,7 @@ def test_the_authors_weights_give_the_golden_image(tmp_path, shared):
 @pytest.mark.parametrize("status", [None, 401, 404, 500, 503])
 @pytest.mark.usefixtures("at_once")
 def test_without_the_hub_the_release_is_taken(hub, official, real, status):
-    """Whatever the hub says; it is told what happens."""
+    """For every kind of failure of the hub; the steps are reported."""
     without_the_hub(hub)
     if status:
         hub.statuses[f"{HUB_ID}/config.json"] = status
@@ -439,7 +439,7 @@ def test_a_cache_that_cannot_be_written_is_named(official):
 
 
 def test_without_a_folder_of_its_own_it_is_the_hubs(tmp_path, hub, real):
-    """Nothing is said of ``cache_dir``: the hub's files lie in the hub's cache, the rest in its assets."""
+    """Without ``cache_dir`` the hub's files are in the hub's cache, and the others in its assets."""
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
     program = PROGRAM.replace("Path(sys.argv[1])", "None")
     command = [sys.executable, "-c", program, "", hub.release_url]
@@ -457,6 +457,6 @@ def test_digest_is_sha256(tmp_path):
 
 
 def test_model_is_imported_without_huggingface_hub():
-    """The module too: whoever measures or trains needs no hub."""
+    """Evaluation and training do not import huggingface_hub."""
     code = "import sys; sys.modules['huggingface_hub'] = None; import model.official.fetch, model.bench, model.training"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

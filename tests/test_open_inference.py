@@ -317,7 +317,7 @@ def test_what_is_sent_is_what_is_read(image, binary, name):
 
 @given(st.binary(max_size=200), st.none() | st.integers(0, 300))
 def test_no_body_is_more_than_refused(body, header_length):
-    """Whatever arrives: a request, or an error of ours."""
+    """Any body is parsed or refused with one of the service's errors."""
     with contextlib.suppress(InvalidUpload, InvalidOption):
         parse_call(body, header_length, "x2")
 

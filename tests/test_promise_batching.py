@@ -796,7 +796,7 @@ def outcome(future):
 )
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_promise_14_every_future_is_resolved_exactly_once(requests):
-    """Whatever fails, dies and leaves: each caller is told what befell it, that the worker died, or that it left."""
+    """Every caller gets its result, its own error, that of the dead worker, or its cancellation."""
     gate, resolved = Gate(is_open=False), []
 
     def run(_key, items):

@@ -35,7 +35,7 @@ def computed(monkeypatch):
 
 @needs_kernel
 def test_promise_13_a_real_network_beats_before_every_block(computed):
-    """So that a forward pass of minutes shows that it goes on."""
+    """So that a forward pass of minutes shows progress."""
     registry = ModelRegistry(("small-x2",), device="cpu", heartbeat=lambda: computed.append(("beat", 0)))
     upscaler = asyncio.run(registry.obtain(registry.resolve("small-x2"))).upscaler
     computed.clear()
@@ -49,7 +49,7 @@ def test_promise_13_a_real_network_beats_before_every_block(computed):
 
 @needs_kernel
 def test_promise_20_the_service_computes_as_its_network_alone(tmp_path, computed):
-    """By the kernel, with as many threads as it was told: no hook keeps that out."""
+    """By the kernel, with the configured number of threads; no hook prevents that."""
     app = create_app(Settings(variants="small-x2", device="cpu", threads=3, cache_dir=tmp_path))
     registry = app.state.service.registry
 

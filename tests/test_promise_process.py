@@ -254,7 +254,7 @@ leave(scripted_server.main())
 
 @pytest.mark.slow
 def test_promise_14_a_start_that_fails_ends_the_process():
-    """Also when everything was loaded and what comes last fails: nobody waits for a server that is never ready."""
+    """Also if a step after loading fails: the process exits instead of never becoming ready."""
     server = ScriptedServer(program=("-W", "ignore", "-c", FAILING_AT_THE_END))
     server.start()
     assert server.wait() == 1

@@ -197,7 +197,7 @@ def test_an_idle_connection_outlives_the_time_for_headers():
 
 
 def test_a_body_that_never_ends_after_its_response():
-    """The response came early; who goes on byte by byte is closed all the same."""
+    """After an early response, a client that continues to send byte by byte is disconnected."""
 
     async def scenario():
         async with Site(headers=0.2) as site:
@@ -253,7 +253,7 @@ def test_a_slow_reader_that_continues_is_served():
 
 
 def test_at_the_limit_the_longest_idle_connection_goes():
-    """Silent ones and kept ones, the oldest first; whoever has a request under way stays."""
+    """Connections that are silent or kept alive are closed, the oldest first; those with a request stay."""
 
     async def scenario():
         async with Site(limit=2) as site:
@@ -320,7 +320,7 @@ def test_a_flood_beside_requests_is_bounded():
 
 
 def test_failures_to_accept_are_logged_once_a_second(caplog):
-    """Where the system has no file left: the idle make room, and then it goes on."""
+    """Without a free file descriptor idle connections are closed, and accepting continues."""
 
     class Exhausted:
         """A listener whose first attempts fail."""
@@ -428,7 +428,7 @@ def test_malformed_http_gets_a_problem_document(data, status, code, caplog):
 
 
 def test_a_malformed_body_ends_its_request():
-    """The application that reads it is told that the client has gone; there is one response."""
+    """The application gets a disconnect, and there is one response."""
 
     async def scenario():
         async with Site() as site:
@@ -445,7 +445,7 @@ def test_a_malformed_body_ends_its_request():
 
 
 def test_another_protocol_is_ignored_quietly(caplog):
-    """Curl asks for h2c; it is answered in HTTP/1.1, and nobody is warned."""
+    """Curl requests h2c; the response is HTTP/1.1, and no warning is logged."""
 
     async def scenario():
         async with Site() as site:

@@ -118,7 +118,7 @@ async def hundred(server, send):
 @pytest.mark.long
 @needs_weights
 def test_every_request_is_answered_though_a_replica_is_killed(server):
-    """An image, or a problem document that says to send it again: nothing else, and nobody waits in vain."""
+    """Every request gets an image, or a problem document with Retry-After."""
 
     async def go():
         async with httpx.AsyncClient(base_url=server.url, timeout=60) as client:
@@ -249,7 +249,7 @@ def read_until(chunks, text):
 
 @pytest.mark.slow
 def test_progress_streams_and_leaving_cancels(scripted):
-    """The first tile is told while others are to come, and who leaves then is not computed for any more."""
+    """The first tile is reported before the others are computed, and a disconnect cancels the rest."""
     with httpx.Client(timeout=60) as client, running(scripted, client) as response:
         assert response.headers["x-request-id"]
         read_until(response.iter_raw(), b'"state":"running","tile":1,')
@@ -276,7 +276,7 @@ def served(server):
 
 @pytest.mark.slow
 def test_the_metrics_are_of_all_replicas(scripted):
-    """Whichever is asked, each is told under its own name, and together they have served what was asked for."""
+    """Every replica returns the metrics of all, each with its name, and the sum is the number of requests."""
     until(lambda: len(replicas(scripted)) == 2)
     before = served(scripted)
     assert len(before) == 2
@@ -389,7 +389,7 @@ def replica(tmp_path, monkeypatch):
 
 
 def test_a_replica_is_healthy_once_it_is_ready(replica):
-    """Loading and warming are over when its lifespan has begun; before, Ray would be told no."""
+    """Loading and warm-up end before the lifespan startup completes; Ray gets no healthy answer earlier."""
 
     async def go():
         made, lifespan = replica(lambda _name, _path: ScriptedUpscaler())
@@ -450,7 +450,7 @@ def fail(*arguments, program="from app.__main__ import main; main()", **settings
 
 @pytest.mark.slow
 def test_a_signal_while_ray_starts_ends_all_of_it():
-    """Ray's own processes go too, nothing is told as a fault, and an empty ``RAY_ADDRESS`` is none."""
+    """Ray's own processes end too, nothing is reported as an error, and an empty ``RAY_ADDRESS`` is ignored."""
     command = [sys.executable, "-m", "app", "ray", "--port", "0", "--variants", "small-x2", "--device", "cpu"]
     output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     with subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": ""}, cwd=ROOT, **output) as process:

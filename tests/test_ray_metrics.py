@@ -45,7 +45,7 @@ def test_nothing_is_lost_and_nothing_is_mixed():
 
 
 def metrics_of(told, tmp_path, **settings):
-    """The answer of ``GET /metrics``; what is told in place of other replicas, or nothing in time."""
+    """The response of ``GET /metrics``, with scripted answers of the replicas, or none in time."""
     app = scripted_app(tmp_path, settings, lightweight_x2=ScriptedUpscaler())
 
     async def tell():
@@ -62,7 +62,7 @@ def metrics_of(told, tmp_path, **settings):
 
 
 def test_metrics_are_answered_for_all(tmp_path):
-    """``GET /metrics`` is everybody's."""
+    """``GET /metrics`` returns the metrics of all replicas."""
     told = {"one": exposition(1), "two": exposition(2)}
     answer = metrics_of(told, tmp_path)
     assert answer.status_code == 200

@@ -69,7 +69,7 @@ def test_a_client_that_disconnected_gets_no_response():
     ],
 )
 def test_the_proxys_own_words_become_problem_documents(status, after, expected):
-    """What Ray says in plain text is said as the service says it."""
+    """Ray's plain text errors become problem documents."""
     headers = {"retry-after": after} if after else None
     document, headers = problem_of(exchange(PlainTextResponse("Ray's own", status, headers)))
     assert (document["status"], document["code"], headers.get(b"retry-after")) == expected

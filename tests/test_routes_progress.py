@@ -216,7 +216,7 @@ def test_a_full_queue_is_429_as_ever(app, upscaler):
 
 
 def test_the_last_part_is_repeated_in_silence():
-    """A proxy never sees a stream that says nothing; what was said last is said again, and the answer comes once."""
+    """A stream is never silent for long: the latest progress is repeated, and the result is sent once."""
     connection = Connection(b"", ASKING)
 
     async def exchange():

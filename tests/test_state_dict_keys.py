@@ -28,7 +28,7 @@ def golden_state(name: str) -> tuple[dict[str, torch.Tensor], dict]:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_configuration_is_inferred_from_official_keys_and_shapes(name):
-    """Every field that leaves a trace in the golden networks' state dicts is told as the constructor was given it."""
+    """Every field that the golden networks' state dicts imply is the constructor's."""
     state, arguments = golden_state(name)
     config = infer_config(state)
     assert config == Swin2SRConfig(
@@ -78,7 +78,7 @@ def test_heads_and_bodies_are_distinguished_in_both_layouts(name):
 
 @pytest.mark.parametrize("buffer", ["relative_position_index", "relative_coords_table", "attn_mask"])
 def test_any_one_buffer_tells_the_window(buffer):
-    """Index tables, offset tables and masks each tell the window alone; without one of them it cannot be told."""
+    """Index tables, offset tables and masks each imply the window; without all of them it is an error."""
     state, _ = golden_state("classical_x2")
     kept = {key: tensor for key, tensor in state.items() if not is_derived(key) or key.endswith(buffer)}
     assert infer_config(kept).window_size == 8

@@ -51,7 +51,7 @@ class Life:
 
 
 def test_work_that_ends_is_not_restarted():
-    """The thread is alive until its work returns, and nobody cleans up or is alarmed."""
+    """The thread is alive until its work returns, and neither callback is called."""
     life = Life(deaths=0)
     thread = life.supervised()
     assert not thread.alive
@@ -79,7 +79,7 @@ def test_the_dead_are_replaced_also_when_burying_them_fails(faults):
 
 @pytest.mark.parametrize("faults", [0, 1, 2])
 def test_too_many_deaths_are_the_end_also_when_burying_fails(faults):
-    """After the second of two deaths borne the owner is told, and nothing is alive."""
+    """After ``max_failures`` deaths ``on_fatal`` is called, and ``alive`` is false."""
     life = Life(deaths=9, faults=faults)
     thread = life.supervised(max_failures=2)
     thread.start()
@@ -103,7 +103,7 @@ def test_deaths_with_success_between_them_are_not_in_a_row():
 
 
 def test_without_a_new_thread_the_work_ends(monkeypatch):
-    """Whoever came since the burial is buried too, the owner is told, and nothing is alive."""
+    """Requests since the first cleanup are failed too, ``on_fatal`` is called, and ``alive`` is false."""
     life = Life(deaths=1)
     thread = life.supervised()
     start = threading.Thread.start

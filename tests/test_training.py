@@ -448,7 +448,7 @@ def threads() -> object:
 def test_command_trains_resumes_and_hands_a_body_on(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One command trains x2, goes on with it, refuses to overwrite it, and starts x4 from its body."""
+    """One command trains x2, resumes it, refuses to overwrite it, and starts x4 from its body."""
     out = tmp_path / "x2"
     run = ["--variant", "small-x2", "--photos", str(folder), "--out", str(out), "--device", "cpu", "--loaders", "1"]
     assert command.main([*run, "--steps", "2"]) == 0

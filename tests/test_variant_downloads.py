@@ -88,14 +88,14 @@ def test_a_cancelled_caller_does_not_cancel_the_download():
 
 @pytest.mark.parametrize("fault", [OSError("no such disk"), RuntimeError("no more threads"), MemoryError()])
 def test_every_fault_is_a_sentence(fault):
-    """Whatever goes wrong, whoever waits learns it as one kind of error."""
+    """Every failure reaches all callers as a FetchError."""
     (error,) = fetch_all(Carrier(fault), VARIANT)
     assert isinstance(error, FetchError)
     assert str(error) in (str(fault), "MemoryError")
 
 
 def test_a_thread_that_dies_fails_its_callers(monkeypatch):
-    """A fault that nobody thought of ends the wait too, and shows its traceback as those of threads are shown."""
+    """An unexpected exception ends the wait too, and its traceback is shown as those of other threads."""
     shown, told = [], threading.Event()
 
     def show(death):

@@ -105,7 +105,7 @@ class Chaos:
         self.left += 1
 
     async def _stall(self, _client: httpx.AsyncClient) -> None:
-        """Send half a body, and wait for the server to lose its patience."""
+        """Send half a body, and wait for the server's timeout."""
         body = GOOD[1]
         reader, writer = await self._connect(body)
         writer.write(body[: len(body) // 2])

@@ -33,5 +33,5 @@ class Books:
         return found
 
     def is_quiet(self) -> bool:
-        """Whether nothing waits and nobody is without an answer."""
+        """Whether no request waits and every request has its response."""
         return all(self[gauge] == 0 for gauge in GAUGES)
