@@ -27,8 +27,8 @@ def warnings(names: Iterable[str], known: Iterable[str]) -> list[str]:
     """One sentence for each unknown variable with the prefix."""
     settings = [name.upper() for name in known]
     sentences = []
-    for name, wish in _unknown(names, settings):
-        near = difflib.get_close_matches(wish, settings, 1, cutoff=SIMILARITY)
+    for name, setting in _unknown(names, settings):
+        near = difflib.get_close_matches(setting, settings, 1, cutoff=SIMILARITY)
         hint = f" Did you mean {PREFIX}{near[0]}?" if near else ""
         sentences.append(f"Unknown setting {name} (ignored).{hint}")
     return sentences
@@ -50,13 +50,13 @@ def check(environment: Mapping[str, str], settings: HttpSettings, known: Iterabl
             ``swin2sr``, or if the client's key is set, the service has none, and other machines can connect.
     """
     names = [name.upper() for name in known]
-    for name, wish in _unknown(environment, names):
-        if re.fullmatch(r"SERVICE_.*|PORT_\d+_.*", wish) and INJECTED.fullmatch(wish):
+    for name, setting in _unknown(environment, names):
+        if re.fullmatch(r"SERVICE_.*|PORT_\d+_.*", setting) and INJECTED.fullmatch(setting):
             raise ValueError(f"Unknown setting {name}. {EXPLANATION}")
-        likely = difflib.get_close_matches(wish, SECRET_SETTINGS, 1, cutoff=SIMILARITY)
-        if likely or any(word in wish for word in SECRET_WORDS):
-            near = likely or difflib.get_close_matches(wish, SECRET_SETTINGS, 1, cutoff=0.0)
-            injected = f" {EXPLANATION}." if INJECTED.fullmatch(wish) else ""
+        likely = difflib.get_close_matches(setting, SECRET_SETTINGS, 1, cutoff=SIMILARITY)
+        if likely or any(word in setting for word in SECRET_WORDS):
+            near = likely or difflib.get_close_matches(setting, SECRET_SETTINGS, 1, cutoff=0.0)
+            injected = f" {EXPLANATION}." if INJECTED.fullmatch(setting) else ""
             raise ValueError(
                 f"Unknown setting {name}. Its name looks like a secret, and it would not protect the service. The "
                 f"closest setting is {PREFIX}{near[0]}. Rename or unset {name}.{injected}"
@@ -68,7 +68,7 @@ def _unknown(names: Iterable[str], settings: Iterable[str]) -> list[tuple[str, s
     """Unknown variables with the prefix: their names, and the names without the prefix in upper case."""
     known = {*settings, *CLIENT_VARIABLES}
     found = [(name, name.upper().removeprefix(PREFIX)) for name in names if name.upper().startswith(PREFIX)]
-    return [(name, wish) for name, wish in found if wish not in known]
+    return [(name, setting) for name, setting in found if setting not in known]
 
 
 def _check_client_key(environment: Mapping[str, str], settings: HttpSettings) -> list[str]:

@@ -294,6 +294,6 @@ def _finish(
         size = plan.resize.height, plan.resize.width
         pixels = resize(pixels, *size, plan.resize.box)
         alpha = None if alpha is None else resize(alpha, *size, plan.resize.box)
-    wish = codec.EncodeOptions(format=plan.format, quality=options.quality, metadata=options.metadata)
+    encode_options = codec.EncodeOptions(format=plan.format, quality=options.quality, metadata=options.metadata)
     result = dataclasses.replace(image, pixels=pixels, alpha=None if alpha is None else alpha[:, :, 0])
-    return encoding.encode(result, wish, options.max_bytes)
+    return encoding.encode(result, encode_options, options.max_bytes)

@@ -20,7 +20,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 @dataclass
-class Mischief:
+class Faults:
     """A fault of one response with bytes.
 
     Attributes:
@@ -56,14 +56,14 @@ class LoopbackHub:
 
     Attributes:
         files: content by path: ``owner/name/file`` of the hub, ``release/file`` of the release.
-        mischief: faults of the next responses with bytes, by path, one after the other; later ones have none.
+        faults: faults of the next responses with bytes, by path, one after the other; later ones have none.
         statuses: sent for every request of a path, instead of the file.
         asked: every request.
         etags: whether bytes are sent with an ETag.
     """
 
     files: dict[str, bytes]
-    mischief: dict[str, deque[Mischief]] = field(default_factory=dict)
+    faults: dict[str, deque[Faults]] = field(default_factory=dict)
     statuses: dict[str, int] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     etags: bool = True
@@ -97,9 +97,9 @@ class LoopbackHub:
         """Of the release's files."""
         return f"{self.url}/release"
 
-    def misbehave(self, path: str, *mischief: Mischief) -> None:
+    def misbehave(self, path: str, *faults: Faults) -> None:
         """What the next answers with bytes of a path are like."""
-        self.mischief[path] = deque(mischief)
+        self.faults[path] = deque(faults)
 
     def ranges(self, path: str) -> list[str | None]:
         """The ranges that were asked for, of a path's bytes, in order."""
@@ -163,26 +163,26 @@ class _Handler(BaseHTTPRequestHandler):
         return status != 200
 
     def give(self, path):
-        queue = self.hub.mischief.get(path)
-        mischief = queue.popleft() if queue else Mischief()
-        if mischief.status != 200:
-            self.say(mischief.status, {}, b"")
+        queue = self.hub.faults.get(path)
+        faults = queue.popleft() if queue else Faults()
+        if faults.status != 200:
+            self.say(faults.status, {}, b"")
             return
-        content = self.hub.files[path] if mischief.content is None else mischief.content
+        content = self.hub.files[path] if faults.content is None else faults.content
         etag = f'"{hashlib.md5(content).hexdigest()}.0"'
         headers = {"ETag": etag} if self.hub.etags else {}
-        wish = self.headers.get("Range")
-        if wish and mischief.ranges and self.headers.get("If-Range") == etag:
-            start = int(wish.removeprefix("bytes=").removesuffix("-")) + mischief.shift
+        byte_range = self.headers.get("Range")
+        if byte_range and faults.ranges and self.headers.get("If-Range") == etag:
+            start = int(byte_range.removeprefix("bytes=").removesuffix("-")) + faults.shift
             if start >= len(content):
                 self.say(416, {"Content-Range": f"bytes */{len(content)}"}, b"")
                 return
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self.say(206, headers, content[start:], mischief)
+            self.say(206, headers, content[start:], faults)
         else:
-            self.say(200, headers, content, mischief)
+            self.say(200, headers, content, faults)
 
-    def say(self, status, headers, content, mischief=None):
+    def say(self, status, headers, content, faults=None):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -190,12 +190,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        stop = mischief.stop_after if mischief and mischief.stop_after is not None else len(content)
+        stop = faults.stop_after if faults and faults.stop_after is not None else len(content)
         self.wfile.write(content[:stop])
         self.wfile.flush()
         if stop < len(content):
-            if mischief.gate is None:
+            if faults.gate is None:
                 self.close_connection = True
                 return
-            mischief.gate.pass_through()
+            faults.gate.pass_through()
             self.wfile.write(content[stop:])

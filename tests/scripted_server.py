@@ -76,7 +76,7 @@ class SpellboundUpscaler(ScriptedUpscaler):
             return
         spell = tile[0, 0, 2]
         if spell == Spell.FAULT:
-            raise ArithmeticError("as it was told")
+            raise ArithmeticError("planned failure")
         if spell == Spell.NO_MEMORY:
             raise MemoryError
         if spell == Spell.DEATH:

@@ -133,9 +133,9 @@ def test_a_lone_request_is_ended_when_the_device_is_done(make, device):
 
 
 def test_what_failed_is_split_and_runs_alone(make, device):
-    """The batch behind it is ended first; then the halves have the device to themselves, and only the culprit fails."""
+    """The batch behind it is ended first; then the halves run alone on the device, and only the failing image fails."""
     batcher = make()
-    fault = ArithmeticError("as it was told")
+    fault = ArithmeticError("planned failure")
     device.faults = {(4, 5): fault, (5,): fault}
     held = batcher.admit("a", [10])
     device.wait_for_batch()
@@ -229,7 +229,7 @@ def test_a_batch_that_failed_on_the_device_takes_its_own_time(make, device):
     """What stood behind it is not charged with that, nor is the rate at which the queue is worked off."""
     clock, reports = Clock(), []
     batcher = make(clock=clock, on_batch=reports.append)
-    device.faults = {(10,): ArithmeticError("as it was told")}
+    device.faults = {(10,): ArithmeticError("planned failure")}
     failing = batcher.admit("a", [10])
     ahead = device.wait_for_batch()
     behind = batcher.admit("a", [9, 1])

@@ -236,7 +236,7 @@ def test_more_than_was_reserved_is_admitted_like_anything_else(make, hold):
 
 
 def test_one_bad_item_hurts_itself_alone(make, script, hold):
-    """A batch that fails is split until the culprit is alone; the others get their results."""
+    """A batch that fails is split until the image that fails is alone; the others get their results."""
     batcher = make()
 
     def fault(items):

@@ -48,13 +48,13 @@ def test_colour_through_a_gray_network_keeps_its_chroma():
 
 
 def test_the_luma_is_jpegs():
-    """Y of BT.601, full range, with Pillow as the witness."""
+    """Y of BT.601, full range, with Pillow as the reference."""
     from PIL import Image
 
     colours = RNG.integers(0, 256, (16, 16, 3), np.uint8)
-    witness = np.asarray(Image.fromarray(colours).convert("YCbCr"))[:, :, 0]
+    reference = np.asarray(Image.fromarray(colours).convert("YCbCr"))[:, :, 0]
     seen = adapt(colours, 1).pixels[:, :, 0] / 257
-    np.testing.assert_allclose(seen, witness, atol=1.01)
+    np.testing.assert_allclose(seen, reference, atol=1.01)
 
 
 def test_chroma_is_enlarged_where_the_network_enlarges():

@@ -19,7 +19,7 @@ from app.settings import Settings
 from model.official.fetch import OfficialWeights
 from model.upscaler import Upscaler
 from model.variants import VARIANTS, embedded_path
-from tests.loopback_hub import LoopbackHub, Mischief
+from tests.loopback_hub import Faults, LoopbackHub
 from tests.networks import tiny_network
 from tests.scripted import Gate
 from tests.server import ServerProcess
@@ -200,7 +200,7 @@ def test_standard_output_is_for_programs_also_where_there_are_bars(hub, cache, m
 
 def test_a_terminal_has_a_bar(hub, cache):
     """With the bytes, of a resumed download; other steps are lines."""
-    hub.misbehave(BIN, Mischief(stop_after=2000))
+    hub.misbehave(BIN, Faults(stop_after=2000))
     official = OfficialWeights(cache, hub_url=hub.url, release_url=hub.release_url, wait=lambda _seconds: None)
     console = Console(file=io.StringIO(), force_terminal=True, width=160)
     said = []
@@ -223,7 +223,7 @@ def test_a_terminal_has_a_bar(hub, cache):
 def test_boot_fetches_what_is_wanted_and_serves_the_rest_meanwhile(hub, settings):
     """Meanwhile: loading with how far it is, not ready, 503 for it, the alias with what is there; then all of it."""
     gate = Gate(is_open=False)
-    hub.misbehave(BIN, Mischief(stop_after=2000, gate=gate))
+    hub.misbehave(BIN, Faults(stop_after=2000, gate=gate))
 
     async def scenario(client, booted):
         await asyncio.to_thread(gate.wait_until_reached)
@@ -310,7 +310,7 @@ def test_load_fetches_and_answers_when_it_serves(settings, tmp_path):
 def test_two_loads_at_once_are_one_download(hub, settings):
     """Both answer when it serves."""
     gate = Gate(is_open=False)
-    hub.misbehave(BIN, Mischief(stop_after=2000, gate=gate))
+    hub.misbehave(BIN, Faults(stop_after=2000, gate=gate))
 
     async def scenario(client, booted):
         await booted()
@@ -328,7 +328,7 @@ def test_two_loads_at_once_are_one_download(hub, settings):
 def test_a_download_delays_no_request(hub, settings):
     """While one variant comes, another that is here is loaded for the first request that asks for it."""
     gate = Gate(is_open=False)
-    hub.misbehave(BIN, Mischief(stop_after=2000, gate=gate))
+    hub.misbehave(BIN, Faults(stop_after=2000, gate=gate))
 
     async def scenario(client, booted):
         await booted()
@@ -422,7 +422,7 @@ def test_the_process_ends_in_the_middle_of_a_download(hub, cache, monkeypatch):
     hub.files |= hub_files(network, variant.hub_id)
     path = f"{variant.hub_id}/pytorch_model.bin"
     gate = Gate(is_open=False)
-    hub.misbehave(path, Mischief(stop_after=2000, gate=gate))
+    hub.misbehave(path, Faults(stop_after=2000, gate=gate))
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     chosen = {"variants": f"small-x2,{name}", "device": "cpu", "threads": 1}
     chosen |= {"cache_dir": cache, "release_url": hub.release_url}

@@ -379,7 +379,7 @@ def test_a_lost_connection_is_tried_again(clock):
         assert clock.pauses == [0.25, 0.5]
         clock.pauses.clear()
         with pytest.raises(
-            ServerUnreachable, match=r"Lost the connection to http://test.*retry_window: refused"
+            ServerUnreachable, match=r"Lost the connection to http://test.*retry_window\): refused"
         ) as lost:
             client.upscale(b"x")
     assert 50 < sum(clock.pauses) <= 60

@@ -250,14 +250,16 @@ def test_wished_sizes_keep_colors_depth_and_transparency(server, options, size):
     assert after.deep
     assert after.metadata.icc == adobe_rgb()
     whole = codec.decode(ask(server, written(picture)).content, LIMITS)
-    witness = Image.fromarray(np.ascontiguousarray(as_seen(whole))).resize(size, Image.Resampling.LANCZOS)
-    assert psnr(np.asarray(witness), as_seen(after)) >= 35
+    reference = Image.fromarray(np.ascontiguousarray(as_seen(whole))).resize(size, Image.Resampling.LANCZOS)
+    assert psnr(np.asarray(reference), as_seen(after)) >= 35
 
 
 def test_the_ensemble_is_another_answer_to_the_same_question(server):
     """Near the single pass, and not equal to it."""
     body = written(image())
-    one, eight = (codec.decode(ask(server, body, **wish).content, LIMITS).pixels for wish in ({}, {"ensemble": "true"}))
+    one, eight = (
+        codec.decode(ask(server, body, **query).content, LIMITS).pixels for query in ({}, {"ensemble": "true"})
+    )
     assert not np.array_equal(one, eight)
     assert psnr(one, eight) >= 35
 

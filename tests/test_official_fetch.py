@@ -24,7 +24,7 @@ from model.official.hub import local_folder
 from model.pretrained import Swin2SRForImageSuperResolution
 from model.upscaler import Upscaler
 from model.variants import VARIANTS
-from tests.loopback_hub import COMMIT, LoopbackHub, Mischief
+from tests.loopback_hub import COMMIT, Faults, LoopbackHub
 from tests.scripted import PATIENCE, Gate
 from tests.service import noise
 from tests.tiny_weights import BIN, HUB_ID, RELEASED, digest, tiny_files, tiny_variant
@@ -192,21 +192,21 @@ def test_a_variant_of_the_release_alone_is_fetched_from_there(hub, official):
 
 def test_a_connection_that_breaks_is_tried_again(hub, official, real):
     """In the same fetch, and nothing of the broken attempt is left."""
-    hub.misbehave(BIN, Mischief(stop_after=1000))
+    hub.misbehave(BIN, Faults(stop_after=1000))
     assert official.fetch(VARIANT).read_bytes() == real[BIN]
     assert len(hub.ranges(BIN)) == 2
 
 
 def test_a_hub_that_breaks_off_for_good_is_left_for_the_release(hub, official, real):
     """And the next fetch, after the release failed too, tries again."""
-    hub.misbehave(BIN, *[Mischief(status=500)] * 20)
+    hub.misbehave(BIN, *[Faults(status=500)] * 20)
     assert official.fetch(VARIANT).read_bytes() == real[RELEASED]
 
 
 def test_a_killed_process_leaves_nothing_that_counts(hub, official, real):
     """Killed in the middle of a download: nothing counts as present, and the next fetch succeeds."""
     gate = Gate(is_open=False)
-    hub.misbehave(BIN, Mischief(stop_after=3000, gate=gate))
+    hub.misbehave(BIN, Faults(stop_after=3000, gate=gate))
     with start(hub, official.cache_dir) as process:
         gate.wait_until_reached()
         process.send_signal(signal.SIGKILL)
@@ -227,7 +227,7 @@ def start(hub, cache_dir):
 def test_of_two_processes_one_downloads(hub, official, real):
     """The other waits, says so, and finds what it wanted."""
     gate = Gate(is_open=False)
-    hub.misbehave(BIN, Mischief(stop_after=2000, gate=gate))
+    hub.misbehave(BIN, Faults(stop_after=2000, gate=gate))
     with start(hub, official.cache_dir) as first, start(hub, official.cache_dir) as second:
         said = threading.Event()
 
@@ -265,7 +265,7 @@ def test_a_known_digest_is_insisted_on(hub, official):
 def test_the_hubs_own_digest_is_insisted_on(hub, official):
     """Where no other is known: what comes is what the hub says it has."""
     unknown = replace(VARIANT, digests={})
-    hub.misbehave(BIN, Mischief(content=b"PK\x03\x04" + bytes(len(hub.files[BIN]) - 4)))
+    hub.misbehave(BIN, Faults(content=b"PK\x03\x04" + bytes(len(hub.files[BIN]) - 4)))
     with pytest.raises(FetchError, match="which the hub announced"):
         official.fetch(unknown)
     assert official.find(unknown) is None
@@ -274,7 +274,7 @@ def test_the_hubs_own_digest_is_insisted_on(hub, official):
 
 def test_a_truncated_file_is_not_taken(hub, official, real):
     """With a length to match, from a hub that says how long it is; the release has it whole."""
-    hub.misbehave(BIN, Mischief(content=real[BIN][:-1000]))
+    hub.misbehave(BIN, Faults(content=real[BIN][:-1000]))
     assert official.fetch(VARIANT).read_bytes() == real[RELEASED]
     assert not list(official.cache_dir.rglob("*.part"))
 
@@ -315,7 +315,7 @@ def test_a_file_that_changed_in_the_cache_is_refused(hub, official, real, from_h
 def test_a_page_in_place_of_weights_is_not_remembered(hub, official, real):
     """A proxy's login answers 200 to everything; nothing of it is kept, and later the file is taken."""
     without_the_hub(hub)
-    hub.misbehave(RELEASED, Mischief(content=b"<!doctype html><title>Log in</title>"))
+    hub.misbehave(RELEASED, Faults(content=b"<!doctype html><title>Log in</title>"))
     with pytest.raises(Unreachable, match="did not send weights"):
         official.fetch(VARIANT)
     assert not list(official.cache_dir.rglob("*.json"))

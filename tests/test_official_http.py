@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from model.official.http import ATTEMPTS, FetchError, Step, Unreachable, download, honor_certificate_bundle, writing
-from tests.loopback_hub import LoopbackHub, Mischief
+from tests.loopback_hub import Faults, LoopbackHub
 from tests.scripted import PATIENCE, Gate
 
 FILE = "release/weights.pth"
@@ -55,7 +55,7 @@ def test_a_file_is_downloaded_with_its_progress(fetch):
 
 def test_an_interrupted_download_is_resumed(hub, fetch, part):
     """The next attempt requests the missing bytes only, and the sum is the file."""
-    hub.misbehave(FILE, Mischief(stop_after=HALF), Mischief(stop_after=1000))
+    hub.misbehave(FILE, Faults(stop_after=HALF), Faults(stop_after=1000))
     assert fetch() == CONTENT
     assert hub.ranges(FILE) == [None, f"bytes={HALF}-", f"bytes={HALF + 1000}-"]
     assert fetch.waits == [2, 4]
@@ -64,7 +64,7 @@ def test_an_interrupted_download_is_resumed(hub, fetch, part):
 
 def test_a_download_that_failed_is_resumed_by_the_next_call(hub, fetch):
     """After ``ATTEMPTS`` attempts with growing waits; the message says how much is kept."""
-    hub.misbehave(FILE, *[Mischief(stop_after=1000)] * ATTEMPTS)
+    hub.misbehave(FILE, *[Faults(stop_after=1000)] * ATTEMPTS)
     with pytest.raises(Unreachable, match=r"the connection broke after 0\.0 of 1\.0 MB; 0\.0 MB are kept"):
         fetch()
     assert fetch.waits == [2, 4, 8]
@@ -72,25 +72,25 @@ def test_a_download_that_failed_is_resumed_by_the_next_call(hub, fetch):
     assert hub.ranges(FILE)[-1] == f"bytes={1000 * ATTEMPTS}-"
 
 
-@pytest.mark.parametrize("mischief", [Mischief(), Mischief(ranges=False), Mischief(shift=7)])
+@pytest.mark.parametrize("faults", [Faults(), Faults(ranges=False), Faults(shift=7)])
 @pytest.mark.parametrize("changed", [False, True])
-def test_parts_of_different_files_are_never_joined(hub, fetch, changed, mischief):
+def test_parts_of_different_files_are_never_joined(hub, fetch, changed, faults):
     """A file that changed meanwhile, a server without ranges, or a wrong range: the download starts over."""
-    hub.misbehave(FILE, Mischief(stop_after=HALF, content=CONTENT[::-1] if changed else None), mischief)
+    hub.misbehave(FILE, Faults(stop_after=HALF, content=CONTENT[::-1] if changed else None), faults)
     assert fetch() == CONTENT
 
 
 def test_a_part_that_cannot_be_identified_is_not_resumed(hub, fetch):
     """The server sends no ETag."""
     hub.etags = False
-    hub.misbehave(FILE, Mischief(stop_after=HALF))
+    hub.misbehave(FILE, Faults(stop_after=HALF))
     assert fetch() == CONTENT
     assert hub.ranges(FILE) == [None, None]
 
 
 def test_a_part_as_long_as_the_file_starts_over(hub, fetch, part):
     """The server refuses the range with 416."""
-    hub.misbehave(FILE, *[Mischief(stop_after=1000)] * ATTEMPTS)
+    hub.misbehave(FILE, *[Faults(stop_after=1000)] * ATTEMPTS)
     with pytest.raises(Unreachable):
         fetch()
     part.write_bytes(CONTENT + b"more")
@@ -108,9 +108,9 @@ def test_a_refusal_is_final(hub, fetch, status):
 
 def test_a_server_in_trouble_is_asked_again(hub, fetch):
     """500 is repeated, and is an error if it persists."""
-    hub.misbehave(FILE, Mischief(status=500), Mischief(status=429))
+    hub.misbehave(FILE, Faults(status=500), Faults(status=429))
     assert fetch() == CONTENT
-    hub.misbehave(FILE, *[Mischief(status=500)] * ATTEMPTS)
+    hub.misbehave(FILE, *[Faults(status=500)] * ATTEMPTS)
     with pytest.raises(Unreachable, match="answered 500"):
         fetch()
 
@@ -135,7 +135,7 @@ def test_other_addresses_are_refused(tmp_path, address):
 def test_progress_is_reported_while_bytes_arrive(hub, fetch):
     """The first half of a slow server's file is reported before its second half arrives."""
     gate, reported = Gate(is_open=False), threading.Event()
-    hub.misbehave(FILE, Mischief(stop_after=HALF, gate=gate))
+    hub.misbehave(FILE, Faults(stop_after=HALF, gate=gate))
 
     def on_step(step):
         if step.done == HALF:
@@ -152,7 +152,7 @@ def test_a_silent_server_ends_the_attempt(hub, fetch, monkeypatch):
     """After ``TIMEOUT_S`` without a byte."""
     monkeypatch.setattr("model.official.http.TIMEOUT_S", 0.2)
     gate = Gate(is_open=False)
-    hub.misbehave(FILE, *[Mischief(stop_after=1000, gate=gate)] * ATTEMPTS)
+    hub.misbehave(FILE, *[Faults(stop_after=1000, gate=gate)] * ATTEMPTS)
     with pytest.raises(Unreachable, match="sent nothing for 0 s"):
         fetch()
     gate.open()

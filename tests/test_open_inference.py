@@ -104,15 +104,15 @@ def test_json_gives_the_image_in_base64(ask, path):
 
 
 @pytest.mark.parametrize(
-    "wish",
+    "choices",
     [
         {"parameters": {"binary_data_output": True}},
         {"outputs": [{"name": "image", "parameters": {"binary_data": True}}]},
     ],
 )
-def test_binary_data_in_and_out(ask, wish):
+def test_binary_data_in_and_out(ask, choices):
     """The JSON's length is in a header, in both directions."""
-    body, headers = binary_request(**wish)
+    body, headers = binary_request(**choices)
     response = ask("POST", f"{MODEL}/infer", content=body, headers=headers)
     assert response.status_code == 200, response.text
     length = int(response.headers[LENGTH])

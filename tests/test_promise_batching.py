@@ -352,7 +352,7 @@ class Device(Forward):
         self.calls.append(len(tiles))
         self.gate.pass_through()
         if sum(tile.shape[0] * tile.shape[1] for tile in tiles) > self.memory:
-            raise torch.OutOfMemoryError("as it was told")
+            raise torch.OutOfMemoryError("planned failure")
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
         return SlowFlight(flight, self)

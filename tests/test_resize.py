@@ -25,19 +25,20 @@ def test_resizing_keeps_depth_and_flat_colors(dtype, size):
 def test_resizing_agrees_with_pillows_own_lanczos(size, box):
     """To a level, in 8 bits, where nothing is clipped between its two passes."""
     pixels = np.random.default_rng(0).integers(90, 166, (64, 64, 3), np.uint8)
-    witness = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box)).astype(int)
-    assert np.abs(resize(pixels, *size[::-1], box).astype(int) - witness).max() <= 1
+    reference = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box)).astype(int)
+    assert np.abs(resize(pixels, *size[::-1], box).astype(int) - reference).max() <= 1
 
 
 @pytest.mark.parametrize(
-    ("size", "wish"), [((1500, 60), (700, 31)), ((1999, 40), (1001, 20)), ((1037, 50), (519, 33)), ((90, 9), (999, 33))]
+    ("size", "to"),
+    [((1500, 60), (700, 31)), ((1999, 40), (1001, 20)), ((1037, 50), (519, 33)), ((90, 9), (999, 33))],
 )
-def test_resizing_in_bands_is_resizing_at_once(size, wish):
+def test_resizing_in_bands_is_resizing_at_once(size, to):
     """A tall image is resized in parts without a seam: one level of 65535 is the parts' rounding."""
     pixels = np.random.default_rng(0).integers(20_000, 45_000, (*size, 1), np.uint16)
     values = Image.fromarray(pixels[:, :, 0].astype(np.float32))
-    witness = np.rint(np.asarray(values.resize(wish[::-1], Image.Resampling.LANCZOS)))
-    assert np.abs(resize(pixels, *wish)[:, :, 0] - witness).max() <= 1
+    reference = np.rint(np.asarray(values.resize(to[::-1], Image.Resampling.LANCZOS)))
+    assert np.abs(resize(pixels, *to)[:, :, 0] - reference).max() <= 1
 
 
 def test_resizing_to_the_same_size_is_nothing():

@@ -92,8 +92,8 @@ def test_the_image_itself_may_be_the_body(ask, content_type):
 
 def test_a_variant_is_chosen_by_name_or_alias(ask):
     """In any case of letters; the answer says which one it was."""
-    for wish, name in (("x2", "lightweight-x2"), ("small-x4", "small-x4"), ("X4", "small-x4")):
-        response = ask(content=PHOTO, headers={"content-type": "image/png"}, params={"variant": wish})
+    for variant, name in (("x2", "lightweight-x2"), ("small-x4", "small-x4"), ("X4", "small-x4")):
+        response = ask(content=PHOTO, headers={"content-type": "image/png"}, params={"variant": variant})
         assert response.headers["x-swin2sr-variant"] == name
 
 

@@ -81,7 +81,7 @@ async def open_loop(send: Send, work: Sequence[bytes], rate: float, seed: int = 
 
     Latency is measured from the time at which a request was due.
     """
-    generator = random.Random(seed)  # noqa: S311 - chance, not secrecy
+    generator = random.Random(seed)  # noqa: S311 - not for secrets
     latencies: list[float] = []
 
     async def call(body: bytes, due: float) -> None:

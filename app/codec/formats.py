@@ -134,19 +134,19 @@ def _magic(head: bytes) -> str | None:
     return None
 
 
-def output_format(wish: str, source: str) -> str:
+def output_format(requested: str, source: str) -> str:
     """The name of the format to write for the option ``format`` and an upload of format ``source``.
 
     Raises:
         InvalidEncodeOption: if the name is neither a writable format nor ``same``.
     """
-    if wish == "same":
+    if requested == "same":
         return source if source in WRITABLE else "png"
-    if wish == "jxl" and not find_spec(JXL_PACKAGE):
+    if requested == "jxl" and not find_spec(JXL_PACKAGE):
         raise InvalidEncodeOption("format=jxl needs the extra [jxl] on the server; choose another format.")
-    if wish not in WRITABLE:
-        raise InvalidEncodeOption(f"format has to be one of {', '.join(WRITABLE)} or same, not {wish!r}.")
-    return wish
+    if requested not in WRITABLE:
+        raise InvalidEncodeOption(f"format has to be one of {', '.join(WRITABLE)} or same, not {requested!r}.")
+    return requested
 
 
 def check_output(name: str, width: int, height: int) -> None:

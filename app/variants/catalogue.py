@@ -58,13 +58,13 @@ class Catalogue:
         Raises:
             UnknownVariant: if there is no such name.
         """
-        wish = name.lower()
-        bound = self.aliases.get(wish, wish)
-        variant = self.variants.get(self._to_download(wish) if bound is None else bound)
+        requested = name.lower()
+        bound = self.aliases.get(requested, requested)
+        variant = self.variants.get(self._to_download(requested) if bound is None else bound)
         if variant is None:
             available = [*self.aliases, *self.variants]
             raise UnknownVariant(
-                f"Unknown variant {wish[:100]!r}. Available: {', '.join(available)}.", available=available
+                f"Unknown variant {requested[:100]!r}. Available: {', '.join(available)}.", available=available
             )
         return variant
 
@@ -82,15 +82,15 @@ class Catalogue:
             ValueError: if a name is unknown, or the variant is neither present nor can be downloaded.
         """
         names: dict[str, None] = {}
-        for wish in wanted:
-            if wish in self.aliases and self.aliases[wish] is None:
+        for name in wanted:
+            if name in self.aliases and self.aliases[name] is None:
                 continue
             try:
-                variant = self.find(wish)
+                variant = self.find(name)
                 if variant.path is None:
                     self._official.check_allowed(variant.downloadable)
             except (UnknownVariant, NotReady, FetchError) as error:
-                raise ValueError(f"VARIANTS names {wish!r}: {error}") from error
+                raise ValueError(f"VARIANTS names {name!r}: {error}") from error
             names[variant.name] = None
         return list(names)
 

@@ -113,15 +113,15 @@ def _find_restoring(
     Raises:
         NotReady: if ``restore=always`` and it is not loaded.
     """
-    wish = options.restore or ("auto" if is_alias else "never")
-    if wish == "never" or not _is_super_resolution(variant):
+    restore = options.restore or ("auto" if is_alias else "never")
+    if restore == "never" or not _is_super_resolution(variant):
         return None, ()
-    if wish == "auto" and (header.quality is None or header.quality >= RESTORE_BELOW_QUALITY):
+    if restore == "auto" and (header.quality is None or header.quality >= RESTORE_BELOW_QUALITY):
         return None, ()
     restoring = registry.find(RESTORING_ALIAS)
     if restoring.loaded is not None:
         return restoring, ()
-    if wish == "always":
+    if restore == "always":
         raise NotReady(
             f"restore=always needs the variant {restoring.name!r}, which is not loaded. Add it to VARIANTS, or use "
             "restore=auto or never.",

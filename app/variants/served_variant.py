@@ -67,11 +67,11 @@ class ServedVariant:
             raise self.absent()
         return self.row
 
-    def absent(self, wish: str = "") -> NotReady:
+    def absent(self, requested: str = "") -> NotReady:
         """The error for missing weights, which says how to get them.
 
         Args:
-            wish: the alias that was requested, if it was one.
+            requested: the alias that was requested, if it was one.
         """
         advice = (
             f"Run `swin2sr fetch {self.name}` on the server and restart it, or ask its administrator to POST "
@@ -79,7 +79,7 @@ class ServedVariant:
         )
         if self.row is not None and self.row.embedded:
             advice = "They should be part of the package, but are missing from this installation. Reinstall it."
-        text = f"The weights of {wish or self.name!r} are not on this server. {advice}"
+        text = f"The weights of {requested or self.name!r} are not on this server. {advice}"
         return NotReady(text, retry_after=60, variant=self.name)
 
     def describe(self, aliases: list[str]) -> VariantDescription:

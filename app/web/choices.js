@@ -49,13 +49,13 @@ export class Choices {
 
   /** Show the fields that belong to the choices, and remember the choices. */
   changed() {
-    const { value: wish } = this.find("size");
-    this.find("size-sides").hidden = !["width", "height", "box"].includes(wish);
-    this.find("size-width").hidden = wish === "height";
-    this.find("size-height").hidden = wish === "width";
-    this.find("size-number").hidden = !["factor", "megapixels"].includes(wish);
-    this.find("fit-row").hidden = wish !== "box";
-    this.find("enlarge-row").hidden = wish === "own";
+    const { value: size } = this.find("size");
+    this.find("size-sides").hidden = !["width", "height", "box"].includes(size);
+    this.find("size-width").hidden = size === "height";
+    this.find("size-height").hidden = size === "width";
+    this.find("size-number").hidden = !["factor", "megapixels"].includes(size);
+    this.find("fit-row").hidden = size !== "box";
+    this.find("enlarge-row").hidden = size === "own";
     const lossy = LOSSY.includes(this.find("format").value);
     this.find("quality-row").hidden = !lossy;
     this.find("max-bytes-row").hidden = !lossy;
@@ -86,9 +86,9 @@ export class Choices {
   }
 
   get target() {
-    const wish = this.find("size").value;
+    const size = this.find("size").value;
     const [width, height, number] = ["size-width", "size-height", "size-number"].map((id) => this.find(id).value);
-    const target = { own: {}, width: { width }, height: { height }, box: { width, height }, factor: { factor: number }, megapixels: { megapixels: number } }[wish];
+    const target = { own: {}, width: { width }, height: { height }, box: { width, height }, factor: { factor: number }, megapixels: { megapixels: number } }[size];
     const given = Object.fromEntries(Object.entries(target).filter(([, value]) => value));
     if (Object.keys(given).length && this.find("enlarge").checked) given.enlarge = "true";
     return given;
@@ -143,8 +143,8 @@ export class Choices {
 
   lay(first) {
     const { available, variants } = this;
-    const wishes = [this.chosen, this.stored.variant, first].map((name) => available.find((each) => [each.name, ...each.aliases].includes(name)));
-    const chosen = wishes.find(Boolean) ?? available[0];
+    const candidates = [this.chosen, this.stored.variant, first].map((name) => available.find((each) => [each.name, ...each.aliases].includes(name)));
+    const chosen = candidates.find(Boolean) ?? available[0];
     const radios = available.map((each) => radio(each, each === chosen));
     this.replace("variant-list", radios.length ? radios : [element("p", "quiet", text("variants.none"))]);
     const troubled = [...variants.filter(isLoading), ...variants.filter(hasFailed)];

@@ -54,10 +54,10 @@ function unique(names) {
   const taken = new Set();
   return names.map((name) => {
     const dot = name.lastIndexOf(".") > 0 ? name.lastIndexOf(".") : name.length;
-    let wish = name;
-    for (let count = 2; taken.has(wish); count += 1) wish = `${name.slice(0, dot)}-${count}${name.slice(dot)}`;
-    taken.add(wish);
-    return wish;
+    let candidate = name;
+    for (let count = 2; taken.has(candidate); count += 1) candidate = `${name.slice(0, dot)}-${count}${name.slice(dot)}`;
+    taken.add(candidate);
+    return candidate;
   });
 }
 

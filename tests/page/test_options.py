@@ -1,4 +1,4 @@
-"""What a person can ask for: sizes, formats, another variant, a copy; and what the page foretells."""
+"""What a person can ask for: sizes, formats, another variant, a copy; and what the page predicts."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def asked(page, set_up, picture=None):
 
 
 @pytest.mark.parametrize(
-    ("wish", "fields", "sent"),
+    ("choice", "fields", "sent"),
     [
         ("own", {}, {}),
         ("width", {"size-width": "1200"}, {"width": "1200"}),
@@ -35,17 +35,17 @@ def asked(page, set_up, picture=None):
         ("width", {}, {}),
     ],
 )
-def test_a_target_size_is_sent(visit, wish, fields, sent):
+def test_a_target_size_is_sent(visit, choice, fields, sent):
     """Only the fields of the chosen kind are shown and sent; without a number nothing is."""
 
     def set_up():
-        page.locator("#size").select_option(wish)
+        page.locator("#size").select_option(choice)
         for field in ("size-width", "size-height", "size-number"):
             control = page.locator(f"#{field}")
             if field in fields:
                 control.fill(fields[field])
-        assert page.locator("#size-sides").is_visible() == (wish in ("width", "height", "box"))
-        assert page.locator("#size-number").is_visible() == (wish in ("factor", "megapixels"))
+        assert page.locator("#size-sides").is_visible() == (choice in ("width", "height", "box"))
+        assert page.locator("#size-number").is_visible() == (choice in ("factor", "megapixels"))
 
     with visit() as page:
         options = asked(page, set_up)
