@@ -128,7 +128,8 @@ def configure(log_format: LogFormat, level: str = "INFO") -> None:
     announcements.setFormatter(_formatter(log_format) if log_format == "json" else logging.Formatter("%(message)s"))
     streams = [(_stream(sys.stderr), handler, False), (_stream(sys.stdout), announcements, True)]
     listener = _Listener(
-        lines, *(_StreamWriter(stream, source, announcements=mine) for stream, source, mine in streams)
+        lines,
+        *(_StreamWriter(stream, source, announcements=announces) for stream, source, announces in streams),
     )
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level)

@@ -284,7 +284,7 @@ def batch_of(*jobs):
 def test_a_half_whose_deadline_has_passed_is_answered():
     """What waited for its second chance does not run too late."""
     batch = batch_of((1, 5.0), (2, None))
-    late, still = batch.split(starved=False)[::-1]
+    late, still = batch.split(out_of_memory=False)[::-1]
     late.claim(6.0)
     still.claim(6.0)
     assert (late.jobs, len(still.jobs)) == ([], 1)

@@ -78,13 +78,13 @@ class Batch(Generic[T, R]):
             job.submission.done += 1
             job.future.set_result(result)
 
-    def split(self, *, starved: bool) -> list[Batch[T, R]]:
+    def split(self, *, out_of_memory: bool) -> list[Batch[T, R]]:
         """The batches to try after a failure, last first: both halves, or the same job once more if memory ran out."""
         left = [job for job in self.jobs if not job.future.done()]
         if len(left) > 1:
             middle = len(left) // 2
             return [Batch(self.key, half) for half in (left[middle:], left[:middle])]
-        if starved and left and not left[0].retried:
+        if out_of_memory and left and not left[0].retried:
             left[0].retried = True
             return [Batch(self.key, left)]
         return []

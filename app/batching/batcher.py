@@ -340,24 +340,24 @@ class Batcher(Generic[T, R]):
         if self._is_lost(error):
             self._worker.stop_restarting()
             raise error
-        starved = isinstance(error, OutOfMemory | MemoryError)
-        again = batch.split(starved=starved)
+        out_of_memory = isinstance(error, OutOfMemory | MemoryError)
+        again = batch.split(out_of_memory=out_of_memory)
         with self._queue.changed:
             self._in_flight.retries += again
-            if starved:
+            if out_of_memory:
                 self._budget.shrink(batch.cost)
-        if starved:
+        if out_of_memory:
             logger.warning("out of memory; largest batch is now %d pixels", self._budget.current)
         elif not again and not isinstance(error, ServiceError):
             logger.error("a batch failed", exc_info=error)
         if not again:
-            fault = OutOfMemory() if starved else InternalError()
+            fault = OutOfMemory() if out_of_memory else InternalError()
             batch.fail(error if isinstance(error, ServiceError) else fault)
 
     def _fail_pending(self) -> None:
         """Fail all pending jobs after the worker died. The next worker runs later requests."""
         with self._queue.changed:
-            orphans = self._in_flight.clear() + self._queue.clear()
+            remaining = self._in_flight.clear() + self._queue.clear()
         error = NotReady("The worker failed and is being restarted. Send the request again.", retry_after=1)
-        for job in orphans:
+        for job in remaining:
             job.fail(error)

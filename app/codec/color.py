@@ -73,7 +73,7 @@ def described_profile(metadata: Metadata, *, gray: bool) -> bytes | None:
     return _profile_of_gamma(chunks[b"gAMA"], chunks.get(b"cHRM"), gray=gray)
 
 
-def inexpressible(metadata: Metadata, *, gray: bool) -> str | None:
+def lost_color(metadata: Metadata, *, gray: bool) -> str | None:
     """The part of cICP that our profiles cannot express, such as PQ; None if a profile expresses all of it."""
     content = cicp(metadata)
     if content is None or _is_srgb(content) or _profile_of_cicp(content, gray=gray) is not None:
@@ -200,9 +200,9 @@ def to_srgb(image: Image) -> Image:
     A profile that cannot be applied is left out, with a notice.
     """
     bare = replace(image, metadata=replace(image.metadata, icc=None, png_color=()))
-    unsaid = inexpressible(image.metadata, gray=image.gray)
-    if unsaid is not None:
-        bare = replace(bare, notices=(*image.notices, f"{unsaid}, and were not converted to sRGB"))
+    lost = lost_color(image.metadata, gray=image.gray)
+    if lost is not None:
+        bare = replace(bare, notices=(*image.notices, f"{lost}, and were not converted to sRGB"))
     profile = described_profile(image.metadata, gray=image.gray)
     if profile is None:
         return bare

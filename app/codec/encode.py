@@ -91,16 +91,16 @@ def _without_chunks(image: Image, format_: Format, *, gray: bool) -> tuple[Image
     texts = tuple(text for text in metadata.texts if format_.name == "jpeg" and comment_of(text) is not None)
     if texts != metadata.texts:
         notices.append(f"{format_.name} cannot hold texts and comments: they were left out")
-    unsaid = color.inexpressible(metadata, gray=gray)
+    lost = color.lost_color(metadata, gray=gray)
     description = color.cicp(metadata) or b""
     profile: bytes | None
     kept: tuple[tuple[bytes, bytes], ...]
-    if unsaid is not None and format_.cicp and description[3]:
+    if lost is not None and format_.cicp and description[3]:
         profile, kept = None, ((b"cICP", description),)
     else:
         profile, kept = color.described_profile(metadata, gray=gray), ()
-        if unsaid is not None:
-            notices.append(f"{format_.name} cannot express that {unsaid}")
+        if lost is not None:
+            notices.append(f"{format_.name} cannot express that {lost}")
         elif description and profile is not None and color.is_rare(description):
             notices.append(f"the colours' description (cICP {description[0]}/{description[1]}) became an ICC profile")
     if {b"mDCV", b"cLLI"} & dict(metadata.png_color).keys():

@@ -74,7 +74,7 @@ def find_target(height: int, width: int, options: UpscaleOptions) -> Target | No
 
 
 def choose_passes(
-    firsts: Sequence[Pass],
+    first_passes: Sequence[Pass],
     others: Sequence[Pass],
     size: tuple[int, int],
     target: Target | None,
@@ -85,7 +85,7 @@ def choose_passes(
     """The cheapest sequence of passes that reaches a target.
 
     Args:
-        firsts: possible first passes, the requested one first.
+        first_passes: possible first passes, the requested one first.
         others: possible further passes.
         size: height and width of the input in pixels.
         target: None for one pass of the requested variant.
@@ -100,8 +100,8 @@ def choose_passes(
     if target is not None and enlarge and target.height * target.width > max_pixels:
         raise _too_large(size, (target.height, target.width), max_pixels)
     if target is None:
-        firsts, others = firsts[:1], ()
-    sequences = _list_sequences(firsts, others)
+        first_passes, others = first_passes[:1], ()
+    sequences = _list_sequences(first_passes, others)
     allowed = [each for each in sequences if pixels * _product(each) ** 2 <= max_pixels]
     if not allowed:
         scale = min(_product(each) for each in sequences)
@@ -111,14 +111,14 @@ def choose_passes(
     reaching = [each for each in allowed if _product(each) * _TOLERANCE >= target.ratio]
     largest = max(_product(each) for each in allowed)
     if not reaching and not enlarge:
-        raise _unreachable(target, firsts[0].variant, size, largest)
+        raise _unreachable(target, first_passes[0].variant, size, largest)
     return min(reaching or [each for each in allowed if _product(each) == largest], key=_cost)
 
 
-def _list_sequences(firsts: Sequence[Pass], others: Sequence[Pass]) -> list[list[Pass]]:
+def _list_sequences(first_passes: Sequence[Pass], others: Sequence[Pass]) -> list[list[Pass]]:
     return [
         [first, *more]
-        for first in firsts
+        for first in first_passes
         for count in range(MAX_PASSES)
         for more in itertools.product(others, repeat=count)
     ]

@@ -21,7 +21,7 @@ from app.pipeline import Caller
 from app.routes import ServiceDependency
 from app.routes.access import ClientDependency, current_client
 from app.routes.connection import while_connected
-from app.routes.upscale import HoldingsDependency, log_result
+from app.routes.upscale import ResourcesDependency, log_result
 from app.service import Service
 from app.version import DISTRIBUTION, service_version
 
@@ -94,7 +94,7 @@ async def infer(
     *,
     service: ServiceDependency,
     client: ClientDependency,
-    holdings: HoldingsDependency,
+    resources: ResourcesDependency,
     header_length: Annotated[int | None, Header(alias=LENGTH, ge=0)] = None,
 ) -> Response:
     """Upscale one image; options are the request's ``parameters``."""
@@ -103,7 +103,7 @@ async def infer(
     longest = arrived_at(request.scope) + settings.request_timeout_ms / 1000
     body = await read_body(
         request,
-        holdings.upload,
+        resources.upload,
         max_bytes=settings.max_body_bytes,
         upload_timeout=settings.upload_timeout_ms / 1000,
         deadline=longest,
@@ -112,7 +112,7 @@ async def infer(
     call = await asyncio.to_thread(parse_call, body, header_length, name)
     del body
     timeout = min(call.options.timeout_ms or settings.request_timeout_ms, settings.request_timeout_ms) / 1000
-    caller = holdings.caller(arrived_at(request.scope) + timeout, client)
+    caller = resources.caller(arrived_at(request.scope) + timeout, client)
     return await while_connected(request.receive, _answer(request, service, call, caller))
 
 

@@ -90,7 +90,7 @@ _IMAGE: dict[int | str, dict[str, object]] = {
 
 
 @dataclass(frozen=True)
-class Holdings:
+class RequestResources:
     """The reservations of a request in the budgets for uploads, memory and responses, until its response was sent."""
 
     upload: ByteReservation
@@ -104,17 +104,17 @@ class Holdings:
         )
 
 
-async def current_holdings(service: ServiceDependency) -> AsyncIterator[Holdings]:
+async def request_resources(service: ServiceDependency) -> AsyncIterator[RequestResources]:
     """The reservations of this request."""
     with (
         service.uploads.open() as upload,
         service.memory.open() as memory,
         service.responses.open() as response,
     ):
-        yield Holdings(upload, memory, response)
+        yield RequestResources(upload, memory, response)
 
 
-HoldingsDependency = Annotated[Holdings, Depends(current_holdings)]
+ResourcesDependency = Annotated[RequestResources, Depends(request_resources)]
 
 
 @router.post(
@@ -128,7 +128,7 @@ async def upscale(
     request: Request,
     service: ServiceDependency,
     client: ClientDependency,
-    holdings: HoldingsDependency,
+    resources: ResourcesDependency,
     options: Annotated[UpscaleOptions, Query()],
 ) -> Response:
     """Send the image as the part ``file`` of a form, or as the body itself.
@@ -141,7 +141,7 @@ async def upscale(
     deadline = _deadline(request, options, settings)
     upload_timeout = settings.upload_timeout_ms / 1000
     upload = await read_upload(
-        request, holdings.upload, max_bytes=settings.max_body_bytes, upload_timeout=upload_timeout, deadline=deadline
+        request, resources.upload, max_bytes=settings.max_body_bytes, upload_timeout=upload_timeout, deadline=deadline
     )
     options, notice = with_fields(options, upload.fields, request.query_params)
     deadline = _deadline(request, options, settings)
@@ -149,7 +149,7 @@ async def upscale(
     add_log_fields(request.scope, variant=service.registry.resolve(options.variant).name)
 
     async def answer(on_progress: Callable[[JobProgress], None] | None = None) -> Response:
-        caller = holdings.caller(deadline, client, on_progress)
+        caller = resources.caller(deadline, client, on_progress)
         upscaled = await service.pipeline.upscale(upload, options, caller)
         log_result(request.scope, upscaled)
         return Response(

@@ -1,6 +1,6 @@
 """Bytes per pixel of upscaled photographs in each format: ``python -m tests.page.file_sizes PHOTO...``.
 
-The page foretells file sizes with these figures (``BYTES_PER_PIXEL`` in app/web/choices.js).
+The page predicts file sizes with these figures (``BYTES_PER_PIXEL`` in app/web/choices.js).
 """
 
 from __future__ import annotations
