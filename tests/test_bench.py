@@ -387,7 +387,7 @@ def test_a_compiled_block_is_compared_with_the_one_that_is_used(card_bench, monk
     rows = list(gpu.CARD_SECTIONS["block"](card_bench))
     assert [(row.figure, row.there) for row in rows] == [(None, "failed: no C++ compiler")] * 2
     kernels = replace(PLAIN, attend=fail)
-    assert blocks._forms(kernels) == {"torch.compile": PLAIN, "torch.compile around the kernels": kernels}
+    assert blocks.compiled_forms(kernels) == {"torch.compile": PLAIN, "torch.compile around the kernels": kernels}
 
 
 @pytest.mark.usefixtures("card_bench")

@@ -40,7 +40,7 @@ def compare_block(bench: Bench) -> Iterator[Row]:
             kernels = load_kernels(bench.device, windowed.body.stages[0].blocks[0])
             chosen = choose_operators(windowed, time_on_cuda, kernels, COMPARED[kind])
             work = draw_work(windowed, WINDOWS[kind])
-            makers = {name: partial(_compile, form, work) for name, form in _forms(chosen).items()}
+            makers = {name: partial(_compile, form, work) for name, form in compiled_forms(chosen).items()}
             runs, faults = attempt(makers)
             timings = bench.time({"here": partial(run_block, chosen, work), **runs})
             yield from compare(f"{variant}, a block of {WINDOWS[kind]} windows", timings, faults)
@@ -51,7 +51,7 @@ def _compile(form: Operators, work: Work) -> Run:
     return lambda: compiled(form, work.stream, work.stream.to(work.dtype), work.kinds, work.block)
 
 
-def _forms(chosen: Operators) -> dict[str, Operators]:
+def compiled_forms(chosen: Operators) -> dict[str, Operators]:
     """The forms that are compiled: one on a CPU, where there are no Triton kernels."""
     around = replace(chosen, run_block=None)
     return {"torch.compile": PLAIN, **({"torch.compile around the kernels": around} if around != PLAIN else {})}
