@@ -14,7 +14,7 @@ class Connection:
     Args:
         body: of the request.
         headers: of the request.
-        query: options, as they stand behind the question mark.
+        query: options of the query string.
 
     Attributes:
         status, headers, body: of the answer so far.

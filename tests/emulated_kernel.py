@@ -34,7 +34,7 @@ def compile_program(compiler: str, folder: Path, library: Path | None = None) ->
 
 @dataclass
 class EmulatedKernel:
-    """Stands in for the functions of the library.
+    """Replaces the functions of the library.
 
     Args:
         command: the emulator with its options, and the program.

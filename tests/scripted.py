@@ -67,7 +67,7 @@ class ScriptedUpscaler:
     """Enlarges by repeating pixels; logs every call.
 
     Args:
-        scale, channels, window_size: of the network that it stands for.
+        scale, channels, window_size: of the network that it replaces.
         fault: called with each tile before it is computed; what it raises, the call raises.
         memory: pixels above which a call runs out of memory.
 

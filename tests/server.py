@@ -126,5 +126,5 @@ class ServerProcess:
                 self._listening.set()
             elif line.startswith("Ready."):
                 self._ready.set()
-        self._listening.set()  # it ended; whoever waits finds out
+        self._listening.set()  # it ended; waiting callers check this
         self._ready.set()

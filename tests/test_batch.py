@@ -293,7 +293,7 @@ def test_a_half_whose_deadline_has_passed_is_answered():
 
 
 def test_other_results_than_jobs_resolve_nothing():
-    """Nobody gets another one's image."""
+    """No caller gets another one's image."""
     batch = batch_of((1, None), (2, None))
     with pytest.raises(RuntimeError, match="2 items gave 1 results"):
         batch.deliver([10], 1.0, 1.0)
@@ -301,7 +301,7 @@ def test_other_results_than_jobs_resolve_nothing():
 
 
 def test_the_next_batch_comes_shortly_before_the_end_of_the_one_that_runs(make, device):
-    """Where the speed is known, a new request need not stand behind a batch that was launched too early."""
+    """If the speed is known, a new request need not wait for a batch that was launched too early."""
     clock = Clock()
     batcher = make(clock=clock, max_batch_cost=10)
     first = batcher.admit("a", [10])

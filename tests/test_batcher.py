@@ -57,7 +57,7 @@ def hold(script):
 
 
 def test_a_lone_request_runs_at_once(make, script):
-    """Nobody waits for company."""
+    """No job waits for others to share its batch."""
     assert results(make().admit("a", [3])) == [30]
     assert script.calls == [("a", [3])]
 
@@ -111,7 +111,7 @@ def test_a_job_that_was_passed_over_heads_the_next_batch(make, script, hold):
 
 
 def test_clients_take_turns(make, script, hold):
-    """One client's many requests do not stand before another's one."""
+    """One client's many requests do not delay another's one."""
     batcher = make(max_batch_cost=2)
     hold(batcher)
     busy = [batcher.admit("a", [2], client="busy") for _ in range(5)]
@@ -340,7 +340,7 @@ def test_leaving_while_a_failed_batch_is_split_resolves_the_future(make, script,
 
 
 def test_a_job_whose_deadline_has_passed_is_not_run(make, script, hold):
-    """It is answered with the deadline's error; those beside it run."""
+    """It is answered with the deadline's error; the others run."""
     clock = Clock()
     batcher = make(clock=clock)
     hold(batcher)
@@ -402,7 +402,7 @@ def test_queue_time_and_forward_time_are_separate(make, script, hold):
 
 
 def test_every_batch_is_reported(make, script, hold):
-    """Whoever counts learns key, jobs, cost and waits, each request's wait once."""
+    """A report has the key, jobs, cost and waits, each request's wait once."""
     reports = []
     batcher = make(on_batch=reports.append, clock=Clock(), max_batch_cost=4)
     hold(batcher)

@@ -57,7 +57,7 @@ def test_every_multiplication_is_counted_once():
 
 
 def test_sides_take_turns(monkeypatch):
-    """After a warm-up, A and B are measured alternately, and both as often as was asked for."""
+    """After a warm-up, A and B are measured alternately, both as often as requested."""
     monkeypatch.setattr(timing, "SHORTEST", 1e-6)
     calls = []
     timings = timing.interleave({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 5, CPU)

@@ -54,7 +54,7 @@ def test_free_memory_is_unknown_without_proc_and_groups(tmp_path):
 
 @pytest.mark.parametrize(("limit", "expected"), [("max\n", 1000), ("700\n", 700), ("3000\n", 1000), (None, 1000)])
 def test_total_memory_is_the_tighter_of_machine_and_control_group(tmp_path, limit, expected):
-    """A container's limit counts where it is tighter than the machine; without one, or without groups, the machine."""
+    """A container's limit counts if it is lower than the machine's; without one, or without groups, the machine."""
     if limit is not None:
         (tmp_path / "memory.max").write_text(limit)
     assert total_memory(1000, tmp_path) == expected

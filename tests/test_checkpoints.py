@@ -67,7 +67,7 @@ def test_a_pretrained_folder_round_trips(tmp_path, upsampler, upscale, resi_conn
 @pytest.mark.parametrize("name", ["network.safetensors", "network.pth"])
 @pytest.mark.parametrize(("upsampler", "upscale"), HEADS)
 def test_official_files_round_trip(tmp_path, name, upsampler, upscale):
-    """Both official forms bring back the configuration and every weight without a file beside them."""
+    """Both official forms give the configuration and every weight without another file."""
     restoring = {"window_size": 7, "img_range": 255.0, "num_channels": 1} if upsampler is None else {}
     network = tiny_network(upsampler=upsampler, upscale=upscale, **restoring)
     write_official(network, tmp_path / name)
@@ -89,7 +89,7 @@ def test_official_index_buffers_are_the_authors_own(tmp_path):
 
 
 def test_a_pth_that_could_not_tell_its_configuration_is_not_written(tmp_path):
-    """An activation leaves no trace in a .pth, so writing one is refused; .safetensors carries it."""
+    """An activation leaves no trace in a .pth, so writing one is refused; .safetensors contains it."""
     network = tiny_network(hidden_act="relu")
     with pytest.raises(ValueError, match=r"\.safetensors"):
         write_official(network, tmp_path / "network.pth")
@@ -145,7 +145,7 @@ def test_safetensors_are_preferred_to_bin(tmp_path):
 
 
 def test_weights_take_the_type_asked_for(tmp_path):
-    """bfloat16 weights load as float32 unless another type is asked for."""
+    """bfloat16 weights load as float32 unless another type is requested."""
     network = tiny_network().to(torch.bfloat16)
     write_official(network, tmp_path / "network.safetensors")
     assert load_file(tmp_path / "network.safetensors")["norm.weight"].dtype == torch.bfloat16
@@ -252,7 +252,7 @@ def test_a_pickle_without_weights_is_refused(tmp_path, content):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_an_old_style_pickle_is_refused(tmp_path):
-    """A plain pickle file is no checkpoint."""
+    """A plain pickle file is not a checkpoint."""
     (tmp_path / "odd.pth").write_bytes(pickle.dumps({"a": 1}))
     with pytest.raises(CheckpointError, match=r"odd\.pth"):
         load_network(tmp_path / "odd.pth")

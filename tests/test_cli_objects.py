@@ -54,7 +54,7 @@ def begun(monkeypatch):
         async def upscale(self, body, name, _on_progress):
             names.append(name)
             if body == b"broken":
-                raise InvalidImage("This is no image.")
+                raise InvalidImage("This is not an image.")
             return UpscaledImage(b"large " + body, "image/png", "image.png", "small-x2", 2, 1, "")
 
     @asynccontextmanager

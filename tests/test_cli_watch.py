@@ -99,7 +99,7 @@ def test_a_bad_image_is_tried_again_when_it_changes(watcher, clock):
 
 
 def test_a_file_that_goes_away_is_forgotten(watcher):
-    """If it comes back, it counts as new."""
+    """If it appears again, it counts as new."""
     photo = watcher.folder / "a.png"
     photo.write_bytes(b"x")
     watcher.scan()

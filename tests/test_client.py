@@ -239,7 +239,7 @@ def test_what_is_no_image_is_refused_before_anything_is_sent(image, error, words
 
 
 def test_an_image_that_went_into_a_file_is_not_decoded(monkeypatch):
-    """The message says where it is; without Pillow it says what to install."""
+    """The message names its place; without Pillow it says what to install."""
     client, _ = scripted(httpx.Response(200, headers=IMAGE, content=b"pixels"))
     with client:
         answer = client.upscale(b"x", into=io.BytesIO())
@@ -294,7 +294,7 @@ def test_progress_is_reported(served):
 
 @pytest.mark.parametrize("on_progress", [None, lambda _step: None], ids=["plain", "progress"])
 def test_errors_are_those_of_the_server(served, on_progress):
-    """The class, its facts, and its sentence, whether progress was asked for or not."""
+    """The class, its fields and its message, with and without progress."""
 
     async def work(client):
         with pytest.raises(errors.UnknownVariant) as unknown:
@@ -484,7 +484,7 @@ def test_the_request_id_is_in_the_servers_log(served, caplog):
 
 
 def test_a_proxy_without_a_server_is_a_server_that_is_away(clock):
-    """A page in the place of a problem document is not mistaken for an answer."""
+    """An HTML page instead of a problem document is not taken as an answer."""
     html = {"Content-Type": "text/html"}
     client, _ = scripted(
         httpx.Response(502, headers=html, content=b"<html>"),
@@ -546,7 +546,7 @@ def test_a_streamed_answer_that_ends_early_is_tried_again(clock):
 
 
 def test_a_streamed_problem_is_raised_and_heeded(clock):
-    """Also with its ``Retry-After``, which stands in its part."""
+    """Also with its ``Retry-After``, which is a header of its part."""
     full = errors.OutOfMemory("", retry_after=3)
     document = {"Content-Type": "application/problem+json", "Retry-After": "3"}
     client, _ = scripted(

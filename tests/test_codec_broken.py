@@ -237,7 +237,7 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded():
     with pytest.raises(UnsupportedImage, match="scans"):
         codec.read_header(body[:end] + first * 100 + body[end:], LIMITS)
     behind = codec.decode(body + first * 100, LIMITS)
-    assert np.array_equal(behind.pixels, codec.decode(body, LIMITS).pixels), "what stands behind the picture is no scan"
+    assert np.array_equal(behind.pixels, codec.decode(body, LIMITS).pixels), "what follows the picture is not a scan"
 
 
 @pytest.mark.slow
@@ -279,7 +279,7 @@ def test_a_gif_of_a_million_parts_is_refused():
 
 
 def entries_of_one_place(count, size, at):
-    """Entries of a directory that all stand for the same ``size`` bytes."""
+    """Entries of a directory that all point to the same ``size`` bytes."""
     return b"".join(struct.pack("<HHII", 0x9000 + number, 7, size, at) for number in range(count))
 
 

@@ -261,7 +261,7 @@ def test_filling_never_touches_what_is_visible_and_stays_within_its_range(height
 
 
 def test_sixteen_bits_round_to_the_nearest_eight():
-    """And eight bits times 257 come back."""
+    """And eight bits times 257 are returned."""
     values = np.arange(65536, dtype=np.uint16)
     assert np.array_equal(planes.to_eight_bits(values), np.rint(values / 257).astype(np.uint8))
 

@@ -27,7 +27,7 @@ def heif_of(picture, **options):
 
 
 def test_heif_is_read_with_its_profile_by_one_thread():
-    """Lossless colours come back; ``same`` is a PNG; a file that ends too early is broken."""
+    """Lossless colours are unchanged; ``same`` is a PNG; a file that ends too early is broken."""
     lossless = {"quality": -1, "chroma": 444, "matrix_coefficients": 0}
     body = heif_of(pillow_heif.from_pillow(photograph()), icc_profile=adobe_rgb(), **lossless)
     decoded = codec.decode(body, LIMITS)

@@ -56,7 +56,7 @@ def test_a_description_of_colours_is_kept_as_a_profile_or_named(numbers, name):
 
 @pytest.mark.parametrize("numbers", [(9, 16), (9, 18), (2, 16), (12, 16)])
 def test_an_avif_of_high_dynamic_range_stays_one(numbers):
-    """Primaries and transfer of an AVIF come back in the AVIF of the answer, and in a PNG as cICP."""
+    """Primaries and transfer of an AVIF are kept in the AVIF of the answer, and in a PNG as cICP."""
     pixels = np.full((64, 64, 3), 500, np.uint16)
     body = imagecodecs.avif_encode(pixels, level=90, bitspersample=10, primaries=numbers[0], transfer=numbers[1])
     decoded = codec.decode(body, LIMITS)

@@ -43,7 +43,7 @@ def levels(pixels, like):
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("profile", [None, "own"])
 def test_every_image_survives_every_format(name, channels, alpha, dtype, profile):
-    """What a format can hold comes back: exactly where it is lossless, and else closely; the rest has a notice."""
+    """What a format can hold is kept: exactly if it is lossless, otherwise closely; the rest has a notice."""
     icc = None if profile is None else gray_profile(2.2) if channels == 1 else adobe_rgb()
     before = image(channels, dtype, alpha=alpha, metadata=codec.Metadata(icc=icc))
     encoded = codec.encode(before, codec.EncodeOptions(name, quality=100))

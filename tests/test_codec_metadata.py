@@ -59,7 +59,7 @@ def full_exif(orientation=1):
 
 
 def tagged(**more):
-    """An image with everything beside it."""
+    """An image with all kinds of metadata."""
     return image(
         metadata=codec.Metadata(
             icc=adobe_rgb(),
@@ -229,7 +229,7 @@ def test_a_comment_too_long_for_jpeg_is_missed_with_a_notice():
 @pytest.mark.slow
 @exiftool
 def test_xmp_that_exiftool_puts_into_a_gif_is_kept(tmp_path):
-    """A packet of any length is found, and so is the comment beside it."""
+    """A packet of any length is found, and so is the comment next to it."""
     for length in range(0, 300, 13):
         file = tmp_path / f"{length}.gif"
         file.write_bytes(saved(photograph(), "GIF"))
@@ -283,7 +283,7 @@ def test_exif_in_the_text_that_imagemagick_writes_is_exif(prefix, keyword):
 
 
 def test_the_thumbnail_stays_unless_it_lies_on_its_side():
-    """IFD1 is linked where nothing was turned, and unlinked where the picture was."""
+    """IFD1 is linked if the picture was not rotated, and unlinked if it was."""
     entry = struct.pack("<HHII", 0x0201, 4, 1, 60)
 
     def block(orientation):
@@ -361,7 +361,7 @@ def test_an_orientation_in_xmp_alone_is_reset():
 
 @pytest.mark.parametrize("name", ["webp", "avif"])
 def test_a_resolution_beside_exif_that_states_none_is_missed_with_a_notice(name):
-    """EXIF is edited in place, and has no room for it; EXIF that states one says it all."""
+    """EXIF is edited in place, and has no space for it; EXIF that states one says it all."""
     resolution = codec.Resolution(11811, 11811)
     stated = exif.resolution_block(resolution)
     for block, count in ((full_exif(), 1), (stated, 0)):

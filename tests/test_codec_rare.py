@@ -23,7 +23,7 @@ def decoded(body):
 
 
 def bmp(bits, masks, values, *, compression=3, header=108):
-    """BITFIELDS of (H,W) values; masks stand in the header, or behind one of 40 bytes."""
+    """BITFIELDS of (H,W) values; masks are in the header, or after one of 40 bytes."""
     rows = b"".join(row.tobytes() + bytes(-row.nbytes % 4) for row in values[::-1])
     head = struct.pack("<IiiHHIIiiII", header, WIDTH, HEIGHT, 1, bits, compression, len(rows), 0, 0, 0, 0)
     head += struct.pack(f"<{len(masks)}I", *masks)

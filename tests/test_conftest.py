@@ -16,7 +16,7 @@ def test_by_fixture(shared):
 
 @pytest.mark.shared
 def test_with_an_excuse():
-    pytest.skip("no wish")
+    pytest.skip("not wanted")
 """
 
 
@@ -67,4 +67,4 @@ def test_skipping_a_shared_test_fails_in_ci(project):
     assert result.returncode == 1, result.stdout
     assert "1 failed, 1 passed" in result.stdout
     assert "test_with_an_excuse" in result.stdout
-    assert "no wish" in result.stdout
+    assert "not wanted" in result.stdout

@@ -23,12 +23,12 @@ KINDS = ("cpu", "cuda")
 
 
 def instructions(stage, name):
-    """What follows each such instruction of a stage."""
+    """The arguments of each such instruction of a stage."""
     return re.findall(rf"^{name} +(.*)$", re.sub(r" *\\\n *", " ", STAGES[stage]), re.M)
 
 
 def instruction(name):
-    """What follows the only such instruction of what both kinds are."""
+    """The arguments of the only such instruction in the stages that both kinds share."""
     [found] = instructions("service", name)
     return found
 
@@ -43,7 +43,7 @@ def test_the_base_can_be_replaced():
 
 
 def test_the_cpu_is_the_default():
-    """The last stage is what ``docker build`` makes where none is named."""
+    """``docker build`` makes the last stage if none is named."""
     assert list(STAGES)[-1] == "cpu"
 
 
@@ -63,7 +63,7 @@ def test_dependencies_are_a_layer_of_their_own(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_file_is_checked_against_its_hash_but_torchs(kind):
-    """The hashed list is installed as it is, then torch in its pinned version, and the whole is checked."""
+    """The hashed list is installed unchanged, then torch in its pinned version, and the environment is checked."""
     commands = " && ".join(instructions("build", "RUN") + instructions(f"{kind}-dependencies", "RUN")).split(" && ")
     hashed, torch = [command for command in commands if command.startswith("pip install")]
     assert {"--require-hashes", "--no-deps"} <= set(hashed.split())

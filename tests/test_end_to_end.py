@@ -30,7 +30,7 @@ class Served:
     channels: int = 3
 
     def __call__(self, images):
-        """Upscale images (H, W, 3) uint8, so many at a time."""
+        """Upscale images (H, W, 3) uint8, several at a time."""
         with ThreadPoolExecutor(self.concurrency) as pool:
             return list(pool.map(self._upscale, images))
 

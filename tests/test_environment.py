@@ -86,7 +86,7 @@ def test_an_injected_port_is_explained(monkeypatch):
 
 
 def test_the_clients_key_does_not_protect_the_service(tmp_path):
-    """Refused where other machines connect; a warning on loopback; no matter where there are keys."""
+    """Refused where other machines connect; a warning on loopback; irrespective of the keys' source."""
     variables = {"SWIN2SR_API_KEY": "hush-hush"}
     with pytest.raises(ValueError, match=r"does not protect the service; SWIN2SR_API_KEYS does.*HOST 0\.0\.0\.0"):
         check(variables, host="0.0.0.0")

@@ -84,7 +84,7 @@ def test_a_code_from_a_newer_server_becomes_its_family():
 
 
 def test_retry_after_has_a_default_where_trying_again_makes_sense():
-    """Every 429 and 503 carries it, and nothing else does."""
+    """Every 429 and 503 has it, and no other response does."""
     for cls in leaves():
         assert (cls().retry_after is not None) == (cls.status in (429, 503))
     assert QueueFull(retry_after=9).retry_after == 9

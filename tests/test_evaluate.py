@@ -210,7 +210,7 @@ def test_folder_of_photos_is_reduced_by_us(photos: Path) -> None:
 
 
 def test_restoration_is_measured_on_jpeg(photos: Path) -> None:
-    """Scale 1 compares with the JPEG itself; quality 40 unless another is asked for; gray stays gray."""
+    """Scale 1 compares with the JPEG itself; quality 40 unless another is requested; gray stays gray."""
     plain = evaluate_folder(Enlarger(1), photos)
     assert plain == evaluate_folder(Enlarger(1), photos, quality=40)
     assert evaluate_folder(Enlarger(1), photos, quality=10).upscaled.psnr_rgb < plain.upscaled.psnr_rgb - 1

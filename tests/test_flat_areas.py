@@ -44,7 +44,7 @@ def off(network: Swin2SR, colour: tuple[int, ...]) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize(("upscale", "upsampler"), HEADS)
 def test_flat_areas_keep_their_value(upscale: int, upsampler: str | None) -> None:
-    """Any network is held to it by moving its weights, and rounding them to bfloat16 costs less than half a level."""
+    """Moving its weights makes any network fulfil it, and rounding them to bfloat16 costs less than half a level."""
     network = scrambled(upscale, upsampler)
     assert max(off(network, colour) for colour in COLOURS) > 1
     keep_flat(network)

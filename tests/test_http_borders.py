@@ -237,7 +237,7 @@ def test_paths_answer_with_the_prefix_and_without_it(ask, caplog, prefix):
     assert {answer.status_code for answer in answers} == {200}
     assert servers(answers[3]) == ["/tools/upscaler"]
     assert 'outcome="ok",variant="lightweight-x2"} 1.0' in answers[-1].text
-    assert not any("health" in line["message"] for line in lines(caplog)), "a probe is no news"
+    assert not any("health" in line["message"] for line in lines(caplog)), "probes are not logged"
 
 
 def test_the_prefix_alone_leads_to_the_page(ask):

@@ -60,7 +60,7 @@ def test_inputs_are_a_dictionary_for_the_network():
 
 
 def test_data_formats():
-    """The output is channels first, last, or as the input was; a plane (H, W) stays one where that is asked for."""
+    """The output is channels first, last, or as the input was; a plane (H, W) stays one if requested."""
     processor, pixels = Swin2SRImageProcessor(do_pad=False), photo()
     assert processor(pixels)["pixel_values"][0].shape == (3, 10, 13)
     assert processor(pixels, data_format="channels_last")["pixel_values"][0].shape == (10, 13, 3)
@@ -135,7 +135,7 @@ def test_sizes_that_do_not_belong_together_are_refused():
 
 
 def test_without_padding_there_is_nothing_to_undo():
-    """With do_pad=False in both calls the reconstruction comes back whole."""
+    """With do_pad=False in both calls the reconstruction is not cropped."""
     processor = Swin2SRImageProcessor()
     (image,) = processor.post_process_super_resolution(torch.zeros(1, 3, 20, 26), [(10, 13)], do_pad=False)
     assert image.shape == (3, 20, 26)

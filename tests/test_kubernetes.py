@@ -22,7 +22,7 @@ DOCKERFILE = (ROOT / "Dockerfile").read_text("utf-8")
 
 
 def documents(folder):
-    """The manifests of a folder by kind, as they stand in its files."""
+    """The manifests of a folder by kind, as in its files."""
     files = yaml.safe_load((folder / "kustomization.yaml").read_text("utf-8"))["resources"]
     found = [yaml.safe_load((folder / file).read_text("utf-8")) for file in files if file.endswith(".yaml")]
     return {document["kind"]: document for document in found}
@@ -50,7 +50,7 @@ def check(manifests):
 
 
 def test_the_base_is_valid():
-    """As it stands in its files."""
+    """As in its files."""
     check(BASE)
 
 
@@ -62,7 +62,7 @@ def test_a_misspelt_field_would_be_seen():
 
 
 def test_the_overlay_for_gpus_is_valid():
-    """Each pod has a GPU, is held to it, and comes from an image of its own."""
+    """Each pod has a GPU, cannot use another one, and has its own image."""
     manifests = built(FOLDER / "gpu")
     check(manifests)
     [container] = manifests["Deployment"]["spec"]["template"]["spec"]["containers"]
@@ -125,7 +125,7 @@ def test_the_container_can_do_nothing_but_serve():
 
 
 def test_the_cluster_sets_no_settings_by_accident():
-    """A Service named swin2sr would otherwise give its pods ``SWIN2SR_PORT=tcp://...``, which is no port."""
+    """A Service named swin2sr would otherwise give its pods ``SWIN2SR_PORT=tcp://...``, which is not a port."""
     assert BASE["Service"]["metadata"]["name"] == "swin2sr"
     assert POD["enableServiceLinks"] is False
     with pytest.raises(ValueError, match="port"):

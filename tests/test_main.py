@@ -147,7 +147,7 @@ def test_the_frameworks_own_refusals_are_problem_documents(ask, method, path, st
 
 
 def test_a_request_id_is_taken_over_or_made(ask):
-    """What a caller sent comes back, so that logs on both sides can be joined."""
+    """The caller's id is returned, so that logs on both sides can be joined."""
     assert ask("GET", "/health/live", headers={"x-request-id": "abc-123"}).headers["x-request-id"] == "abc-123"
     made = ask("GET", "/health/live").headers["x-request-id"]
     assert len(made) == 32

@@ -136,7 +136,7 @@ def test_a_restart_behind_nginx_fails_no_request(balance):
             for server in (one, other):
                 assert Books(server.url)["swin2sr_requests_total"] > 0  # both had their share
             assert one.stop() == 0
-            load.wait_for(20)  # the other one goes on alone
+            load.wait_for(20)  # the other one continues alone
             one = start(ports[0])
             one.wait_until_ready()
             until(lambda: Books(one.url)["swin2sr_requests_total"])  # it takes part again

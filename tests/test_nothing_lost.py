@@ -187,7 +187,7 @@ def tiff_with_orientation(body, orientation):
 
 
 def test_sixteen_bits_go_through_the_network_whole(server):
-    """The answer's lower bytes take every value: nothing was eight bits wide on the way."""
+    """The answer's lower bytes take every value: no step used eight bits."""
     pixels = samples(64, 64, 3, np.uint16)
     response = ask(server, written(codec.Image(pixels)))
     after = codec.decode(response.content, LIMITS).pixels

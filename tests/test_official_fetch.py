@@ -374,7 +374,7 @@ def test_offline_says_what_to_do(hub, official):
 
 
 def test_the_hubs_own_offline_keeps_the_hub_unasked(hub, official, real):
-    """Whoever sets ``HF_HUB_OFFLINE`` is heard, by the release's place."""
+    """``HF_HUB_OFFLINE`` also applies to downloads from the release."""
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-c", PROGRAM, str(official.cache_dir), hub.release_url]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)

@@ -22,7 +22,7 @@ def make_cache(folder, hub_id=HUB_ID):
 
 
 def test_a_folder_is_itself(tmp_path):
-    """A folder that exists is taken as it is, even where its name looks like a hub id."""
+    """An existing folder is used, even if its name looks like a hub id."""
     assert local_folder(tmp_path) == tmp_path
     assert local_folder(str(tmp_path)) == tmp_path
 

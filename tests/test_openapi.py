@@ -32,7 +32,7 @@ def test_the_committed_document_is_the_live_one(tmp_path):
 
 
 def test_the_command_prints_it():
-    """Exactly as it is committed."""
+    """Exactly as committed."""
     answer = CliRunner().invoke(build(), ["openapi"])
     assert answer.exit_code == 0
     assert answer.stdout == COMMITTED.read_text("utf-8")

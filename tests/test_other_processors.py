@@ -35,7 +35,7 @@ PROCESSORS = {
 
 @pytest.fixture(scope="module", params=PROCESSORS)
 def emulated(request, tmp_path_factory):
-    """The kernel, compiled for another processor and run by an emulator, in the place of the one that is installed."""
+    """The kernel, compiled for another processor and run by an emulator, instead of the installed one."""
     compiler, emulator, width = PROCESSORS[request.param]
     for program in (compiler, emulator[0]):
         if shutil.which(program) is None:

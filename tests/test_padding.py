@@ -52,7 +52,7 @@ def test_padded_sizes_are_the_next_multiples(size, window):
 
 
 def test_an_image_on_the_grid_is_not_copied():
-    """The direct rule returns the array itself where nothing is to be added."""
+    """The direct rule returns the array itself if no padding is needed."""
     pixels = image(16, 24)
     assert pad(pixels, 8) is pixels
 
@@ -98,7 +98,7 @@ def test_tensor_padding_is_differentiable():
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_every_pixel_value_survives_the_way_to_a_tensor_and_back(dtype):
-    """All 256 or 65536 values come back from float32 exactly."""
+    """All 256 or 65536 values are exact after float32."""
     values = np.arange(np.iinfo(dtype).max + 1, dtype=dtype).reshape(-1, 16, 1)
     tensor = to_tensor(values)
     assert tensor.shape == (1, len(values), 16)

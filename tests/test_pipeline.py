@@ -75,7 +75,7 @@ def test_smaller_tiles_can_be_asked_for(build):
 
 
 def test_sixteen_bits_stay_sixteen_bits(build):
-    """Nothing is lost to 8 bits on the way."""
+    """No step reduces the values to 8 bits."""
     pixels = np.random.default_rng(0).integers(0, 65536, (20, 30, 3), np.uint16)
     body = encode(Image(pixels), EncodeOptions()).body
     upscaled = upscale(build(ScriptedUpscaler()), body)
@@ -183,7 +183,7 @@ def test_more_work_than_the_queue_holds_is_refused_from_the_header(build):
 
 
 def test_a_full_queue_refuses_before_decoding(build):
-    """While one image waits there is no room for a second."""
+    """While one image waits, a second one is refused."""
     upscaler = ScriptedUpscaler()
     service = build(upscaler, max_queue_requests=1)
     upscaler.gate.close()

@@ -1,4 +1,4 @@
-"""PNG files as they are written: exact, filtered in C, and no larger than libpng's."""
+"""PNG files written by the service: exact, filtered in C, and no larger than libpng's."""
 
 import io
 import zlib
@@ -39,7 +39,7 @@ def inflated(file):
     seed=st.integers(0, 9),
 )
 def test_every_form_is_libpng_s(*, height, width, channels, deep, smooth, seed):
-    """Any size, number of channels, depth and memory layout: the same filtered bytes, and the samples come back."""
+    """Any size, number of channels, depth and memory layout: the same filtered bytes, and unchanged samples."""
     kind = np.uint16 if deep else np.uint8
     values = np.random.default_rng(seed).integers(0, np.iinfo(kind).max, (height, width, channels), endpoint=True)
     samples = (np.cumsum(values % 5, 1) if smooth else values).astype(kind)

@@ -69,7 +69,7 @@ def test_return_dict_false_gives_a_tuple():
 
 @torch.inference_mode()
 def test_watching_changes_nothing():
-    """The reconstruction is the network's own, whether hidden states and attentions are asked for or not."""
+    """The reconstruction is the same with and without hidden states and attentions."""
     model, pixels = pretrained().double(), images(2, 3, 16, 24)
     plain = model(pixels).reconstruction
     watched = model(pixels, output_hidden_states=True, output_attentions=True)

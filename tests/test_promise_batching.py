@@ -1,6 +1,6 @@
 """Promises 2 to 8, 10, 11, 13, 14 and 18: what is batched, in which order, and what happens when something fails.
 
-The whole application runs, with all of its middleware; a scripted upscaler stands in the network's place.
+The whole application runs, with all of its middleware; a scripted upscaler replaces the network.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ASKING = {"accept": "multipart/mixed", "content-type": "image/png"}
 
 
 class Crowd:
-    """Requests that stand in the queue while the first one is held in the network.
+    """Requests that wait in the queue while the network holds the first one.
 
     Args:
         app: with the variant ``lightweight-x2``.
@@ -451,7 +451,7 @@ def test_promise_8_out_of_memory_is_survived(app, upscaler):
     "error", [MemoryError(), RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried")]
 )
 def test_promise_8_a_tile_that_cannot_run_is_503_with_advice(app, upscaler, error):
-    """After a second try; the one beside it gets its image, and the next request is served."""
+    """After a second try; the other one gets its image, and the next request is served."""
 
     def fault(tile):
         if tile.shape[0] > 100:
@@ -772,7 +772,7 @@ FATES = {
     "starved": (MemoryError, {OutOfMemory}),
     "deadly": (SystemExit, {NotReady}),
 }
-"""What befalls a batch with such an item, and what its caller is told."""
+"""What happens to a batch with such an item, and which error its caller gets."""
 
 
 def outcome(future):

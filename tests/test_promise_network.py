@@ -1,4 +1,4 @@
-"""Promises 13 and 20 on a real network: what is served computes as what is measured, and shows that it goes on."""
+"""Promises 13 and 20 on a real network: the service computes the same as the benchmark, and shows progress."""
 
 from __future__ import annotations
 

@@ -418,7 +418,7 @@ def test_promise_16_a_slow_body_ends_in_408():
 @pytest.mark.slow
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_promise_16_bodies_are_bounded_with_and_without_a_length(framing):
-    """413 from Content-Length before a byte is read, and while streaming where there is none."""
+    """413 from Content-Length before a byte is read, and while streaming if there is none."""
     with ScriptedServer(max_body_bytes=1000) as server:
         if framing == "length":
             with raw(server, "Content-Type: image/png\r\nContent-Length: 5000") as connection:
@@ -432,12 +432,12 @@ def test_promise_16_bodies_are_bounded_with_and_without_a_length(framing):
 
 @pytest.mark.slow
 def test_promise_16_bodies_together_are_bounded():
-    """While one upload stands, another that does not fit beside it gets 429; afterwards it is welcome."""
+    """While one upload is in progress, another that exceeds the budget gets 429; afterwards it is welcome."""
     limits = {"max_body_bytes": 1000, "max_inflight_bytes": 1000}
     with ScriptedServer(**limits) as server:
         with raw(server, "Content-Type: image/png\r\nContent-Length: 1000", bytes(950)):
             while (refused := post(server)).status_code != 429:
-                assert refused.status_code == 200  # the first upload is on its way
+                assert refused.status_code == 200  # the first upload is in progress
             assert refused.json()["reason"] == "bytes"
         while (answer := post(server)).status_code == 429:
             pass  # the server has yet to see that the first one left

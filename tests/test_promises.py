@@ -26,5 +26,5 @@ def test_a_promise_has_a_test(number, files):
 
 @pytest.mark.parametrize("patch", sorted((ROOT / "tests" / "broken").glob("*.patch")), ids=lambda patch: patch.stem)
 def test_a_promise_can_still_be_broken(patch):
-    """The patches that `make prove` shows the proofs' worth with fit the code as it is."""
+    """The patches of `make prove` apply to the current code."""
     subprocess.run(["git", "apply", "--check", str(patch)], cwd=ROOT, check=True)

@@ -218,7 +218,7 @@ def test_a_body_that_never_ends_after_its_response():
 
 @pytest.mark.parametrize("pace", ["dead", "one kilobyte at a time"])
 def test_promise_22_a_client_that_does_not_read_is_aborted(pace, caplog):
-    """The application is let go, and the log has a line."""
+    """The application is cancelled, and the log has a line."""
     caplog.set_level(logging.INFO)
 
     async def scenario():

@@ -188,7 +188,7 @@ def test_gradient_checkpointing_changes_no_gradient():
     ids=str,
 )
 def test_keywords_of_from_pretrained_are_understood(folder, options):
-    """Each loads the weights, in the type that was asked for."""
+    """Each loads the weights, in the requested type."""
     model = Swin2SRForImageSuperResolution.from_pretrained(folder, **options)
     wanted = options.get("dtype", torch.float32)
     assert model.dtype is (torch.float64 if wanted == "float64" else wanted)
@@ -322,7 +322,7 @@ def test_the_trainer_of_transformers_trains_the_model(tmp_path):
 
 @pytest.mark.filterwarnings("ignore")
 def test_accelerate_prepares_and_trains_the_model():
-    """And its output passes through as it is."""
+    """And its output is passed on unchanged."""
     accelerate = pytest.importorskip("accelerate")
     accelerator = accelerate.Accelerator(cpu=True)
     model, optimiser = accelerator.prepare(tiny().train(), torch.optim.AdamW(tiny().parameters()))

@@ -377,7 +377,7 @@ def test_replicas_that_do_not_fit_are_refused(settings, words):
 
 @pytest.fixture
 def replica(tmp_path, monkeypatch):
-    """Makes a replica without Ray, and its application's lifespan; this process's log stays as it is."""
+    """Makes a replica without Ray, and its application's lifespan; this process's log stays unchanged."""
     monkeypatch.setattr(logs, "configure", lambda _format: None)
 
     def make(load):

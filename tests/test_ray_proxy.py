@@ -1,4 +1,4 @@
-"""What stands in Ray's proxies: every request ends in an answer of the service's own kind."""
+"""The middleware in Ray's proxies: every request ends in an answer of the service's own kind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LIMIT = 100
 
 
 def exchange(app, body=b"image", leave=False, path=b"/v1/upscale", **headers):
-    """One request through the middleware to an application that stands for Ray's proxy."""
+    """One request through the middleware to an application that replaces Ray's proxy."""
     connection = Connection(body, {name.replace("_", "-"): value for name, value in headers.items()})
     connection.scope["raw_path"] = path
     if leave:
@@ -77,7 +77,7 @@ def test_the_proxys_own_words_become_problem_documents(status, after, expected):
 
 @pytest.mark.parametrize("status", [404, 503])
 def test_a_replicas_own_errors_pass(status):
-    """A problem document of the service is passed on as it is."""
+    """A problem document of the service is passed on unchanged."""
     own = Response(b'{"code": "its own"}', status, {"Retry-After": "7"}, PROBLEM)
     connection = exchange(own)
     assert (connection.status, bytes(connection.body)) == (status, b'{"code": "its own"}')

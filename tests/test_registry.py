@@ -1,4 +1,4 @@
-"""Which variants there are, what aliases stand for, and in which state each is."""
+"""Which variants there are, which variants the aliases name, and in which state each is."""
 
 from __future__ import annotations
 

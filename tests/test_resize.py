@@ -12,7 +12,7 @@ from app.imaging.resize import blend_with_bicubic, resize
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("size", [(13, 20), (80, 150)])
 def test_resizing_keeps_depth_and_flat_colors(dtype, size):
-    """No clipping artefacts, no change of type, the size that was asked for, smaller or larger."""
+    """No clipping artefacts, no change of type, the requested size, smaller or larger."""
     limit = np.iinfo(dtype).max
     pixels = np.full((40, 60, 3), (0, limit // 3, limit), dtype)
     resized = resize(pixels, *size)
@@ -23,7 +23,7 @@ def test_resizing_keeps_depth_and_flat_colors(dtype, size):
 @pytest.mark.parametrize("size", [(40, 24), (150, 97)])
 @pytest.mark.parametrize("box", [None, (8, 4, 60.5, 50)])
 def test_resizing_agrees_with_pillows_own_lanczos(size, box):
-    """To a level, in 8 bits, where nothing is clipped between its two passes."""
+    """Within one level, in 8 bits, if no value is clipped between its two passes."""
     pixels = np.random.default_rng(0).integers(90, 166, (64, 64, 3), np.uint8)
     reference = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS, box)).astype(int)
     assert np.abs(resize(pixels, *size[::-1], box).astype(int) - reference).max() <= 1
@@ -59,7 +59,7 @@ def test_strength_blends_with_pillows_bicubic(strength):
 
 
 def test_at_scale_one_strength_blends_with_the_input_itself():
-    """No filter changes it on the way."""
+    """No filter changes it."""
     rng = np.random.default_rng(0)
     source, result = rng.integers(0, 65536, (2, 30, 20, 3), np.uint16)
     np.testing.assert_array_equal(blend_with_bicubic(result, source, 0), source)

@@ -52,7 +52,7 @@ def send_form(post):
     "kind", ["application/x-www-form-urlencoded", "binary/octet-stream", "application/octet-stream", "image/png", None]
 )
 def test_an_image_under_a_clients_default_type_is_an_image(post, kind):
-    """Nobody chose these types: the bytes decide."""
+    """Clients do not choose these types: the bytes decide."""
     answer = post(IMAGE, {"content-type": kind} if kind else {})
     assert answer.status_code == 200
     assert pixels_of(answer.content).shape == (16, 16, 3)
@@ -134,7 +134,7 @@ def test_another_field_is_ignored_and_named(send_form):
     ("name", "option"), [("qualty", "quality"), ("Format", "format"), ("timeout-ms", "timeout_ms")]
 )
 def test_a_misspelt_option_is_refused(send_form, name, option):
-    """Ignoring it would answer with something else than was asked for."""
+    """Ignoring it would answer with something else than requested."""
     answer = send_form(FILE, text(name, "80"))
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_option")
     assert repr(option) in answer.json()["detail"]

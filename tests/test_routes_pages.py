@@ -1,4 +1,4 @@
-"""The page's files, as they are served."""
+"""The page's files over HTTP."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_what_a_browser_has_is_not_sent_again(tmp_path):
 
 
 def test_the_picture_of_the_page_is_the_samples():
-    """What stands for the result is twice the sample's size and, reduced again, the sample."""
+    """The sample's result is twice its size and, reduced again, equals the sample."""
     result = pixels_of((WEB / "sample-upscaled.webp").read_bytes()).astype(float)
     sample = pixels_of((WEB / "sample.png").read_bytes()).astype(float)
     assert sample.shape == (SAMPLE_SIZE[1], SAMPLE_SIZE[0], 3)

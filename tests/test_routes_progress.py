@@ -145,7 +145,7 @@ def test_a_deadline_ends_the_stream(app, upscaler):
 
 
 def test_the_parts_arrive_as_things_happen(app, upscaler):
-    """The place in the queue is on its way while another image is computed, and each part is complete at once."""
+    """The place in the queue is sent while another image is computed, and each part is sent as a whole."""
 
     async def scenario():
         async with running(app):

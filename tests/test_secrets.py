@@ -26,7 +26,7 @@ def test_keys_have_names_or_get_numbers(tmp_path):
 
 
 def test_keys_of_the_variable_have_numbers():
-    """``API_KEYS`` takes no names: a colon belongs to the key. A key that stands there twice is one."""
+    """``API_KEYS`` takes no names: a colon belongs to the key. A key that is listed twice counts once."""
     named = Settings(api_keys="first-key,ann:second-key,first-key").keys
     assert {name: key.get_secret_value() for name, key in named.items()} == {
         "key-1": "first-key",
@@ -84,7 +84,7 @@ def test_a_bad_file_of_the_admin_token_is_refused(tmp_path, text):
 
 
 def test_a_secret_is_given_in_one_way(tmp_path):
-    """A variable and a file at once contradict each other; the admin token is no user's key, wherever both stand."""
+    """A variable and a file at once contradict each other; the admin token is not a user's key, in both sources."""
     path = tmp_path / "keys"
     path.write_text("ann:hush-hush\n")
     with pytest.raises(ValidationError, match=r"API_KEYS and API_KEYS_FILE"):

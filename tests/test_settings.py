@@ -90,7 +90,7 @@ def test_an_invalid_value_is_refused(values):
     ("dtype", "precision"), [("float32", "exact"), ("bfloat16", "fast"), ("auto", "auto"), ("float64", "auto")]
 )
 def test_the_old_setting_of_the_precision_is_refused(monkeypatch, dtype, precision):
-    """A start with DTYPE stops, and names the value of PRECISION that stands for it; an empty one is unset."""
+    """A start with DTYPE stops, and names the corresponding value of PRECISION; an empty one is unset."""
     monkeypatch.setenv("SWIN2SR_DTYPE", "")
     assert Settings().precision == "auto"
     monkeypatch.setenv("swin2sr_dtype", dtype)

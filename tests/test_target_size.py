@@ -62,7 +62,7 @@ def choose(options, *, firsts=(X2,), others=(X2, X4), size=(100, 100), limit=10*
     [(0.5, ["x2"]), (2, ["x2"]), (3, ["x2", "x2"]), (4, ["x2", "x2"]), (8, ["x2", "x4"]), (9, ["x2", "x2", "x4"])],
 )
 def test_a_named_variant_is_the_first_pass(factor, passes):
-    """What follows is the cheapest that reaches the size; a smaller size takes one pass and is reduced."""
+    """The next passes are the cheapest that reach the size; a smaller size takes one pass and is reduced."""
     assert choose({"factor": factor}) == passes
 
 

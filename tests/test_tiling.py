@@ -58,7 +58,7 @@ def test_tiles_come_in_reading_order():
     [(15, 16, 64, 8), (16, 0, 64, 8), (64, 64, 32, 32), (64, 64, 32, 40), (64, 64, 4, 0), (64, 64, 32, -8)],
 )
 def test_impossible_plans_are_refused(height, width, tile_size, overlap):
-    """Sizes off the grid and overlaps that leave a tile nothing of its own raise ValueError."""
+    """Sizes off the grid and overlaps that cover a whole tile raise ValueError."""
     with pytest.raises(ValueError, match="pixels"):
         plan(height, width, tile_size, overlap, 8)
 

@@ -43,7 +43,7 @@ def collector(monkeypatch):
 
 
 def upscale(tmp_path, headers):
-    """One image, and what is asked beside it."""
+    """One image, and its options."""
     app = scripted_app(tmp_path, lightweight_x2=ScriptedUpscaler())
 
     async def exchange():

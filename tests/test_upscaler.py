@@ -64,7 +64,7 @@ def test_16_bits_are_not_computed_from_8(upscaler: Upscaler):
 
 
 def test_an_image_alone_is_the_image_in_a_batch(upscaler: Upscaler):
-    """Eight-bit answers do not depend on the company, rounding ties apart."""
+    """Eight-bit answers do not depend on the rest of the batch, apart from rounding ties."""
     images = [random_pixels(height, width) for height, width in ((21, 9), (8, 40), (16, 16))]
     for together, image in zip(upscaler(images), images, strict=True):
         (alone,) = upscaler([image])
@@ -104,7 +104,7 @@ def test_each_precision_is_close_to_exact():
 
 
 def test_without_amx_every_precision_is_exact(monkeypatch: pytest.MonkeyPatch):
-    """Where the kernel cannot pack a block, whatever is asked for is computed in float32, and stated so."""
+    """If the kernel cannot pack a block, every precision is computed in float32, and reported so."""
     monkeypatch.setattr(cpu_kernel, "load_kernel", lambda: None)
     for name in ("auto", *PRECISIONS):
         assert Upscaler(tiny_network("lightweight_x4"), device="cpu", precision=name).precision == "exact"
@@ -124,7 +124,7 @@ def test_auto_is_high_where_that_changes_next_to_nothing(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:99", "cuda:999", "meta"])
 def test_a_device_that_is_not_there_is_refused(name: str):
-    """The message names the device that was asked for."""
+    """The message names the requested device."""
     with pytest.raises(ValueError, match=name):
         find_device(name)
 

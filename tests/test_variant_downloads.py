@@ -17,7 +17,7 @@ VARIANT, OTHER = VARIANTS["classical-x2"], VARIANTS["jpeg"]
 
 
 class Carrier:
-    """Stands for the official weights: gives a path when its gate is open, or raises."""
+    """Replaces the official weights: gives a path when its gate is open, or raises."""
 
     def __init__(self, fault=None, *, is_open=True):
         self.gate = Gate(is_open=is_open)
@@ -34,7 +34,7 @@ class Carrier:
 
 
 def fetch_all(carrier, *variants):
-    """What comes of bringing each, all at once."""
+    """The outcomes of downloading all at once."""
     downloads = Downloads(carrier)
 
     async def go():

@@ -35,7 +35,7 @@ def test_the_ensemble_is_eight_times_the_work():
 
 
 def test_an_alpha_plane_is_as_much_work_again():
-    """Not for a restoring network, which leaves it as it is."""
+    """Not for a restoring network, which does not change the size."""
     with_alpha = plan(20, 20, header={"alpha": True})
     assert with_alpha.cost == 2 * with_alpha.color_cost == 2 * plan(20, 20).cost
     assert plan(20, 20, RESTORE, header={"alpha": True}).cost == plan(20, 20, RESTORE).cost
@@ -64,7 +64,7 @@ def test_the_image_is_planned_upright():
 
 
 def test_a_size_that_the_last_pass_makes_is_not_resized():
-    """The network's result stays as it is."""
+    """The network's result stays unchanged."""
     assert plan(100, 200, width=400).resize is None
     assert plan(100, 200).describe() == "x2"
 
@@ -117,6 +117,6 @@ def test_memory_follows_the_result_and_its_encoder():
 
 
 def test_a_response_is_estimated_from_its_pixels():
-    """And from max_bytes, where that is less."""
+    """And from max_bytes, if that is less."""
     assert plan(100, 100).response_bytes == 200 * 200 * 3 + 4096
     assert plan(100, 100, format="jpeg", max_bytes=5000).response_bytes == 5000

@@ -1,4 +1,4 @@
-"""Tiny random weights in the place of the authors', as a hub and a release have them, with a digest of their own."""
+"""Tiny random weights instead of the authors', as on a hub and in a release, with their own digest."""
 
 from __future__ import annotations
 

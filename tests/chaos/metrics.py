@@ -1,4 +1,4 @@
-"""A server's own books: its metrics, read as anybody reads them."""
+"""A server's own books: its metrics, read over HTTP."""
 
 from __future__ import annotations
 

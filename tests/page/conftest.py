@@ -73,7 +73,7 @@ def axe():
 
 
 A_FRAME = "new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve)))"
-"""Moves are told to a page once for each of its frames."""
+"""A page receives pointer moves once for each of its frames."""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the page says of variants that are ready, on their way, failed, and elsewhere."""
+"""What the page shows for variants that are ready, loading, failed and not on this server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def change(page, listing, **states):
 
 @pytest.fixture
 def told(visit, axe):
-    """The page of a service that says that one variant is on its way, and that another failed."""
+    """The page of a service that reports one variant as loading and another as failed."""
     with visit(script=axe) as page:
         listing = httpx.get(f"{page.url}v1/variants").json()
         coming = {"state": "loading", "reason": "being fetched: 2.0 of 48.9 MB"}

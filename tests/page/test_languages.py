@@ -133,7 +133,7 @@ def test_the_status_page_is_for_people(visit, axe, viewport):
 
 
 def test_the_status_page_says_why_it_is_not_ready(visit):
-    """With the reasons, and with the key where one is needed."""
+    """With the reasons, and with the key if one is needed."""
     with visit({"api_keys": "secret-key"}, path="status") as page:
         page.get_by_label("This server asks for a key").fill("secret-key")
         page.keyboard.press("Enter")

@@ -252,7 +252,7 @@ FORM = """<form method="post" enctype="multipart/form-data" action="{}/v1/upscal
 
 
 def test_a_plain_form_of_another_page_uploads(chromium, upscaler, tmp_path):
-    """Without any script: the browser shows the image that comes back."""
+    """Without any script: the browser shows the image of the response."""
     with listening(scripted_app(tmp_path, lightweight_x2=upscaler)) as address:
         page = chromium.new_page()
         page.set_content(FORM.format(address))
