@@ -1,6 +1,6 @@
 """The real server with a scripted upscaler in the network's place: ``python -m tests.scripted_server``.
 
-What happens to an image is written in its first pixel, so that a client decides about it: see :class:`Spell`.
+What happens to an image is written in its first pixel, so that a client decides about it: see :class:`Failure`.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from tests.scripted import ScriptedUpscaler, model_dir
 from tests.server import ServerProcess
 
 
-class Spell(enum.IntEnum):
-    """What befalls an image whose first pixel is (255, 0, spell)."""
+class Failure(enum.IntEnum):
+    """What happens to an image whose first pixel is (255, 0, failure)."""
 
     NONE = 0
     FAULT = 1
     """The forward pass fails."""
     NO_MEMORY = 2
     """The forward pass runs out of memory, each time."""
-    DEATH = 3
-    """The worker dies."""
+    CRASH = 3
+    """The worker crashes."""
     FREEZE = 4
     """The worker freezes."""
 
-    def cast(self, pixels: np.ndarray) -> np.ndarray:
-        """The image under this spell."""
+    def mark(self, pixels: np.ndarray) -> np.ndarray:
+        """The image, marked with this failure."""
         pixels = pixels.copy()
         pixels[0, 0] = (255, 0, self.value)
         return pixels
 
 
-class SpellboundUpscaler(ScriptedUpscaler):
-    """Takes its time by the pixel, and does what first pixels say.
+class FailingUpscaler(ScriptedUpscaler):
+    """Takes time in proportion to the pixels, and fails as first pixels say.
 
     Args:
         seconds: per megapixel of a batch.
@@ -74,14 +74,14 @@ class SpellboundUpscaler(ScriptedUpscaler):
     def _obey(tile):
         if tuple(tile[0, 0, :2]) != (255, 0):
             return
-        spell = tile[0, 0, 2]
-        if spell == Spell.FAULT:
+        failure = tile[0, 0, 2]
+        if failure == Failure.FAULT:
             raise ArithmeticError("planned failure")
-        if spell == Spell.NO_MEMORY:
+        if failure == Failure.NO_MEMORY:
             raise MemoryError
-        if spell == Spell.DEATH:
+        if failure == Failure.CRASH:
             raise SystemExit
-        if spell == Spell.FREEZE:
+        if failure == Failure.FREEZE:
             threading.Event().wait()
 
 
@@ -89,7 +89,7 @@ class ScriptedServer(ServerProcess):
     """This program as a process, with settings under which small images have several tiles.
 
     Args:
-        seconds, burn, memory: as for ``SpellboundUpscaler``.
+        seconds, burn, memory: as for ``FailingUpscaler``.
         ray: on Ray.
         program: another one that takes the same options.
         settings: of the service.
@@ -121,8 +121,8 @@ def main() -> int:
     parser.add_argument("--ray", action="store_true")
     options = parser.parse_args()
 
-    def load(_name: str, _path: Path) -> SpellboundUpscaler:
-        return SpellboundUpscaler(options.seconds, burn=options.burn, memory=options.memory)
+    def load(_name: str, _path: Path) -> FailingUpscaler:
+        return FailingUpscaler(options.seconds, burn=options.burn, memory=options.memory)
 
     with tempfile.TemporaryDirectory() as folder:
         kind, start = (RaySettings, serve_on_ray) if options.ray else (Settings, serve)

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from model.variants import embedded_path
-from tests.chaos.metrics import Books
+from tests.chaos.metrics import MetricsSnapshot
 from tests.scripted import PATIENCE
 from tests.scripted_server import ScriptedServer
 from tests.server import ROOT, ServerProcess, free_ports
@@ -134,12 +134,12 @@ def test_a_restart_behind_nginx_fails_no_request(balance):
         with Load(balance(*ports)) as load:
             load.wait_for(50)
             for server in (one, other):
-                assert Books(server.url)["swin2sr_requests_total"] > 0  # both had their share
+                assert MetricsSnapshot(server.url)["swin2sr_requests_total"] > 0  # both served some
             assert one.stop() == 0
             load.wait_for(20)  # the other one continues alone
             one = start(ports[0])
             one.wait_until_ready()
-            until(lambda: Books(one.url)["swin2sr_requests_total"])  # it takes part again
+            until(lambda: MetricsSnapshot(one.url)["swin2sr_requests_total"])  # it serves again
     assert [answer for answer in load.answers if answer != 200] == []
     print(f"\n{len(load.answers)} requests, none failed")
 
@@ -171,7 +171,7 @@ def test_uploads_and_answers_stream(balance, pair):
     head = f"Content-Length: {len(body)}\r\nAccept: multipart/mixed\r\nContent-Type: image/png\r\nConnection: close"
     with socket.create_connection((host, int(port)), PATIENCE) as connection:
         connection.sendall(f"POST /v1/upscale HTTP/1.1\r\nHost: 127.0.0.1\r\n{head}\r\n\r\n".encode() + body[:1000])
-        until(lambda: any(Books(server.url)["swin2sr_inflight_requests"] for server in pair))
+        until(lambda: any(MetricsSnapshot(server.url)["swin2sr_inflight_requests"] for server in pair))
         connection.sendall(body[1000:])
         received = b""
         while b'"state":"running"' not in received:

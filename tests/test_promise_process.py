@@ -22,9 +22,9 @@ import numpy as np
 import pytest
 
 from app.service import STALL_SECONDS
-from tests.chaos.metrics import Books
+from tests.chaos.metrics import MetricsSnapshot
 from tests.scripted import PATIENCE
-from tests.scripted_server import ScriptedServer, Spell
+from tests.scripted_server import Failure, ScriptedServer
 from tests.server import ROOT, children
 from tests.service import noise, png, png_header
 
@@ -156,7 +156,7 @@ def test_promise_9_overload_is_answered_with_200_or_429():
         before = memory_of(server)
         asyncio.run(overload(server.url))
         growth = memory_of(server) - before
-        while not Books(server.url).is_quiet():
+        while not MetricsSnapshot(server.url).is_quiet():
             pass  # the last answers have just been sent
     assert len(served) + len(refused) == seconds * 10 / each
     assert len(refused) > 0.8 * seconds * 10 / each
@@ -209,7 +209,7 @@ def test_promise_13_a_frozen_worker_is_seen_from_outside():
     """Within seconds the process is not ready and says why; alive it stays, for the worker may come to itself."""
     with (
         ScriptedServer() as server,
-        running_request(server, Spell.FREEZE.cast(noise(8, 8))) as connection,
+        running_request(server, Failure.FREEZE.mark(noise(8, 8))) as connection,
         httpx.Client(base_url=server.url) as client,
     ):
         read_until(connection, b'"state":"running"')
@@ -225,7 +225,7 @@ def test_promise_13_a_frozen_worker_is_seen_from_outside():
 @pytest.mark.slow
 def test_promise_14_a_killed_worker_is_replaced(server):
     """Who was waiting gets 503 and may come again; the next request is served."""
-    dead = post(server, png(Spell.DEATH.cast(noise(8, 8))))
+    dead = post(server, png(Failure.CRASH.mark(noise(8, 8))))
     assert (dead.status_code, dead.json()["code"]) == (503, "not_ready")
     assert int(dead.headers["retry-after"]) >= 1
     assert post(server).status_code == 200
@@ -235,7 +235,7 @@ def test_promise_14_a_killed_worker_is_replaced(server):
 @pytest.mark.slow
 def test_promise_14_when_nothing_helps_the_process_ends():
     """After five deaths of the worker in a row the exit status is not zero, so that somebody starts it again."""
-    deadly = png(Spell.DEATH.cast(noise(8, 8)))
+    deadly = png(Failure.CRASH.mark(noise(8, 8)))
     with ScriptedServer() as server:
         codes = [post(server, deadly).status_code for _ in range(5)]
         assert codes == [503] * 5

@@ -30,7 +30,7 @@ from model.checkpoints import CheckpointError
 from model.variants import embedded_path
 from tests.objects import s3_server
 from tests.scripted import ScriptedUpscaler, model_dir
-from tests.scripted_server import ScriptedServer, Spell
+from tests.scripted_server import Failure, ScriptedServer
 from tests.server import PATIENCE, ROOT, ServerProcess, children
 from tests.service import SMALL, enlarged, noise, pixels_of, png
 from tests.test_readme import MAKE, make_arguments
@@ -290,7 +290,7 @@ def test_the_metrics_are_of_all_replicas(scripted):
 @pytest.mark.long
 def test_a_replica_whose_worker_has_died_for_good_is_replaced(scripted):
     """Its health check fails, Ray starts another, and requests are answered all along."""
-    body = png(Spell.DEATH.cast(noise(16, 16)))
+    body = png(Failure.CRASH.mark(noise(16, 16)))
     before = until(lambda: len(replicas(scripted)) == 2 and replicas(scripted))
     answers = Counter()
     while set(replicas(scripted)) >= set(before):

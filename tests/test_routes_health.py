@@ -91,15 +91,15 @@ def test_a_server_that_will_end_is_not_ready_but_still_serves(tmp_path):
     async def scenario():
         async with running(app) as client:
             await app.state.service.boot(lambda: None)
-            books = [(await client.get("/metrics")).text]
+            metrics = [(await client.get("/metrics")).text]
             app.state.service.begin_shutdown()
             ready = await client.get("/health/ready")
-            books.append((await client.get("/metrics")).text)
-            return books, ready, await client.post("/v1/upscale", files={"file": png(noise(8, 8))})
+            metrics.append((await client.get("/metrics")).text)
+            return metrics, ready, await client.post("/v1/upscale", files={"file": png(noise(8, 8))})
 
-    books, ready, answer = asyncio.run(scenario())
-    assert "\nswin2sr_ready 1.0\n" in books[0]
-    assert "\nswin2sr_ready 0.0\n" in books[1]
+    metrics, ready, answer = asyncio.run(scenario())
+    assert "\nswin2sr_ready 1.0\n" in metrics[0]
+    assert "\nswin2sr_ready 0.0\n" in metrics[1]
     assert ready.status_code == 503
     assert "shutting down" in ready.json()["detail"]
     assert answer.status_code == 200

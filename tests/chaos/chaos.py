@@ -1,7 +1,7 @@
-"""A crowd that does everything wrong, and keeps books: ``python -m tests.chaos.chaos REQUESTS``.
+"""Clients that do everything wrong, and count the results: ``python -m tests.chaos.chaos REQUESTS``.
 
 Valid and broken uploads, callers that leave before and while they are served, slow bodies, faults and missing memory in
-the network, a worker that dies: against the real server. Afterwards what the clients counted has to be what it counted.
+the network, a worker that dies: against the real server. Afterwards its counts have to agree with those of the clients.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from collections import Counter
 
 import httpx
 
-from tests.chaos.metrics import Books
-from tests.scripted_server import ScriptedServer, Spell
+from tests.chaos.metrics import MetricsSnapshot
+from tests.scripted_server import Failure, ScriptedServer
 from tests.service import noise, png, png_header
 
 SETTINGS = {"upload_timeout_ms": 2000, "max_queue_requests": 24, "drain_timeout_ms": 60_000}
 PATIENCE = 60.0
-TOGETHER = 32
+CLIENTS = 32
 
 GOOD = [png(noise(*size, seed=index)) for index, size in enumerate([(8, 8), (33, 17), (60, 90), (150, 200)])]
 BAD = [b"", b"no image", GOOD[2][:80], GOOD[1][:-20], png_header(40_000, 25_000), png_header(20, 30)]
-CURSED = {spell: png(spell.cast(noise(16, 16))) for spell in (Spell.FAULT, Spell.NO_MEMORY)}
-DEADLY = png(Spell.DEATH.cast(noise(16, 16)))
+FAILING = {failure: png(failure.mark(noise(16, 16))) for failure in (Failure.FAULT, Failure.NO_MEMORY)}
+CRASHING = png(Failure.CRASH.mark(noise(16, 16)))
 
 
 class Chaos:
@@ -33,60 +33,62 @@ class Chaos:
 
     Args:
         url: of the server.
-        seed: of the dice.
+        seed: of the random numbers.
 
     Attributes:
-        outcomes: what clients were told, by code; ``ok`` for an image.
-        left: how many left without waiting for an answer.
+        outcomes: results of requests, by code; ``ok`` for an image.
+        left: how many clients disconnected without waiting for an answer.
     """
 
     def __init__(self, url: str, seed: int = 0) -> None:
         self.outcomes: Counter[str] = Counter()
         self.left = 0
         self._url = url
-        self._dice = random.Random(seed)
+        self._random = random.Random(seed)
 
     async def run(self, requests: int) -> None:
         """Send so many requests, some at a time; one in two hundred kills the worker."""
-        deeds = iter([*(self._dice.choices(*zip(*self._deeds().items(), strict=True))[0] for _ in range(requests))])
+        requests_to_send = iter(
+            [*(self._random.choices(*zip(*self._requests().items(), strict=True))[0] for _ in range(requests))]
+        )
         limits = httpx.Limits(max_connections=None)
         async with httpx.AsyncClient(base_url=self._url, timeout=PATIENCE, limits=limits) as client:
 
             async def visit() -> None:
-                for deed in deeds:
-                    await deed(client)
+                for send in requests_to_send:
+                    await send(client)
 
-            await asyncio.gather(*(visit() for _ in range(TOGETHER)))
+            await asyncio.gather(*(visit() for _ in range(CLIENTS)))
 
-    def _deeds(self):
+    def _requests(self):
         return {
-            self._ask: 60,
-            self._send_rubbish: 15,
-            self._ask_nonsense: 6,
-            self._curse: 8,
+            self._send_image: 60,
+            self._send_broken_image: 15,
+            self._send_invalid_option: 6,
+            self._send_failing_image: 8,
             self._leave: 8,
             self._stall: 2,
-            self._kill: 0.5,
+            self._crash_worker: 0.5,
         }
 
-    async def _ask(self, client: httpx.AsyncClient) -> None:
+    async def _send_image(self, client: httpx.AsyncClient) -> None:
         headers = {"content-type": "image/png"}
-        if self._dice.random() < 0.3:
+        if self._random.random() < 0.3:
             headers["accept"] = "multipart/mixed"
-        await self._post(client, self._dice.choice(GOOD), headers)
+        await self._post(client, self._random.choice(GOOD), headers)
 
-    async def _send_rubbish(self, client: httpx.AsyncClient) -> None:
-        await self._post(client, self._dice.choice(BAD))
+    async def _send_broken_image(self, client: httpx.AsyncClient) -> None:
+        await self._post(client, self._random.choice(BAD))
 
-    async def _ask_nonsense(self, client: httpx.AsyncClient) -> None:
-        params = self._dice.choice([{"quality": "0"}, {"variant": "x3"}, {"variant": "jpeg"}, {"timeout_ms": "1"}])
-        await self._post(client, self._dice.choice(GOOD), params=params)
+    async def _send_invalid_option(self, client: httpx.AsyncClient) -> None:
+        params = self._random.choice([{"quality": "0"}, {"variant": "x3"}, {"variant": "jpeg"}, {"timeout_ms": "1"}])
+        await self._post(client, self._random.choice(GOOD), params=params)
 
-    async def _curse(self, client: httpx.AsyncClient) -> None:
-        await self._post(client, self._dice.choice(list(CURSED.values())))
+    async def _send_failing_image(self, client: httpx.AsyncClient) -> None:
+        await self._post(client, self._random.choice(list(FAILING.values())))
 
-    async def _kill(self, client: httpx.AsyncClient) -> None:
-        await self._post(client, DEADLY)
+    async def _crash_worker(self, client: httpx.AsyncClient) -> None:
+        await self._post(client, CRASHING)
 
     async def _post(self, client, body, headers=None, params=None) -> None:
         response = await client.post(
@@ -95,10 +97,10 @@ class Chaos:
         self.outcomes[_outcome(response)] += 1
 
     async def _leave(self, _client: httpx.AsyncClient) -> None:
-        """Announce a body, send it or half of it, and go."""
-        body = self._dice.choice(GOOD)
+        """Announce a body, send it or half of it, and close the connection."""
+        body = self._random.choice(GOOD)
         _, writer = await self._connect(body)
-        writer.write(body if self._dice.random() < 0.7 else body[: len(body) // 2])
+        writer.write(body if self._random.random() < 0.7 else body[: len(body) // 2])
         with contextlib.suppress(ConnectionError):
             await writer.drain()
         writer.transport.abort()
@@ -135,36 +137,37 @@ def _outcome(response: httpx.Response) -> str:
 
 
 def balance(requests: int, seed: int = 0) -> str:
-    """Run, wait until the server is quiet, and compare the books.
+    """Run, wait until the server is idle, and compare its metrics with the clients' counts.
 
     Returns:
         What happened, for a person to read.
 
     Raises:
-        AssertionError: if the books do not agree.
+        AssertionError: if they do not agree.
     """
     with ScriptedServer(seconds=0.05, **SETTINGS) as server:
         chaos = Chaos(server.url, seed)
         asyncio.run(asyncio.wait_for(chaos.run(requests), 20 + requests * 0.2))
-        while not (books := Books(server.url)).is_quiet():
-            pass  # those who left are still being noticed
-        counted = books.by("swin2sr_requests_total", "outcome")
-        # Who left may have been served, refused, or seen leaving; everybody else was told what was counted.
+        while not (metrics := MetricsSnapshot(server.url)).is_quiet():
+            pass  # the server still notices disconnected clients
+        counted = metrics.by("swin2sr_requests_total", "outcome")
+        # A disconnected client may be counted as served, refused or cancelled; for others the counted outcome is exact.
         extra = {code: number - chaos.outcomes[code] for code, number in counted.items()}
         assert all(number >= 0 for number in extra.values()), (counted, chaos.outcomes)
         assert set(chaos.outcomes) <= set(counted)
-        unheard = requests - sum(chaos.outcomes.values())
-        assert unheard == chaos.left
+        unanswered = requests - sum(chaos.outcomes.values())
+        assert unanswered == chaos.left
         # A connection that was cut before its headers were read was never a request.
-        assert sum(extra.values()) <= unheard
-        assert sum(number for code, number in extra.items() if code not in ("cancelled", "ok", "queue_full")) <= unheard
-        assert books["swin2sr_request_duration_seconds_count"] == sum(counted.values())
-        assert books["swin2sr_rejected_total"] == counted.get("queue_full", 0)
+        assert sum(extra.values()) <= unanswered
+        refused = {code: number for code, number in extra.items() if code not in ("cancelled", "ok", "queue_full")}
+        assert sum(refused.values()) <= unanswered
+        assert metrics["swin2sr_request_duration_seconds_count"] == sum(counted.values())
+        assert metrics["swin2sr_rejected_total"] == counted.get("queue_full", 0)
         assert counted["ok"] > 0
         assert {"internal_error", "out_of_memory", "not_ready", "cancelled"} <= set(counted)
         assert httpx.get(f"{server.url}/health/ready").status_code == 200
         assert server.stop() == 0
-    return f"{requests} requests, {chaos.left} left: {dict(sorted(counted.items()))}"
+    return f"{requests} requests, {chaos.left} disconnected: {dict(sorted(counted.items()))}"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A server's own books: its metrics, read over HTTP."""
+"""A server's metrics, read over HTTP."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from prometheus_client.parser import text_string_to_metric_families
 GAUGES = ("swin2sr_inflight_requests", "swin2sr_queue_requests", "swin2sr_queue_pixels")
 
 
-class Books:
+class MetricsSnapshot:
     """The metrics of a server at one moment.
 
     Args:

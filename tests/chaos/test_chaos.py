@@ -1,4 +1,4 @@
-"""Promise 18: after a run in which everything goes wrong, the books agree."""
+"""Promise 18: after a run with all kinds of failures, the metrics agree with the clients."""
 
 import os
 
