@@ -111,7 +111,7 @@ def test_amx_convolves(*, channels, window, sizes, linear, precision):
 
 @needs_amx
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_window_has_the_same_bits_wherever_it_stands(precision: str):
+def test_a_window_has_the_same_bits_at_every_position(precision: str):
     """Neither the other windows, nor the number of threads, nor the place in the batch changes a window."""
     block = packed(random_block(60, 6, 8, 4), precision)
     tokens, gather = torch.randn(40, 64 * 60), torch.randperm(40 * 64).int()

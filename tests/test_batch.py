@@ -94,7 +94,7 @@ def test_a_full_batch_goes_behind_the_one_that_runs(make, device):
     assert max(batch.behind for batch in device.launched) == 1
 
 
-def test_what_is_less_than_full_waits_for_company(make, device):
+def test_a_batch_that_is_not_full_waits_for_more(make, device):
     """However often the worker looks; what came meanwhile goes with it, before anything else is done."""
     batcher = make()
     first = batcher.admit("a", [1])
@@ -161,7 +161,7 @@ def test_memory_that_runs_out_on_the_way_is_survived(make, device):
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_worker_that_dies_fails_the_batches_on_the_device(make, device):
+def test_a_crashed_worker_fails_the_batches_on_the_device(make, device):
     """Those who ran, those behind them and those who waited get a 503, and the next request is served."""
     batcher = make()
     submissions = [batcher.admit("a", [9]) for _ in range(4)]

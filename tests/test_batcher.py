@@ -354,7 +354,7 @@ def test_a_job_whose_deadline_has_passed_is_not_run(make, script, hold):
     assert script.calls == [("a", [2])]
 
 
-def test_progress_tells_the_place_and_the_share_done(make, script, hold):
+def test_progress_has_the_place_and_the_share_done(make, script, hold):
     """Queued with a position that only falls, then running with jobs done of all."""
     batcher = make(max_batch_cost=4)
     hold(batcher)
@@ -539,7 +539,7 @@ def test_an_idle_worker_waits_for_a_fuller_batch_only_if_configured(make, script
     assert script.calls == [("a", [4, 6])]
 
 
-def test_a_new_request_stands_before_those_that_just_had_a_turn(make, script):
+def test_a_new_request_is_served_before_those_that_just_had_a_turn(make, script):
     """Beside a large request a small one that arrives while a batch runs is in the next batch, without a large tile."""
     batcher = make(max_batch_cost=10)
     script.gate.close()

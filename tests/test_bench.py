@@ -185,7 +185,7 @@ def test_a_missing_gpu_is_reported_in_one_line(capsys):
 
 
 @pytest.mark.usefixtures("bench")
-def test_a_section_that_fails_costs_its_own_rows(monkeypatch, tmp_path, capsys):
+def test_a_failed_section_lacks_only_its_own_rows(monkeypatch, tmp_path, capsys):
     """The others are measured, printed and written; the program says by its status that one is missing."""
 
     def fail(_bench):
@@ -397,7 +397,7 @@ def test_a_folder_takes_the_results(tmp_path):
     assert [row["figure"] for row in json.loads((tmp_path / "cpu.json").read_text())["rows"]] == [None]
 
 
-def test_the_batcher_stands_alone():
+def test_the_batcher_imports_no_other_package():
     """``app.batching.batcher`` is driven where little is installed: it imports rooms of this project alone."""
     banned = "fastapi starlette pydantic pydantic_settings uvicorn httpx prometheus_client imagecodecs PIL torch"
     code = f"import sys; sys.modules.update(dict.fromkeys({banned.split()})); import app.batching.batcher"

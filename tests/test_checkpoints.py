@@ -88,7 +88,7 @@ def test_official_index_buffers_are_the_authors_own(tmp_path):
         torch.testing.assert_close(written[key], golden[key], rtol=0, atol=1e-6)
 
 
-def test_a_pth_that_could_not_tell_its_configuration_is_not_written(tmp_path):
+def test_a_pth_without_a_readable_configuration_is_not_written(tmp_path):
     """An activation leaves no trace in a .pth, so writing one is refused; .safetensors contains it."""
     network = tiny_network(hidden_act="relu")
     with pytest.raises(ValueError, match=r"\.safetensors"):
@@ -298,7 +298,7 @@ def test_other_networks_are_refused(tmp_path, key, word):
         load_network(tmp_path / "network.pth")
 
 
-def test_without_index_buffers_the_configuration_lies_beside(tmp_path):
+def test_without_index_buffers_the_configuration_is_a_separate_file(tmp_path):
     """Without index buffers the window cannot be inferred: the error says so, and NAME.json next to the file has it."""
     network = tiny_network()
     file = tmp_path / "mine.pth"

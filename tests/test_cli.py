@@ -187,7 +187,7 @@ def test_a_second_run_does_what_is_missing(run, upscaler, photos, tmp_path):
 
 
 @pytest.mark.usefixtures("upscaler")
-def test_without_an_output_the_result_lies_here(run, photos, tmp_path):
+def test_the_result_is_written_here_by_default(run, photos, tmp_path):
     """Under a name of its own, so that the image itself is safe."""
     assert run("upscale", photos / "a.png", "--format", "jpeg").exit_code == 0
     assert (tmp_path / "a-lightweight-x2.jpg").read_bytes().startswith(b"\xff\xd8")
@@ -405,7 +405,7 @@ def test_a_bad_file_makes_the_exit_status_1(run, tmp_path):
         (("a.png", "-o", "-", "--json"), "standard output"),
     ],
 )
-def test_impossible_wishes_are_refused_in_a_sentence(run, tmp_path, monkeypatch, arguments, sentence):
+def test_impossible_options_are_refused_in_a_sentence(run, tmp_path, monkeypatch, arguments, sentence):
     """Before anything is loaded."""
     (tmp_path / "empty").mkdir()
     for name in ("a.png", "b.png"):

@@ -98,7 +98,7 @@ def test_a_bad_image_is_tried_again_when_it_changes(watcher, clock):
     assert names(watcher.scan()) == ["a.png"]
 
 
-def test_a_file_that_goes_away_is_forgotten(watcher):
+def test_a_removed_file_is_forgotten(watcher):
     """If it appears again, it counts as new."""
     photo = watcher.folder / "a.png"
     photo.write_bytes(b"x")

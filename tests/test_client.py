@@ -145,7 +145,7 @@ def test_its_options_are_the_services():
     assert set(chosen) - {"variant"} <= set(Options.__annotations__)
 
 
-def test_an_image_comes_back_with_what_the_server_says_about_it(served, tmp_path):
+def test_an_image_is_returned_with_the_servers_facts(served, tmp_path):
     """From a path, bytes and an open file alike."""
     body = png(PICTURE)
     (tmp_path / "ünder.png").write_bytes(body)
@@ -188,7 +188,7 @@ def test_pil_images_and_arrays_are_sent_without_loss(served, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16", "CMYK"])
-def test_a_pil_image_of_every_mode_is_sent_as_it_is(mode):
+def test_a_pil_image_of_every_mode_is_sent_unchanged(mode):
     """With its pixels, profile, EXIF and resolution."""
     image = Image.new("I;16", (4, 3), 40_000) if mode == "I;16" else Image.fromarray(PICTURE[:3, :4]).convert(mode)
     image.info |= {"icc_profile": b"profile", "dpi": (300, 300)}

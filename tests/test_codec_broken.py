@@ -143,7 +143,7 @@ def test_formats_are_known_by_their_bytes_alone():
         codec.decode(b"II*\0" + saved(photograph(), "GIF"), LIMITS)
 
 
-def test_what_stands_behind_a_picture_is_neither_read_nor_kept():
+def test_bytes_after_a_picture_are_neither_read_nor_kept():
     """A ZIP archive behind a PNG or a JPEG, and a script in a text, do not reach the answer's end."""
     for body in (written(image()), saved(photograph(), "JPEG")):
         decoded = codec.decode(body + b"PK\x03\x04 secret", LIMITS)
@@ -283,7 +283,7 @@ def entries_of_one_place(count, size, at):
     return b"".join(struct.pack("<HHII", 0x9000 + number, 7, size, at) for number in range(count))
 
 
-def test_exif_whose_values_lie_on_top_of_each_other_is_not_unfolded():
+def test_exif_with_overlapping_values_is_not_expanded():
     """Twelve bytes of an entry would be a megabyte each, in a TIFF's own and in one that becomes part of a TIFF."""
     count, size = 500, 2**20
     table = struct.pack("<H", count) + entries_of_one_place(count, size, 14 + 12 * count) + bytes(4)

@@ -112,7 +112,7 @@ def test_every_mode_of_pillow_is_read_as_pillow_reads_it(name, mode, channels, a
 
 
 @pytest.mark.parametrize("name", ["BMP", "GIF"])
-def test_flat_formats_are_read_and_come_back_as_png(name):
+def test_flat_formats_are_read_and_answered_as_png(name):
     """BMP and GIF are read; ``same`` writes PNG for them."""
     picture = photograph("RGB").quantize(64) if name == "GIF" else photograph("RGB")
     decoded = codec.decode(saved(picture, name), LIMITS)

@@ -82,7 +82,7 @@ def told(body, tmp_path, *options):
 
 
 @pytest.mark.parametrize("name", ["png", "jpeg", "webp", "avif"])
-def test_packets_come_back_to_the_byte(name):
+def test_packets_are_kept_to_the_byte(name):
     """EXIF with its maker's note, XMP and ICC; only what states the size differs, and here it does not."""
     before = tagged()
     after = codec.decode(written(before, name), LIMITS)
@@ -181,7 +181,7 @@ def test_exiftool_finds_nothing_after_strip(name, channels, tmp_path):
     assert encoded.notices == ()
 
 
-def test_texts_of_png_come_back_and_are_missed_elsewhere():
+def test_texts_of_png_are_kept_and_other_formats_give_a_notice():
     """Author, prompts and comments in all three kinds of chunks."""
     texts = (
         (b"tEXt", b"Author\0Me"),
@@ -282,7 +282,7 @@ def test_exif_in_the_text_that_imagemagick_writes_is_exif(prefix, keyword):
         assert opened.getexif()[0x010F] == "GAS"
 
 
-def test_the_thumbnail_stays_unless_it_lies_on_its_side():
+def test_the_thumbnail_is_kept_unless_the_picture_is_rotated():
     """IFD1 is linked if the picture was not rotated, and unlinked if it was."""
     entry = struct.pack("<HHII", 0x0201, 4, 1, 60)
 
@@ -332,7 +332,7 @@ def test_packets_too_large_for_jpeg_are_missed_with_a_notice():
 
 @pytest.mark.parametrize("name", ["png", "jpeg", "tiff"])
 @pytest.mark.parametrize("resolution", [codec.Resolution(2, 1, per_metre=False), codec.Resolution(7874, 3937)])
-def test_resolution_comes_back(name, resolution):
+def test_resolution_is_kept(name, resolution):
     """Of both kinds: pixels for each metre (200 and 100 dpi, as near as the format can say), and a pixel's shape."""
     again = codec.decode(
         written(image(metadata=codec.Metadata(resolution=resolution)), name), LIMITS

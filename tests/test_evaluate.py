@@ -56,7 +56,7 @@ def test_reduction_is_matlabs_to_the_bit(shared: Path, scale: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.shared
-def test_bicubic_stands_where_the_literature_puts_it_on_set5(shared: Path) -> None:
+def test_bicubic_has_the_published_psnr_on_set5(shared: Path) -> None:
     """Bicubic enlargement has 33.66 dB on Set5 x2 and 28.42 on x4 in every published table."""
     set5 = shared / "testsets" / "Set5"
     assert evaluate_folder(Enlarger(2), set5).upscaled.psnr_y == pytest.approx(33.67, abs=0.03)

@@ -44,7 +44,7 @@ def test_importing_the_application_does_nothing():
     assert answer.stdout == b"1\n"
 
 
-def test_two_applications_know_nothing_of_each_other(tmp_path):
+def test_two_applications_are_independent(tmp_path):
     """Each has its own queue, variants and metrics, so a process can hold several."""
     first = scripted_app(tmp_path / "a", lightweight_x2=ScriptedUpscaler())
     second = scripted_app(tmp_path / "b", small_x4=ScriptedUpscaler(scale=4))

@@ -36,7 +36,7 @@ def test_the_state_dict_holds_weights_alone():
 
 
 @pytest.mark.parametrize("change", ["load_state_dict", "assign", "in place", "data", "cast"])
-def test_the_answer_is_that_of_the_weights_as_they_are(change: str):
+def test_the_answer_is_that_of_the_unchanged_weights(change: str):
     """However weights are changed, in evaluation mode too, no table is stale."""
     network, other = tiny_network(seed=1), tiny_network(seed=2)
     image = random_image(network, 2, 2)[None]
@@ -52,7 +52,7 @@ def test_the_answer_is_that_of_the_weights_as_they_are(change: str):
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_every_parameter_learns(head: str):
+def test_every_parameter_is_trained(head: str):
     """In training every weight gets a finite gradient, the position bias's MLP included."""
     network = tiny_network(head, drop_path_rate=0.0).train().requires_grad_()
     image, aux = network(random_image(network, 2, 2)[None])
@@ -63,7 +63,7 @@ def test_every_parameter_learns(head: str):
         assert parameter.grad.abs().max() > 0, name
 
 
-def test_a_network_can_learn_after_it_has_inferred():
+def test_a_network_can_be_trained_after_inference():
     """An answer in inference mode is no obstacle to a backward pass."""
     network = tiny_network()
     with torch.inference_mode():

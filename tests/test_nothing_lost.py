@@ -242,7 +242,7 @@ def test_a_color_jpeg_keeps_its_chroma_through_the_gray_network(server):
     ("options", "size"),
     [({"width": 60}, (60, 43)), ({"height": 50}, (70, 50)), ({"factor": 1.5}, (84, 60)), ({"width": 112}, (112, 80))],
 )
-def test_wished_sizes_keep_colors_depth_and_transparency(server, options, size):
+def test_requested_sizes_keep_colors_depth_and_transparency(server, options, size):
     """Reduced from the upscaled image, in 16 bits with alpha and a profile; the whole size is untouched."""
     picture = image(3, np.uint16, alpha=True, metadata=codec.Metadata(icc=adobe_rgb()))
     after = codec.decode(ask(server, written(picture), **options).content, LIMITS)

@@ -438,7 +438,7 @@ def test_a_cache_that_cannot_be_written_is_named(official):
     assert folder in str(caught.value)
 
 
-def test_without_a_folder_of_its_own_it_is_the_hubs(tmp_path, hub, real):
+def test_the_folder_is_the_hubs_by_default(tmp_path, hub, real):
     """Without ``cache_dir`` the hub's files are in the hub's cache, and the others in its assets."""
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
     program = PROGRAM.replace("Path(sys.argv[1])", "None")

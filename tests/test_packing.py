@@ -22,7 +22,7 @@ def in_windows(sizes: list[tuple[int, int]], window: int = 8) -> list[tuple[int,
 
 
 @given(SIZES)
-def test_images_come_back_from_windows(sizes: list[tuple[int, int]]):
+def test_merged_windows_are_the_image(sizes: list[tuple[int, int]]):
     """Pixels go to windows and back, each group of equal images as one batch."""
     sizes = sorted(in_windows(sizes))
     layout = PackedLayout(sizes, 8, 4)
@@ -37,7 +37,7 @@ def test_images_come_back_from_windows(sizes: list[tuple[int, int]]):
 
 
 @given(st.lists(st.integers(1, 50), max_size=9), st.integers(1, 60))
-def test_groups_hold_every_image_once_and_no_more_than_they_may(areas: list[int], most: int):
+def test_groups_hold_every_image_once_and_respect_the_limit(areas: list[int], most: int):
     """Each image is in one group; a group above the bound has a single image; like sizes are together."""
     groups = split_by_area(areas, most)
     assert sorted(index for group in groups for index in group) == list(range(len(areas)))

@@ -45,7 +45,7 @@ def upscale(service, body, *, timeout=PATIENCE, on_progress=None, **options):
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (16, 16), (60, 131), (200, 300)])
 @pytest.mark.parametrize(("have", "channels"), [(3, 3), (1, 3), (1, 1), (3, 1)])
-def test_any_size_and_color_comes_back_enlarged(build, size, have, channels):
+def test_any_size_and_color_is_enlarged(build, size, have, channels):
     """Padding is cropped, tiles are joined, gray stays gray and colour keeps its chroma."""
     pixels = noise(*size, have)
     if (have, channels) == (3, 1):  # chroma is enlarged smoothly, so only flat colours are exact
@@ -131,7 +131,7 @@ def test_the_ensemble_averages_eight_turns(build):
         np.testing.assert_allclose(edge, brighter, atol=1)
 
 
-def test_the_answer_is_reduced_to_the_wished_size(build):
+def test_the_answer_is_reduced_to_the_requested_size(build):
     """With its transparency."""
     pixels = np.concatenate([noise(40, 60), noise(40, 60, 1)], axis=2)
     upscaled = upscale(build(ScriptedUpscaler()), png(pixels), width=90)
@@ -139,7 +139,7 @@ def test_the_answer_is_reduced_to_the_wished_size(build):
 
 
 @pytest.mark.parametrize(("format", "media_type"), [("jpeg", "image/jpeg"), ("webp", "image/webp")])
-def test_the_answer_has_the_wished_format(build, format, media_type):  # noqa: A002
+def test_the_answer_has_the_requested_format(build, format, media_type):  # noqa: A002
     """And says so."""
     upscaled = upscale(build(ScriptedUpscaler()), png(noise(8, 8)), format=format)
     assert upscaled.encoded.media_type == media_type

@@ -444,7 +444,7 @@ def test_a_malformed_body_ends_its_request():
     assert answer.startswith(b"HTTP/1.1 400")
 
 
-def test_another_protocol_is_ignored_quietly(caplog):
+def test_another_protocol_is_ignored_without_a_warning(caplog):
     """Curl requests h2c; the response is HTTP/1.1, and no warning is logged."""
 
     async def scenario():

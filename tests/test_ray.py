@@ -217,7 +217,7 @@ def test_refusals_are_the_services_own(scripted, path, body, error):
     assert response.headers["content-type"] == PROBLEM
 
 
-def test_large_bodies_come_through(scripted):
+def test_large_bodies_are_answered(scripted):
     """Nine megabytes in, most of it a chunk that no decoder wants, and a megabyte out."""
     image = noise(128, 128)
     body = png(image)

@@ -34,7 +34,7 @@ def ready(registry, name):
     return asyncio.run(registry.obtain(registry.resolve(name))).upscaler
 
 
-def test_an_alias_stands_for_the_first_variant_that_is_present(build):
+def test_an_alias_names_the_first_variant_that_is_present(build):
     """On a CPU lightweight comes before small, and classical last."""
     assert build("classical-x2").find("x2").name == ("small-x2" if embedded_path("small-x2") else "classical-x2")
     assert build("classical-x2", "lightweight-x2").find("x2").name == "lightweight-x2"
@@ -121,7 +121,7 @@ def test_an_embedded_variant_that_the_package_lacks_stops_the_boot(build, monkey
         build(wanted=("small-x2",))
 
 
-def test_own_weights_claim_nothing_of_the_authors(build):
+def test_own_weights_have_no_license_of_the_authors(build):
     """Under an official name, or an embedded one: no digest, licence or source of weights that they are not."""
     registry = build("classical-x2", "lightweight-x2", "small-x4")
     for name in ("classical-x2", "lightweight-x2", "small-x4"):

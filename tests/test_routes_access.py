@@ -20,7 +20,7 @@ def test_without_keys_all_requests_are_of_one_client():
     assert identify(None, {}) == identify("anything", {}) == ""
 
 
-def test_each_key_is_a_client_of_its_own():
+def test_each_key_is_a_separate_client():
     """By the name of the key, which does not give the key away."""
     assert [identify(key.get_secret_value(), KEYS) for key in KEYS.values()] == ["ann", "ben"]
 

@@ -59,7 +59,7 @@ def test_embedded_weights_say_which_they_are(ask):
     assert digest == hashlib.sha256(embedded_path("small-x2").read_bytes()).hexdigest()
 
 
-def test_an_alias_describes_what_it_stands_for(ask):
+def test_an_alias_describes_its_variant(ask):
     """So that a person sees what a request would get."""
     description = ask("/v1/variants/x2").json()
     assert "x2" in description["aliases"]
@@ -79,7 +79,7 @@ def test_an_unknown_variant_is_404(ask):
     assert response.json()["code"] == "unknown_variant"
 
 
-def test_a_variant_tells_its_measured_speed(tmp_path):
+def test_a_variant_reports_its_measured_speed(tmp_path):
     """Unknown before the first request, then input pixels per second of its forward passes."""
     app = scripted_app(tmp_path, classical_x2=ScriptedUpscaler(), realworld_x4=ScriptedUpscaler(scale=4))
 

@@ -77,7 +77,7 @@ def test_heads_and_bodies_are_distinguished_in_both_layouts(name):
 
 
 @pytest.mark.parametrize("buffer", ["relative_position_index", "relative_coords_table", "attn_mask"])
-def test_any_one_buffer_tells_the_window(buffer):
+def test_any_one_buffer_gives_the_window_size(buffer):
     """Index tables, offset tables and masks each imply the window; without all of them it is an error."""
     state, _ = golden_state("classical_x2")
     kept = {key: tensor for key, tensor in state.items() if not is_derived(key) or key.endswith(buffer)}

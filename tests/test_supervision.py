@@ -78,7 +78,7 @@ def test_the_dead_are_replaced_also_when_burying_them_fails(faults):
 
 
 @pytest.mark.parametrize("faults", [0, 1, 2])
-def test_too_many_deaths_are_the_end_also_when_burying_fails(faults):
+def test_too_many_crashes_are_final_also_if_the_cleanup_fails(faults):
     """After ``max_failures`` deaths ``on_fatal`` is called, and ``alive`` is false."""
     life = Life(deaths=9, faults=faults)
     thread = life.supervised(max_failures=2)
@@ -89,7 +89,7 @@ def test_too_many_deaths_are_the_end_also_when_burying_fails(faults):
     assert thread.join(0)
 
 
-def test_deaths_with_success_between_them_are_not_in_a_row():
+def test_crashes_with_success_between_them_are_not_in_a_row():
     """One that gets something done may die as often as it likes."""
     life = Life(deaths=20)
     thread = SupervisedThread(
@@ -120,7 +120,7 @@ def test_without_a_new_thread_the_work_ends(monkeypatch):
     assert life.cleanups == 2
 
 
-def test_each_death_in_a_row_is_waited_after_twice_as_long(monkeypatch):
+def test_the_delay_doubles_after_each_crash_in_a_row(monkeypatch):
     """So that a fault that stays does not keep a processor busy."""
     waited = []
     life = Life(deaths=4)
@@ -144,7 +144,7 @@ def test_skip_backoff_ends_the_wait_before_a_restart():
     assert thread.join(PATIENCE)
 
 
-def test_a_heartbeat_tells_how_long_it_was_silent():
+def test_a_heartbeat_reports_the_time_since_the_last_beat():
     """Seconds of its clock since the last beat, never less than none."""
     now = [100.0]
     heartbeat = Heartbeat(lambda: now[0])

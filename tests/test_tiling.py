@@ -17,7 +17,7 @@ CELLS = st.integers(1, 60)
 
 
 @given(WINDOWS, CELLS, CELLS, st.integers(2, 20), st.integers(0, 60))
-def test_tiles_lie_on_the_window_grid_and_cover_every_pixel(window, rows, columns, tile_cells, overlap):
+def test_tiles_start_on_the_window_grid_and_cover_every_pixel(window, rows, columns, tile_cells, overlap):
     """Every pixel is covered, every origin and side is a multiple of the window, no tile is over the limit."""
     tile_size = tile_cells * window + 3
     if tile_cells <= -(-overlap // window):

@@ -92,7 +92,7 @@ def go(trainer: Trainer, crops: Crops, held_out: HeldOut, folder: Path, steps: i
 # Photos
 
 
-def test_crops_lie_over_each_other(photos: list[Photo]) -> None:
+def test_crops_overlap(photos: list[Photo]) -> None:
     """Input and output of a sample are the same place, turned the same way."""
     generator = np.random.default_rng(0)
     photo = dataclasses.replace(photos[0], sharp=photos[0].reduced.repeat(2, 0).repeat(2, 1))
@@ -399,7 +399,7 @@ def test_a_loss_that_is_no_number_ends_the_run(photos: list[Photo], tmp_path: Pa
     assert not list(tmp_path.glob("*.safetensors"))
 
 
-def test_auxiliary_image_is_held_to_the_clean_input() -> None:
+def test_auxiliary_image_is_compared_with_the_clean_input() -> None:
     """The compressed head's loss is that of the image plus that of its auxiliary image."""
     network = Swin2SR(tiny(4, "pixelshuffle_aux"))
     clean, sharp = torch.rand(1, 3, 8, 8), torch.rand(1, 3, 32, 32)
@@ -540,9 +540,7 @@ def test_command_prints_the_start_and_the_gain(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes", "threads")
-def test_command_measures_on_a_folder_of_its_own(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_command_measures_on_a_given_folder(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With --held-out every photo of --photos is trained on; the score is that of the other folder."""
     other = tmp_path / "other"
     other.mkdir()

@@ -47,7 +47,7 @@ def random_pixels(height: int, width: int, channels: int = 3, dtype: type = np.u
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
-def test_images_of_any_size_come_back_enlarged_in_their_own_depth(upscaler: Upscaler, dtype: type):
+def test_images_of_any_size_are_enlarged_in_their_own_depth(upscaler: Upscaler, dtype: type):
     """One pixel, one window, ragged sizes: all in one call, each (s H, s W, C) of its own type."""
     images = [random_pixels(height, width, dtype=dtype) for height, width in ((1, 1), (8, 8), (3, 21), (17, 9))]
     outputs = upscaler(images)

@@ -94,7 +94,7 @@ def test_every_fault_is_a_sentence(fault):
     assert str(error) in (str(fault), "MemoryError")
 
 
-def test_a_thread_that_dies_fails_its_callers(monkeypatch):
+def test_a_crashed_thread_fails_its_callers(monkeypatch):
     """An unexpected exception ends the wait too, and its traceback is shown as those of other threads."""
     shown, told = [], threading.Event()
 

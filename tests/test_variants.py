@@ -51,7 +51,7 @@ def test_names_and_scales_agree():
 
 
 @pytest.mark.parametrize("alias", ALIASES)
-def test_an_alias_stands_for_variants_of_one_scale_on_both_devices(alias):
+def test_an_alias_names_variants_of_one_scale_on_both_devices(alias):
     """On either device an alias leads to the same variants, all of one scale and task, in another order."""
     orders = ALIASES[alias]
     assert set(orders) == {"cpu", "cuda"}
