@@ -120,3 +120,34 @@ def test_an_old_jpeg_tiff_without_a_number_of_samples_is_read():
     body = tiff_of([*entries, (279, 4, (len(jpeg),)), (513, 4, (8,)), (514, 4, (len(jpeg),))], jpeg)
     wanted = np.asarray(Image.open(BytesIO(jpeg)).convert("RGB"), np.int16)
     assert np.abs(decoded(body).pixels - wanted).max() <= 4  # another upsampling of chroma
+
+
+@pytest.mark.parametrize("kind", [1, 3, 4, 6, 8, 9])
+@pytest.mark.parametrize("place", ["JPEG", "TIFF"])
+def test_an_orientation_of_any_type_of_whole_number_counts(kind, place):
+    """Cameras and editors write it signed and with 32 bits too."""
+    value = struct.pack("<" + {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}[kind], 6)
+    entry = struct.pack("<HHI", 0x0112, kind, 1) + value.ljust(4, b"\0")
+    if place == "JPEG":
+        body = saved(PHOTO, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4))
+    else:
+        body = bytearray(tiff_of([*rgb_entries(), (0x0112, 3, (1,))], PIXELS.tobytes()))
+        at = body.index(struct.pack("<HHI", 0x0112, 3, 1))
+        body[at : at + 12] = entry
+        body = bytes(body)
+    assert decoded(body).pixels.shape[:2] == PIXELS.shape[1::-1]
+
+
+def test_a_negative_orientation_is_none():
+    """The picture stays as it is stored."""
+    entry = struct.pack("<HHIi", 0x0112, 9, 1, -6)
+    body = saved(PHOTO, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0" + entry + bytes(4))
+    assert decoded(body).pixels.shape[:2] == PIXELS.shape[:2]
+
+
+@pytest.mark.parametrize("format_", list(codec.WRITABLE))
+def test_a_single_gray_pixel_is_written(format_):
+    """Cut out of three equal channels, as decoders do."""
+    pixel = np.full((1, 1, 3), 77, np.uint8)[:, :, :1]
+    body = codec.encode(codec.Image(pixel), codec.EncodeOptions(format=format_)).body
+    assert np.abs(decoded(body).pixels.astype(int) - 77).max() <= 3

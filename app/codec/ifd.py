@@ -15,7 +15,7 @@ WIDTHS = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 CLASSIC_TYPES = frozenset(range(1, 14))
 """Types that classic TIFF, and so EXIF, knows."""
 
-_INTEGERS = {1: "B", 3: "H", 4: "I", 13: "I", 16: "Q", 18: "Q"}
+_INTEGERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 13: "I", 16: "Q", 17: "q", 18: "Q"}
 MAX_ENTRIES = 4096
 MAX_VALUES = 2**20
 
@@ -164,14 +164,17 @@ def directories(block: bytes | memoryview, layout: Layout, first: int) -> Iterat
 
 
 def integers(block: bytes | memoryview, layout: Layout, entry: TagEntry) -> tuple[int, ...]:
-    """The values of an entry of whole numbers.
+    """The values of an entry of whole numbers. Some writers use signed types for what cannot be negative.
 
     Raises:
-        DirectoryError: if they are of another type, or too many.
+        DirectoryError: if they are of another type, negative, or too many.
     """
     if entry.kind not in _INTEGERS or entry.count > MAX_VALUES:
         raise DirectoryError(f"tag {entry.tag} has an invalid type or length")
-    return struct.unpack_from(f"{layout.order}{entry.count}{_INTEGERS[entry.kind]}", block, entry.start)
+    values = struct.unpack_from(f"{layout.order}{entry.count}{_INTEGERS[entry.kind]}", block, entry.start)
+    if min(values, default=0) < 0:
+        raise DirectoryError(f"tag {entry.tag} is negative")
+    return values
 
 
 def rationals(block: bytes | memoryview, layout: Layout, entry: TagEntry) -> tuple[float, ...]:

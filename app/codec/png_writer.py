@@ -26,6 +26,8 @@ def encode(samples: NDArray[Any], level: int) -> bytes:
         samples: (H, W) or (H, W, C) of uint8 or uint16, C from 1 to 4.
         level: of compression, 0 to 9.
     """
+    if samples.shape[:2] == (1, 1):
+        samples = samples.copy()  # NumPy calls any strides of a single pixel contiguous, imagecodecs does not
     kernel = load_kernel()
     if kernel is None or samples.nbytes + len(samples) > MAX_FILTERED_BYTES:
         return bytes(imagecodecs.png_encode(samples, level=level, filter=imagecodecs.PNG.FILTER.PAETH))
