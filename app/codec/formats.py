@@ -89,6 +89,11 @@ def readable() -> list[str]:
     return [name for name in READABLE if name != "jxl" or find_spec(JXL_PACKAGE)]
 
 
+def writable() -> list[str]:
+    """The formats of ``WRITABLE`` that can be written by what is installed."""
+    return [name for name in WRITABLE if name != "jxl" or find_spec(JXL_PACKAGE)]
+
+
 def sniff(body: bytes) -> str:
     """The format of a file, from its first bytes. Extension and media type are ignored.
 

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Depends
 
+from app.codec.formats import writable
 from app.errors import Forbidden, NotReady, Unauthorized, UnknownVariant
 from app.routes import ServiceDependency
 from app.routes.access import current_client, require_admin
@@ -17,7 +18,7 @@ _REFUSALS = problems(Unauthorized, Forbidden, UnknownVariant, NotReady)
 @router.get("", summary="List variants and their states", responses=problems(Unauthorized))
 async def list_variants(service: ServiceDependency) -> VariantList:
     """Official, embedded and own variants."""
-    return VariantList(default=service.registry.default, variants=service.registry.describe_all())
+    return VariantList(default=service.registry.default, variants=service.registry.describe_all(), formats=writable())
 
 
 @router.get("/{name}", summary="One variant", responses=problems(Unauthorized, UnknownVariant))

@@ -5,7 +5,7 @@ import { element, has, text } from "./text.js";
 
 const POLL_MS = 2000;
 const STORE = "swin2sr-choices";
-const LOSSY = ["jpeg", "webp", "avif", "same"];
+const LOSSY = ["jpeg", "webp", "avif", "jxl", "same"];
 
 /**
  * Bytes of a file for each pixel of a photograph. Measured on the x2 results of four Kodak photos:
@@ -119,8 +119,9 @@ export class Choices {
   async show() {
     clearTimeout(this.timer);
     try {
-      const { variants, default: first } = await listVariants();
+      const { variants, default: first, formats } = await listVariants();
       this.variants = variants;
+      this.offer(formats);
       this.lay(first);
       if (variants.some(isLoading)) this.lookAgain();
     } catch (problem) {
@@ -130,6 +131,15 @@ export class Choices {
     }
     this.find("variant-list").setAttribute("aria-busy", "false");
     this.onVariants();
+  }
+
+  /** Leave out JPEG XL where the service cannot write it. */
+  offer(formats) {
+    const format = this.find("format");
+    if (formats.includes("jxl")) return;
+    if (format.value === "jxl") format.value = "png";
+    for (const option of format.options) option.hidden = option.disabled = option.value === "jxl";
+    this.changed();
   }
 
   lookAgain() {

@@ -15,7 +15,7 @@ from app import codec
 from model import Upscaler
 from model.variants import embedded_path
 
-FORMATS = ("png", "tiff", "jpeg", "webp", "avif")
+FORMATS = ("png", "tiff", "jpeg", "webp", "avif", "jxl")
 
 
 def measure(photos: list[Path]) -> dict[str, float]:

@@ -87,13 +87,22 @@ def test_every_other_option_is_sent(visit):
         }
 
 
-@pytest.mark.parametrize("name", ["png", "jpeg", "webp", "avif", "tiff", "same"])
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp", "avif", "tiff", "jxl", "same"])
 def test_every_format_can_be_chosen(visit, name):
     """The quality is offered for lossy ones only."""
     with visit() as page:
         options = asked(page, lambda: page.locator("#format").select_option(name))
         assert options["format"] == name
         assert page.locator("#quality-row").is_visible() == (name not in ("png", "tiff"))
+
+
+def test_jpeg_xl_is_not_offered_where_it_cannot_be_written(visit, monkeypatch):
+    """The service names its formats in the list of variants."""
+    monkeypatch.setattr("app.routes.variants.writable", lambda: ["png", "jpeg"])
+    with visit() as page:
+        page.get_by_text("Options", exact=True).click()
+        page.wait_for_function("document.querySelector('#format option[value=jxl]').disabled")
+        assert page.locator("#format option:not([hidden])").count() == 6
 
 
 def test_a_very_large_png_is_asked_about_first(visit):
