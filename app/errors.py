@@ -103,15 +103,15 @@ class UploadTooSlow(RequestError, status=408, code="upload_too_slow"):
 
 
 class BodyTooLarge(RequestError, status=413, code="body_too_large"):
-    """The body has more bytes than MAX_BODY_BYTES; carries ``limit``."""
+    """The body has more bytes than MAX_BODY_BYTES; with the field ``limit``."""
 
 
 class ImageTooLarge(RequestError, status=413, code="image_too_large"):
-    """The image or its result has too many pixels; carries ``limit`` and ``actual``."""
+    """The image or its result has too many pixels; with the fields ``limit`` and ``actual``."""
 
 
 class OutputTooLarge(RequestError, status=413, code="output_too_large", title="Result too large for the output format"):
-    """The output format cannot hold the result; carries ``limit`` and ``actual``, pixels a side."""
+    """The output format cannot hold the result; with the fields ``limit`` and ``actual``, pixels a side."""
 
 
 class UnsupportedFormat(RequestError, status=415, code="unsupported_format"):
@@ -123,7 +123,7 @@ class MisdirectedRequest(RequestError, status=421, code="misdirected_request"):
 
 
 class InvalidOption(RequestError, status=422, code="invalid_option"):
-    """An option is unknown or has an invalid value; carries ``errors``, one sentence per option."""
+    """An option is unknown or has an invalid value; with the field ``errors``, one sentence per option."""
 
 
 class QueueFull(RequestError, status=429, code="queue_full", retry_after=1):
@@ -131,7 +131,7 @@ class QueueFull(RequestError, status=429, code="queue_full", retry_after=1):
 
 
 class HeadersTooLarge(RequestError, status=431, code="headers_too_large"):
-    """The request line and headers are too long; carries ``limit``, bytes."""
+    """The request line and headers are too long; with the field ``limit``, bytes."""
 
 
 class ServerError(ServiceError):

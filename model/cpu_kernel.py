@@ -1,6 +1,6 @@
 """The parts of the network on a CPU in one call each: a window passes all of a part while it is in the cache.
 
-The kernel (``model/kernels/block.c``) is built when the package is installed where there is a C compiler. Without it,
+The kernel (``model/kernels/block.c``) is built with the package if there is a C compiler. Without it,
 and on a GPU, in training and in other dtypes, PyTorch's operators compute the same.
 """
 
@@ -25,7 +25,7 @@ SLOTS = 64
 """Tokens of a window that the kernel has room for."""
 
 PARTS = {"fast": 1, "high": 2}
-"""Precisions that AMX computes, and how many bfloat16 stand for a float32 in them."""
+"""Precisions that AMX computes, and how many bfloat16 values represent a float32 in them."""
 
 Arguments = TypeVar(
     "Arguments", BlockArguments, ConvolutionArguments, library.EmbeddingArguments, library.HeadArguments
@@ -64,7 +64,7 @@ HeadWeights = KernelWeights[library.HeadArguments]
 def pack_block(
     bias: Tensor, scale: Tensor, weights: Sequence[Tensor], eps: float, precision: str = "exact"
 ) -> BlockWeights | None:
-    """Bring a block's weights into the kernel's form.
+    """Convert a block's weights to the kernel's form.
 
     Args:
         bias: (kinds, nH, N of query, N of key), position bias and mask.
@@ -74,7 +74,7 @@ def pack_block(
         precision: ``exact``, or ``high`` or ``fast`` by AMX, where that can compute the block.
 
     Returns:
-        None where the kernel cannot compute the block: it was not built, the weights are not float32 on a CPU, or a
+        None if the kernel cannot compute the block: it was not built, the weights are not float32 on a CPU, or a
         window has more than ``SLOTS`` tokens.
     """
     kernel = load_kernel()
@@ -98,16 +98,16 @@ def pack_convolution(
     precision: str = "exact",
     norm: tuple[Tensor, Tensor, float] | None = None,
 ) -> ConvolutionWeights | None:
-    """Bring a 3x3 convolution of C to C channels, and what stands behind it, into the kernel's form.
+    """Convert a 3x3 convolution of C to C channels, and a linear layer after it, to the kernel's form.
 
     Args:
-        weights: weight (C, C, 3, 3) and bias; with a linear layer behind it, that layer's weight (C, C) and bias.
+        weights: weight (C, C, 3, 3) and bias; with a linear layer after it, that layer's weight (C, C) and bias.
         window: side of a window.
         precision: as for ``pack_block``.
         norm: weight (C,), bias (C,) and eps of the LayerNorm of the result; None without one.
 
     Returns:
-        None where the kernel cannot compute it, as for ``pack_block``.
+        None if the kernel cannot compute it, as for ``pack_block``.
     """
     kernel, (norm_weight, norm_bias, eps) = load_kernel(), norm or (None, None, 0.0)
     given = [*weights, *[None] * (4 - len(weights)), norm_weight, norm_bias]
@@ -123,7 +123,7 @@ def pack_convolution(
 
 
 def pack_embedding(weights: Sequence[Tensor], eps: float, window: int) -> EmbeddingWeights | None:
-    """Bring the first convolution and the embedding into the kernel's form.
+    """Convert the first convolution and the embedding to the kernel's form.
 
     Args:
         weights: weight (C, colors, 3, 3) and bias of the convolution, weight (C, C) and bias of the linear layer,
@@ -132,7 +132,7 @@ def pack_embedding(weights: Sequence[Tensor], eps: float, window: int) -> Embedd
         window: side of a window.
 
     Returns:
-        None where the kernel cannot compute it, as for ``pack_block``.
+        None if the kernel cannot compute it, as for ``pack_block``.
     """
     if load_kernel() is None or window**2 > SLOTS or not _can_read(*weights):
         return None
@@ -143,7 +143,7 @@ def pack_embedding(weights: Sequence[Tensor], eps: float, window: int) -> Embedd
 
 
 def pack_head(weight: Tensor, bias: Tensor, scale: int, window: int) -> HeadWeights | None:
-    """Bring a head of one 3x3 convolution and a pixel shuffle into the kernel's form.
+    """Convert a head of one 3x3 convolution and a pixel shuffle to the kernel's form.
 
     Args:
         weight: (colors * scale * scale, C, 3, 3).
@@ -152,7 +152,7 @@ def pack_head(weight: Tensor, bias: Tensor, scale: int, window: int) -> HeadWeig
         window: side of a window.
 
     Returns:
-        None where the kernel cannot compute it, as for ``pack_block``.
+        None if the kernel cannot compute it, as for ``pack_block``.
     """
     if load_kernel() is None or window**2 > SLOTS or not _can_read(weight, bias):
         return None
@@ -188,12 +188,12 @@ def run(
     Args:
         block: its weights.
         tokens: (T, C) float32 on a CPU.
-        gather: (T,) int32, the row of ``tokens`` that each token of the block comes from; None where that is itself.
+        gather: (T,) int32, the row of ``tokens`` that each token of the block comes from; None for itself.
         counts: how many windows, in their order, have which kind of mask.
         out: (T, C), other memory than ``tokens``; is overwritten.
 
     Returns:
-        (T, C), in the block's order; ``out`` where that was given.
+        (T, C), in the block's order; ``out`` if given.
 
     Raises:
         MemoryError: if the scratch memory of a thread cannot be allocated.
@@ -220,7 +220,7 @@ def run(
 def convolve(
     weights: ConvolutionWeights, tokens: Tensor, halo: Tensor, residual: Tensor, out: Tensor | None = None
 ) -> Tensor:
-    """A 3x3 convolution with zeros around every image, the linear layer behind it, and a residual added.
+    """A 3x3 convolution with zeros around every image, the linear layer after it, and a residual added.
 
     Args:
         weights: of both.
@@ -230,7 +230,7 @@ def convolve(
         out: (T, C), other memory than ``tokens``; is overwritten.
 
     Returns:
-        (T, C) in window order; ``out`` where that was given.
+        (T, C) in window order; ``out`` if given.
 
     Raises:
         MemoryError: if the scratch memory of a thread cannot be allocated.

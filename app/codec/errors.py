@@ -29,11 +29,11 @@ class UnsupportedImage(CodecError):
 
 
 class TooLarge(CodecError):
-    """The image has more pixels than are accepted; carries ``limit`` and ``actual``."""
+    """The image has more pixels than are accepted; with the fields ``limit`` and ``actual``."""
 
 
 class TooLargeForFormat(TooLarge):
-    """The output format cannot hold the image; carries ``limit`` and ``actual``, pixels a side or in all."""
+    """The output format cannot hold the image; with the fields ``limit`` and ``actual``, pixels a side or in all."""
 
 
 class InvalidEncodeOption(CodecError):

@@ -146,7 +146,7 @@ def fill_transparent(pixels: Pixels, alpha: Pixels | None) -> Pixels:
 
 
 def _push_pull(total: NDArray[np.float32], weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Weighted means, over larger and larger squares where there is no weight. Some weight must be positive."""
+    """Weighted means, over larger and larger squares around pixels without weight. Some weight must be positive."""
     mean = np.asarray(total / np.maximum(weight, 1), np.float32)
     if weight.all():
         return mean

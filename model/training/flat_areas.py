@@ -10,7 +10,7 @@ depend on the other path alone. That path is linear, so one linear condition mak
 - ``pixelshuffle_aux``: it ends in ``convolution_0``, the other one is ``conv_bicubic`` of the enlarged input followed
   by ``final_convolution``.
 
-The heads ``pixelshuffle`` and ``nearest+conv`` have no linear path and cannot be held to this.
+The heads ``pixelshuffle`` and ``nearest+conv`` have no linear path, so this is impossible with them.
 """
 
 from __future__ import annotations

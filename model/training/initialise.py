@@ -77,7 +77,7 @@ def start_at_interpolation(network: Swin2SR) -> None:
 
 
 def _follow(parameters: Mapping[str, nn.Parameter], name: str, wanted: Tensor, rows: slice = slice(None)) -> None:
-    """Make rows of a convolution act, behind ``first_convolution``, as the wanted filters of the network's input."""
+    """Make rows of a convolution, after ``first_convolution``, compute the wanted filters of the network's input."""
     weight = solve_second(parameters["swin2sr.first_convolution.weight"], wanted)
     offset = torch.einsum("ofyx,f->o", weight, parameters["swin2sr.first_convolution.bias"].double())
     parameters[f"{name}.weight"][rows] = weight.to(parameters[f"{name}.weight"])
@@ -85,7 +85,7 @@ def _follow(parameters: Mapping[str, nn.Parameter], name: str, wanted: Tensor, r
 
 
 def _start_compressed(parameters: Mapping[str, nn.Parameter], channels: int) -> None:
-    """Let the auxiliary image begin as the input, and the image as the bicubic branch alone."""
+    """Make the auxiliary image equal the input at first, and the image equal the bicubic branch."""
     copy = interpolation_kernels(1, channels)
     _follow(parameters, "upsample.conv_before_upsample", torch.cat([copy, -copy]), slice(0, 2 * channels))
     aux = parameters["upsample.conv_aux.weight"]

@@ -60,7 +60,7 @@ def cut(
 ) -> Sample:
     """Cut a random crop, turn it at random, and compress its input where a range of qualities is given.
 
-    One crop in four stands for an image whose sides are not multiples of the window: it is cut smaller and padded as
+    One crop in four represents an image whose sides are not multiples of the window: it is cut smaller and padded as
     serving pads, by reflection on the right and at the bottom. A crop of a JPEG rarely begins where an 8x8 block does,
     an uploaded JPEG always: one crop in four gets a random offset into its blocks. Two in three are stored with reduced
     chroma, as most files are. Every doubling of the quality is as likely: the loss of JPEG is proportional to its

@@ -70,7 +70,7 @@ def test_a_key_is_sent_and_not_shown(visit):
     """Where the address needs one."""
     with visit({"api_keys": "secret-key"}, path="docs") as page:
         all_of_them = operation(page, "GET /v1/variants")
-        page.get_by_label("Key, where one is needed").fill("secret-key")
+        page.get_by_label("Key, if one is needed").fill("secret-key")
         assert "Bearer KEY" in all_of_them.get_by_label("The same with curl").inner_text()
         all_of_them.get_by_role("button", name="Send").click()
         all_of_them.locator(".output .status").filter(has_text="200").wait_for()
