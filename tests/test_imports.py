@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 
 PACKAGES = ("model", "app")
 
-FRAMEWORK_MODULES = {"app.main", "app.routes", "app.http", "app.ray"}
-"""Where FastAPI and Starlette may be imported."""
+FRAMEWORK_MODULES = {"app.main", "app.routes", "app.http", "app.ray", "app.bench"}
+"""Where FastAPI and Starlette may be imported; ``app.bench`` contains a LitServe server for comparison."""
 
 THREAD_MODULES = {"app.batching", "app.variants", "app.imaging", "app.pipeline", "app.logs", "app.tracing"}
 """Where threads and their futures may be imported."""
