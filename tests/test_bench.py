@@ -21,6 +21,7 @@ from model.bench.report import Row, tabulate
 from model.bench.sections import Bench
 from model.config import Swin2SRConfig
 from model.inference import compute_block
+from model.kernels import library
 from model.network import Swin2SR
 from model.operators import PLAIN
 from model.tiling import plan
@@ -209,10 +210,29 @@ def test_a_profile_adds_up(bench):
     """Shares of families add up to one, and on a CPU the kernel is seen."""
     shares = profile_forward(bench.upscaler(), workloads.draw_pixels(16, 16), 1)
     assert sum(shares.values()) == pytest.approx(1)
-    assert shares["convolution"] > 0
-    if cpu_kernel.load_kernel():
-        assert shares["the kernel's blocks"] > 0
-        assert shares["the kernel's convolutions"] > 0
+    families = [f"the kernel's {part}" for part in ("blocks", "convolutions", "embedding and head")]
+    assert all(shares[family] > 0 for family in (families if cpu_kernel.load_kernel() else ["convolution"]))
+
+
+def test_precisions_are_compared(bench, monkeypatch):
+    """Where the hardware has them there is a ratio and an error; where not, that is said."""
+    monkeypatch.setattr(sections, "FORWARD", (("lightweight-x2", 8), ("lightweight-x2", 16)))
+    rows = list(sections.compare_precisions(bench))
+    assert {row.against for row in rows} == {"exact"}
+    if library.kernel_level() == "amx":
+        assert [row.meaning for row in rows] == 2 * ["largest difference", "times as fast"]
+        assert 0 < rows[0].figure < rows[2].figure < 1
+        assert rows[1].figure > 0
+    else:
+        assert [row.there for row in rows] == 2 * ["not on this hardware"]
+
+
+def test_many_threads_are_compared_with_few(bench):
+    """And the process has as many as before afterwards."""
+    [row] = sections.compare_threads(bench)
+    assert row.figure > 0
+    assert row.against == "1 threads"
+    assert torch.get_num_threads() == bench.threads
 
 
 def test_an_unknown_section_is_refused(bench):

@@ -18,6 +18,7 @@ from model.upscaler import Upscaler
 FAMILIES: Mapping[str, str] = {
     "the kernel's blocks": r"^swin_block$",
     "the kernel's convolutions": r"^swin_convolution$",
+    "the kernel's embedding and head": r"^swin_(embed|enlarge)$",
     "whole blocks": r"block_windows",
     "block behind attention": r"finish_rows",
     "attention": r"attend_windows",

@@ -21,12 +21,19 @@ from model.bench.timing import Run, Timing, interleave
 from model.bench.workloads import draw_pixels, make_network, mixed_sizes, pad_to_largest, upscale_tiled
 from model.network import Swin2SR
 from model.padding import to_tensor
+from model.precision import PRECISIONS
 from model.upscaler import Upscaler
 
 logger = logging.getLogger(__name__)
 
 FORWARD = (("lightweight-x2", 128), ("lightweight-x2", 256), ("classical-x2", 128))
 """Variants and sides of the images that are compared with other runtimes."""
+
+TINY = (("lightweight-x2", 8), ("lightweight-x2", 64))
+"""The same where the arithmetic takes so little time that what stands around it counts."""
+
+MANY_THREADS = 16
+"""More threads than most machines have processors, as in a container that sees the processors of its host."""
 
 GROWTH = (64, 128, 256, 512, 1024)
 UNIT = 128
@@ -133,6 +140,44 @@ def compare_growth(bench: Bench) -> Iterator[Row]:
             )
 
 
+def compare_precisions(bench: Bench) -> Iterator[Row]:
+    """`high` and `fast` against `exact`, in time and in values, where the hardware has them."""
+    for variant, side in FORWARD[1:]:
+        image = draw_pixels(side, side)
+        upscalers = {name: bench.upscaler(variant, name) for name in PRECISIONS}
+        timings = bench.time({name: partial(upscaler.forward, [image]) for name, upscaler in upscalers.items()})
+        [expected] = upscalers["exact"].forward([image])
+        for name in PRECISIONS[1:]:
+            work = f"{variant} {side}x{side} in {name}"
+            if upscalers[name].precision != name:
+                yield Row(work, "exact", None, "times as fast", there="not on this hardware")
+                continue
+            apart = float(np.abs(upscalers[name].forward([image])[0] - expected).max())
+            yield Row(f"{work}, values", "exact", apart, "largest difference")
+            here, there = timings[name], timings["exact"]
+            yield Row(work, "exact", there.median / here.median, "times as fast", _show(here), _show(there))
+
+
+def compare_threads(bench: Bench) -> Iterator[Row]:
+    """A tiny image with far more threads than processors, against the bench's."""
+    if bench.device.type != "cpu":
+        return
+    upscaler, (variant, side) = bench.upscaler(), TINY[-1]
+    image = draw_pixels(side, side)
+
+    def run(threads: int) -> None:
+        torch.set_num_threads(threads)
+        upscaler.forward([image])
+
+    try:
+        timings = bench.time({"many": partial(run, MANY_THREADS), "few": partial(run, bench.threads)})
+    finally:
+        torch.set_num_threads(bench.threads)
+    many, few = timings["many"], timings["few"]
+    work = f"{variant} {side}x{side} with {MANY_THREADS} threads"
+    yield Row(work, f"{bench.threads} threads", many.median / few.median, "times as long", _show(many), _show(few))
+
+
 def _tiled(upscaler: Upscaler, image: np.ndarray) -> Run:
     return lambda: upscale_tiled(upscaler, image)
 
@@ -186,7 +231,11 @@ def _show(timing: Timing) -> str:
 Section = Callable[[Bench], Iterator[Row]]
 
 SECTIONS: Mapping[str, Section] = {
-    **{f"{variant}-{side}": partial(compare_forward, variant=variant, side=side) for variant, side in FORWARD},
+    **{
+        f"{variant}-{side}": partial(compare_forward, variant=variant, side=side) for variant, side in (*FORWARD, *TINY)
+    },
+    "precisions": compare_precisions,
+    "threads": compare_threads,
     "mixed": compare_mixed,
     "growth": compare_growth,
     "memory": compare_memory,
