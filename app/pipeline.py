@@ -12,9 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from app import codec
@@ -33,14 +32,15 @@ from app.settings import Settings
 from app.variants.loaded_model import LoadedModel, TileJob
 from app.variants.passes import ChosenModels, choose_models
 from app.variants.registry import ModelRegistry
+from model.tiling import Parallel
 
 START_SECONDS = 20.0
 """Time for the threads of a pool to start."""
 
 P = ParamSpec("P")
 V = TypeVar("V")
-TileBatcher = Batcher[TileJob, NDArray[np.float32]]
-TileSubmission = Submission[TileJob, NDArray[np.float32]]
+TileBatcher = Batcher[TileJob, NDArray[Any]]
+TileSubmission = Submission[TileJob, NDArray[Any]]
 
 MAX_STITCH_THREADS = 4
 """Threads that quantise the bands of a tile. More are not faster, because memory bandwidth is the limit."""
@@ -202,8 +202,7 @@ class Pipeline:
     async def _run_step(self, run: _Run, index: int, image: codec.Image, reservation: Reservation) -> codec.Image:
         """Compute one pass over an image."""
         step, model = run.plan.steps[index], run.chosen.models[index]
-        work = await _in(self._pool, StepRun, image, step, self._run_parallel)
-        jobs = [TileJob(model.upscaler, tile) for tile in await _in(self._pool, list, work.tiles())]
+        work, jobs = await _in(self._pool, _cut, image, step, model, self._run_parallel)
         submission = self._batcher.admit(
             model.key,
             jobs,
@@ -221,26 +220,35 @@ class Pipeline:
             submission.cancel()
         run.seconds["queue"] += submission.queue_seconds
         run.seconds["forward"] += submission.forward_seconds
-        return await _in(self._stitching, work.finish)
+        return await _in(self._pool, work.finish)
 
     async def _stitch(self, submission: TileSubmission, work: StepRun, step: Step) -> None:
-        """Stitch the results as they arrive, and free each afterwards."""
+        """Stitch the results as they arrive, and free each afterwards.
+
+        A single result does not wait behind the tiles of large images.
+        """
+        pool = self._stitching if len(step.tiles) > 1 else self._pool
         for group in work.groups:
             futures = [asyncio.wrap_future(submission.futures.popleft()) for _ in range(step.augmentations)]
             outputs = await asyncio.gather(*futures)
             del futures
-            await _in(self._stitching, work.stitch, group, outputs)
+            await _in(pool, work.stitch, group, outputs)
             del outputs
             submission.release(step.augmentations)
 
     def _run_parallel(self, calls: Sequence[Callable[[], None]]) -> None:
-        """Run calls in parallel. Called in the stitching thread."""
+        """Run calls in parallel. Not called in the threads that run them."""
         if len(calls) < 2:
             for call in calls:
                 call()
             return
         for future in [self._bands.submit(call) for call in calls]:
             future.result()
+
+
+def _cut(image: codec.Image, step: Step, model: LoadedModel, parallel: Parallel) -> tuple[StepRun, list[TileJob]]:
+    work = StepRun(image, step, parallel)
+    return work, [TileJob(model.upscaler, tile, dtype if model.rounds else None) for tile, dtype in work.tiles()]
 
 
 class _Run:

@@ -133,7 +133,7 @@ class Service:
             return
         pixels = free_bytes // 2 // bytes_per_pixel
         self.batcher.lower_budget(pixels)
-        if pixels < self.settings.tile_size**2:
+        if self.registry.device.type == "cpu" and pixels < self.settings.tile_size**2:  # a GPU tries one when warmed up
             logger.warning(
                 "half of the free memory (%d MiB) holds %d pixels, less than a tile of TILE_SIZE %d; lower TILE_SIZE",
                 free_bytes // 2**21, pixels, self.settings.tile_size,
@@ -224,6 +224,7 @@ def _build_registry(settings: Settings, threads: int, load: Load | None, heartbe
         device=settings.device,
         precision=settings.precision,
         threads=threads,
+        tile_size=settings.tile_size,
         load=load,
         heartbeat=heartbeat.record,
     )

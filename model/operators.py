@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.packing import IN_PYTORCH, IndexFunctions
+
 if TYPE_CHECKING:
     from model.packed_weights import Block, EndWeights
     from model.packing import WindowIndex
@@ -190,6 +192,7 @@ class Operators:
     run_block: RunBlock | None = None
     gather: Gather = gather
     end_stage: EndStage | None = None
+    index: IndexFunctions = IN_PYTORCH
 
 
 def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:

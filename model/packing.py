@@ -11,8 +11,9 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -60,26 +61,26 @@ def mask_kinds(grid: Tensor) -> Tensor:
     return (column == columns - 1).int() + 2 * (row == rows - 1).int()
 
 
-def cyclic_source(grid: Tensor, side: int, shift: int) -> Tensor:
-    """Which token each token becomes when every image is rolled up and to the left by ``shift``: (T,) int32."""
-    _, row, column, rows, columns = grid[:, :, None].unbind(1)
-    down, right = _within(side, 0, grid.device)
-    y = (row * side + down + shift) % (rows * side)
-    x = (column * side + right + shift) % (columns * side)
-    return _locate(grid, side, y, x).view(-1)
+def locate(grid: Tensor, side: int, *, border: int = 0, roll: int = 0, clamp: bool = False) -> Tensor:
+    """The tokens that every window sees with a border around it.
 
+    Args:
+        grid: (nW, FIELDS) int32.
+        side: of a window at the scale of the tokens.
+        border: pixels around the window, at that scale.
+        roll: pixels by which the tokens' order rolls every image up and to the left, above -side and below side.
+        clamp: whether a place outside of the image sees the nearest one inside.
 
-def halo(grid: Tensor, side: int, border: int = 1, *, clamp: bool = False) -> Tensor:
-    """The tokens that every window sees with a border around it: (nW, (side + 2 * border) ** 2) int32.
-
-    Outside of the image that is -1, or with ``clamp`` the nearest token inside.
+    Returns:
+        (nW, (side + 2 * border) ** 2) int32; -1 outside of the image without ``clamp``.
     """
-    _, row, column, rows, columns = grid[:, :, None].unbind(1)
+    first, row, column, rows, columns = grid[:, :, None].unbind(1)
     down, right = _within(side, border, grid.device)
-    y, x = row * side + down, column * side + right
-    inside_y = y.clamp_min(0).minimum(rows * side - 1)
-    inside_x = x.clamp_min(0).minimum(columns * side - 1)
-    found = _locate(grid, side, inside_y, inside_x)
+    y, x, height, width = row * side + down, column * side + right, rows * side, columns * side
+    inside_y, inside_x = y.clamp_min(0).minimum(height - 1), x.clamp_min(0).minimum(width - 1)
+    seen_y, seen_x = (inside_y + roll) % height, (inside_x + roll) % width
+    window = first + seen_y // side * columns + seen_x // side
+    found = window * (side * side) + seen_y % side * side + seen_x % side
     return found if clamp else torch.where((y == inside_y) & (x == inside_x), found, -1)
 
 
@@ -106,11 +107,30 @@ def _within(side: int, border: int, device: torch.device) -> tuple[Tensor, Tenso
     return place // length - border, place % length - border
 
 
-def _locate(grid: Tensor, side: int, y: Tensor, x: Tensor) -> Tensor:
-    """The tokens (nW, n) at places (nW, n) of the images."""
-    first, columns = grid[:, 0:1], grid[:, 4:5]
-    window = first + torch.div(y, side, rounding_mode="floor") * columns + torch.div(x, side, rounding_mode="floor")
-    return window * (side * side) + (y % side) * side + x % side
+class Locate(Protocol):
+    """``locate``, in PyTorch or as a kernel."""
+
+    def __call__(self, grid: Tensor, side: int, *, border: int = 0, roll: int = 0, clamp: bool = False) -> Tensor:
+        """As ``locate``."""
+
+
+class PixelRows(Protocol):
+    """``pixel_rows``, in PyTorch or as a kernel."""
+
+    def __call__(self, grid: Tensor, window: int, scale: int = 1) -> Tensor:
+        """As ``pixel_rows``."""
+
+
+@dataclass(frozen=True)
+class IndexFunctions:
+    """What computes the index tables: these functions, or kernels that need one launch for each table."""
+
+    locate: Locate = locate
+    mask_kinds: Callable[[Tensor], Tensor] = mask_kinds
+    pixel_rows: PixelRows = pixel_rows
+
+
+IN_PYTORCH = IndexFunctions()
 
 
 class WindowIndex:
@@ -123,14 +143,18 @@ class WindowIndex:
         window: side of a window.
         shift: pixels by which odd blocks shift the grid.
         sort: whether windows of the shifted order are sorted by the kind of their mask.
+        functions: what computes the tables.
     """
 
-    def __init__(self, grid: Tensor, window: int, shift: int, *, sort: bool = False) -> None:
+    def __init__(
+        self, grid: Tensor, window: int, shift: int, *, sort: bool = False, functions: IndexFunctions = IN_PYTORCH
+    ) -> None:
         self.grid, self.window = grid, window
         self.windows_count = len(grid)
-        self._to_shifted = cyclic_source(grid, window, shift)
-        self._from_shifted = cyclic_source(grid, window, -shift)
-        self._kinds = mask_kinds(grid)
+        self._shift, self._sorted, self._functions = shift, sort, functions
+        self._to_shifted = functions.locate(grid, window, roll=shift).view(-1)
+        self._from_shifted = functions.locate(grid, window, roll=-shift).view(-1)
+        self._kinds = functions.mask_kinds(grid)
         self._no_kinds = torch.zeros_like(self._kinds)
         self._halos: dict[tuple[int, bool], Tensor] = {}
         if sort:
@@ -160,12 +184,17 @@ class WindowIndex:
         """
         key = (side, shifted)
         if key not in self._halos:
-            seen = halo(self.grid, side)
-            if shifted:
+            roll = -self._shift if shifted and not self._sorted else 0
+            seen = self._functions.locate(self.grid, side, border=1, roll=roll)
+            if shifted and self._sorted:
                 found = self._from_shifted.index_select(0, seen.clamp_min(0).view(-1)).view_as(seen)
                 seen = torch.where(seen < 0, seen, found)
             self._halos[key] = seen
         return self._halos[key]
+
+    def clamped(self, side: int, border: int) -> Tensor:
+        """The tokens (nW, (side + 2 * border) ** 2) int32 with a border, the nearest ones outside of the image."""
+        return self._functions.locate(self.grid, side, border=border, clamp=True)
 
 
 class PackedLayout(WindowIndex):

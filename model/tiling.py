@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -152,17 +153,21 @@ class Stitcher:
         self._below: Values = np.empty_like(self._above)
         self._side: Values = np.empty((0, 0, channels), np.float32)
 
-    def add(self, tile: Tile, output: Values) -> None:
-        """Add the upscaled tile, (s h, s w, C) with values in about [0, 1].
+    def add(self, tile: Tile, output: NDArray[Any]) -> None:
+        """Add the upscaled tile, (s h, s w, C) with values in about [0, 1], or of the image's dtype if it is alone.
 
         Raises:
-            ValueError: if this is not the next tile of the plan, its output has another size, or a value is not finite.
+            ValueError: if this is not the next tile of the plan, its output has another size or type, or a value is not
+                finite.
         """
         scale = self._scale
         if self._added == len(self._tiles) or tile != self._tiles[self._added]:
             raise ValueError(f"{tile} is not the next tile in reading order")
         if output.shape != (tile.height * scale, tile.width * scale, self._image.shape[2]):
             raise ValueError(f"the output of {tile} has the shape {output.shape}")
+        if not np.issubdtype(output.dtype, np.floating):
+            self._take(output)
+            return
         rows, columns = self._rows[tile.row], self._columns[tile.column]
         if tile.column == 0:
             self._above, self._below = self._below, self._above
@@ -178,6 +183,15 @@ class Stitcher:
         self._side = part[:, after:].copy()
         calls += self._place_columns(part[:, before:after], rows, left + before)
         self._parallel(calls)
+        self._added += 1
+
+    def _take(self, output: NDArray[Any]) -> None:
+        """Take the rounded output of the only tile."""
+        if len(self._tiles) > 1 or output.dtype != self._image.dtype:
+            raise ValueError(
+                f"{len(self._tiles)} tiles of {output.dtype} cannot become an image of {self._image.dtype}"
+            )
+        self._image[...] = output[: self._image.shape[0], : self._image.shape[1]]
         self._added += 1
 
     def finish(self) -> Pixels:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
 from model.checkpoints import load_network
-from model.gpu.runner import Flight, Forward
+from model.gpu.pending import PendingBatch
+from model.gpu.runner import GpuRunner
 from model.hooks import HeartbeatHook, has_observers
 from model.network import Swin2SR
 from model.padding import pad, quantise, to_tensor
@@ -50,10 +52,10 @@ class Upscaler:
             self.precision = "exact" if self._on_cpu is None else self._on_cpu.precision
         self.dtype = torch.bfloat16 if on_gpu and self.precision == "fast" else torch.float32
         # On a GPU kernels are chosen and graphs captured now, so that the first requests need not wait for it.
-        self._on_gpu: Forward | None = None
+        self._on_gpu: GpuRunner | None = None
         if on_gpu:
             tf32 = self.precision == "high"
-            self._on_gpu = Forward(self.network, self.dtype, tf32=tf32, bytes_per_pixel=self.bytes_per_pixel)
+            self._on_gpu = GpuRunner(self.network, self.dtype, tf32=tf32, bytes_per_pixel=self.bytes_per_pixel)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, device: str = "auto", precision: str = "auto") -> Upscaler:
@@ -115,16 +117,25 @@ class Upscaler:
         """Whether the device is asynchronous, so that ``launch`` can be used."""
         return self._on_gpu is not None
 
-    @torch.inference_mode()
-    def launch(self, tiles: Sequence[np.ndarray]) -> Flight:
+    @property
+    def rounds(self) -> bool:
+        """Whether ``launch`` can round results on the device."""
+        return self.runs_ahead
+
+    def launch(self, tiles: Sequence[np.ndarray], dtypes: Sequence[DTypeLike | None] | None = None) -> PendingBatch:
         """Begin ``forward`` and return at once, if ``runs_ahead``. Later launches are computed after it.
 
+        Args:
+            tiles: as for ``forward``.
+            dtypes: for each tile the integer type that its values are rounded to on the device, uint8 or uint16, which
+                makes them smaller to download; None for float32, as by default.
+
         Raises:
-            ValueError: as ``forward``.
+            ValueError: as ``forward``; and from ``results`` of the batch, if a value that was rounded is not finite.
         """
         assert self._on_gpu is not None, "only if runs_ahead"
         self._check(tiles)
-        return self._on_gpu.launch(tiles)
+        return self._on_gpu.launch(tiles, dtypes)
 
     def __call__(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Upscale images of any sizes in one forward pass, padded by the direct rule and cropped.
@@ -136,13 +147,17 @@ class Upscaler:
             For each image (scale * H, scale * W, C) of its own dtype.
 
         Raises:
-            ValueError: if the channels are not the network's.
+            ValueError: if the channels are not the network's, or a value is not finite.
         """
-        outputs = self.forward([pad(image, self.window_size) for image in images])
-        return [
-            quantise(output[: self.scale * image.shape[0], : self.scale * image.shape[1]], image.dtype)
+        tiles, dtypes = [pad(image, self.window_size) for image in images], [image.dtype for image in images]
+        outputs = self.launch(tiles, dtypes).results() if self.runs_ahead else self.forward(tiles)
+        cropped = [
+            output[: self.scale * image.shape[0], : self.scale * image.shape[1]]
             for image, output in zip(images, outputs, strict=True)
         ]
+        if self.runs_ahead:
+            return [np.ascontiguousarray(image) for image in cropped]
+        return [quantise(image, dtype) for image, dtype in zip(cropped, dtypes, strict=True)]
 
     def _check(self, tiles: Sequence[np.ndarray]) -> None:
         for tile in tiles:

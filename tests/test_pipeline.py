@@ -55,6 +55,72 @@ def test_any_size_and_color_is_enlarged(build, size, have, channels):
     assert (upscaled.variant, upscaled.scale, upscaled.pixels) == ("classical-x2", 2, size[0] * size[1])
 
 
+class RoundingDevice(ScriptedUpscaler):
+    """Computes by itself, and rounds what it is told to.
+
+    Attributes:
+        dtypes: of every launch after the warm-up.
+    """
+
+    runs_ahead = rounds = True
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.dtypes = []
+
+    def launch(self, tiles, dtypes=None):
+        self.dtypes.append(dtypes)
+        values = self.forward(tiles)
+        rounded = [
+            each if dtype is None else np.rint(each * np.iinfo(dtype).max).astype(dtype)
+            for each, dtype in zip(values, dtypes or [None] * len(tiles), strict=True)
+        ]
+        return Done(rounded)
+
+
+class Done:
+    """A batch that is computed."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def fraction_done(self):
+        return 1.0
+
+    def results(self):
+        return self._values
+
+
+@pytest.mark.parametrize(
+    ("pixels", "channels", "options", "rounded"),
+    [
+        (noise(20, 30), 3, {}, "uint8"),
+        (noise(20, 30, 1), 1, {}, "uint8"),
+        (noise(20, 30, 1), 3, {}, None),
+        (noise(20, 30), 3, {"ensemble": True}, None),
+        (noise(200, 300), 3, {}, None),
+    ],
+    ids=["one tile", "gray", "gray by a color network", "ensemble", "tiles"],
+)
+def test_a_device_rounds_what_nobody_blends(build, pixels, channels, options, rounded):
+    """One tile whose channels stay; what is averaged, converted or joined comes as float32. The image is the same."""
+    device = RoundingDevice(channels=channels)
+    body = upscale(build(device), png(pixels), **options).encoded.body
+    np.testing.assert_array_equal(pixels_of(body), enlarged(pixels).squeeze(2 if pixels.shape[2] == 1 else ()))
+    assert {dtype and str(dtype) for dtypes in device.dtypes for dtype in dtypes or [None]} == {rounded}
+
+
+def test_a_single_result_does_not_wait_behind_the_tiles_of_a_large_image(build):
+    """While the thread that stitches is held, an image of one tile is finished."""
+    service, gate = build(ScriptedUpscaler()), threading.Event()
+    held = service.pipeline._stitching.submit(gate.wait, PATIENCE)
+    pixels = noise(20, 30)
+    np.testing.assert_array_equal(pixels_of(upscale(service, png(pixels)).encoded.body), enlarged(pixels))
+    assert not held.done()
+    gate.set()
+    assert held.result(PATIENCE)
+
+
 def test_a_large_image_is_computed_in_tiles(build):
     """No call is over the budget, and the answer says how many tiles there were."""
     upscaler = ScriptedUpscaler()

@@ -28,7 +28,8 @@ from app.imaging import encoding
 from app.main import create_app
 from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
-from model.gpu.runner import Flight, Forward
+from model.gpu.pending import PendingBatch
+from model.gpu.runner import GpuRunner
 from model.upscaler import Upscaler
 from tests.connections import Connection
 from tests.networks import tiny_network
@@ -325,11 +326,11 @@ def test_promise_6_neighbours_do_not_matter(tmp_path):
         assert (difference > 0).mean() <= 0.001
 
 
-class SlowFlight(Flight):
+class SlowBatch(PendingBatch):
     """Has not arrived before another has left, or nobody asked for a while."""
 
-    def __init__(self, flight, device):
-        super().__init__(flight._packs)
+    def __init__(self, batch, device):
+        super().__init__(batch._packs)
         self._device, self._left, self._patience = device, len(device.calls), 20
 
     def fraction_done(self):
@@ -341,21 +342,21 @@ class SlowFlight(Flight):
         return super().results()
 
 
-class Device(Forward):
+class Device(GpuRunner):
     """A GPU's forward pass on a CPU, behind a gate, with memory for so many pixels."""
 
     memory = 6400  # of the warm-up
     under_way = most_under_way = 0
 
-    def launch(self, tiles):
-        flight = super().launch(tiles)
+    def launch(self, tiles, dtypes=None):
+        batch = super().launch(tiles, dtypes)
         self.calls.append(len(tiles))
         self.gate.pass_through()
         if sum(tile.shape[0] * tile.shape[1] for tile in tiles) > self.memory:
             raise torch.OutOfMemoryError("planned failure")
         self.under_way += 1
         self.most_under_way = max(self.most_under_way, self.under_way)
-        return SlowFlight(flight, self)
+        return SlowBatch(batch, self)
 
 
 @pytest.mark.slow
@@ -364,7 +365,7 @@ def test_promises_6_and_8_hold_where_a_device_computes_by_itself(tmp_path):
     upscaler = Upscaler(tiny_network("lightweight_x4"), device="cpu")
     images = [noise(*size, seed=index) for index, size in enumerate([(8, 8), (31, 17), (40, 40), (1, 1), (64, 64)])]
     expected = [upscaler([image])[0] for image in images]
-    device = Device(upscaler.network, torch.float32, counts=(4, 16))
+    device = Device(upscaler.network, torch.float32, capture_sizes=(4, 16))
     device.gate, device.calls, upscaler._on_gpu = Gate(), [], device
     folder = model_dir(tmp_path, "lightweight-x2")
     chosen = Settings(**SMALL, variants="lightweight-x2", model_dir=folder, device="cpu")
@@ -514,7 +515,8 @@ from app.variants.registry import ModelRegistry
 from app.service import RESTART_SECONDS, STALL_SECONDS
 from app.settings import Settings
 from app.variants.loaded_model import TileJob
-from model.gpu.runner import Flight, Forward
+from model.gpu.pending import PendingBatch
+from model.gpu.runner import GpuRunner
 from model.upscaler import Upscaler
 from tests.networks import tiny_network
 from tests.service import SMALL, noise, png, running

@@ -39,17 +39,19 @@ class Device:
         self.spans: list[tuple[float, float, int]] = []
         self._lock = threading.Lock()
         self._values = np.random.default_rng(0).random(544**2 * SCALE**2 * 3, np.float32)
+        self._rounded = np.rint(self._values * 255).astype(np.uint8)
 
-    def launch(self, tiles):
+    def launch(self, tiles, dtypes=None):
         areas = [tile.shape[0] * tile.shape[1] for tile in tiles]
         with self._lock:
             start = max(time.monotonic(), self.spans[-1][1] if self.spans else 0.0)
             self.spans.append((start, start + sum(areas) / RATE, max(areas)))
-        return Launched(self.spans[-1][1], [self._output(tile) for tile in tiles])
+        dtypes = dtypes or [None] * len(tiles)
+        return Launched(self.spans[-1][1], [self._output(*each) for each in zip(tiles, dtypes, strict=True)])
 
-    def _output(self, tile):
+    def _output(self, tile, dtype):
         shape = (tile.shape[0] * SCALE, tile.shape[1] * SCALE, 3)
-        return self._values[: np.prod(shape)].reshape(shape)
+        return (self._values if dtype is None else self._rounded)[: np.prod(shape)].reshape(shape)
 
 
 class Launched:
@@ -71,6 +73,7 @@ class SimulatedUpscaler:
 
     scale, channels, window_size = SCALE, 3, 8
     device, dtype, bytes_per_pixel, runs_ahead = "simulated", "float32", 1, True
+    rounds = True
 
     def __init__(self, device):
         self.launch = device.launch

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from app.errors import NotReady, UnknownVariant
+from app.variants.loaded_model import warm_up
 from app.variants.registry import ModelRegistry
 from model.official.fetch import OfficialWeights
 from model.variants import ALIASES, VARIANTS, embedded_path
@@ -211,3 +212,27 @@ def test_the_real_embedded_weights_load(build):
     assert upscaler.scale == 2
     assert output.shape == (16, 16, 3)
     np.testing.assert_allclose(output, 128 / 255, atol=0.05)
+
+
+def test_a_device_is_warmed_up_for_a_whole_tile(caplog):
+    """A CPU is not. Where there is no memory for one, the log says so and the variant is ready."""
+    sizes = []
+
+    class Device(ScriptedUpscaler):
+        def forward(self, tiles):
+            sizes.append([tile.shape[:2] for tile in tiles])
+            return super().forward(tiles)
+
+    device = Device()
+    warm_up(device, 547)
+    assert sizes == [[(64, 64)], [(64, 64), (48, 48)]]
+    device = Device(memory=544**2 - 1)
+    device.runs_ahead = True
+    sizes.clear()
+    warm_up(device, 547)
+    assert sizes[-1] == [(544, 544)]
+    assert "no memory for a tile of TILE_SIZE 547" in caplog.text
+    device = Device(memory=10, skip=0)
+    device.runs_ahead = True
+    with pytest.raises(MemoryError):
+        warm_up(device, 547)

@@ -30,6 +30,14 @@ def test_a_device_is_given_its_batch():
     assert RUN("", [TileJob(upscaler, np.zeros((8, 8, 3), np.uint8))]) == 1
 
 
+def test_a_device_rounds_the_results_that_may_be_rounded():
+    """Each to its own dtype, in one launch with those that stay float32."""
+    upscaler, dtype = ScriptedUpscaler(), np.dtype(np.uint16)
+    upscaler.runs_ahead, upscaler.launch = True, lambda tiles, dtypes: (len(tiles), dtypes)
+    tile = np.zeros((8, 8, 3), np.uint8)
+    assert RUN("", [TileJob(upscaler, tile, dtype), TileJob(upscaler, tile)]) == (2, [dtype, None])
+
+
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), None])
 def test_a_forward_pass_without_memory_says_so(error):
     """Whatever the library raises, the batcher sees OutOfMemory."""

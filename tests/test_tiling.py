@@ -118,6 +118,19 @@ def test_a_crossing_of_seams_weighs_all_four_tiles():
     np.testing.assert_array_equal(actual, quantise(np.full((1, 1, 1), expected, np.float32), np.uint16))
 
 
+def test_a_rounded_tile_is_the_image_if_it_is_alone():
+    """Without its padding, and in memory of its own; rounded tiles that would have to be blended are refused."""
+    output = np.random.default_rng(0).integers(0, 256, (32, 48, 3), np.uint8)
+    stitcher = Stitcher(13, 21, 3, scale=2, tiles=plan(16, 24, 64, 8, 8), dtype=np.uint8)
+    stitcher.add(plan(16, 24, 64, 8, 8)[0], output)
+    np.testing.assert_array_equal(stitcher.finish(), output[:26, :42])
+    assert not np.shares_memory(stitcher.finish(), output)
+    for tiles, dtype in ((plan(16, 24, 64, 8, 8), np.uint16), (plan(16, 24, 16, 8, 8), np.uint8)):
+        stitcher = Stitcher(16, 24, 3, scale=2, tiles=tiles, dtype=dtype)
+        with pytest.raises(ValueError, match="tiles of uint8 cannot become an image"):
+            stitcher.add(tiles[0], output[: tiles[0].height * 2, : tiles[0].width * 2])
+
+
 def test_tiles_out_of_order_misshaped_or_missing_are_refused():
     """The stitcher takes each tile once, in order, in its size, and does not finish without all of them."""
     tiles = plan(16, 48, 32, 8, 8)

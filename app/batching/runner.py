@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
+
 import torch
 from numpy.typing import NDArray
 
@@ -24,7 +25,7 @@ class BatchRunner:
         self._device = device
         self._threads = threads
 
-    def __call__(self, _key: str, jobs: list[TileJob]) -> list[NDArray[np.float32]] | Running[NDArray[np.float32]]:
+    def __call__(self, _key: str, jobs: list[TileJob]) -> list[NDArray[Any]] | Running[NDArray[Any]]:
         """Run tiles of one variant, or launch them on the device.
 
         Raises:
@@ -33,7 +34,10 @@ class BatchRunner:
         use_threads(self._threads)
         upscaler, tiles = jobs[0].upscaler, [job.tile for job in jobs]
         try:
-            return upscaler.launch(tiles) if upscaler.runs_ahead else upscaler.forward(tiles)
+            if not upscaler.runs_ahead:
+                return upscaler.forward(tiles)
+            dtypes = [job.dtype for job in jobs]
+            return upscaler.launch(tiles, dtypes) if any(dtypes) else upscaler.launch(tiles)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -41,6 +41,11 @@ class NetworkInput:
     source: Pixels
     restore: Callable[[Values, Pixels], Values]
 
+    @property
+    def is_kept(self) -> bool:
+        """Whether the network's output has the image's channels as it is."""
+        return self.restore is _keep
+
 
 def adapt(pixels: Pixels, channels: int) -> NetworkInput:
     """Convert pixels of one or three channels for a network of ``channels`` channels."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -48,12 +49,16 @@ class StepRun:
             for each in self._inputs
         ]
 
-    def tiles(self) -> Iterator[Pixels]:
-        """The inputs of the network: for each tile the colors and the alpha plane, each in every augmentation."""
+    def tiles(self) -> Iterator[tuple[Pixels, np.dtype[Any] | None]]:
+        """The inputs of the network: for each tile the colors and the alpha plane, each in every augmentation.
+
+        With the integer type that the result may be rounded to, where it is neither blended nor converted.
+        """
+        alone = len(self._step.tiles) == self._step.augmentations == 1
         for tile in self._step.tiles:
             for each in self._inputs:
                 for index in range(self._step.augmentations):
-                    yield augment(tile.cut(each.pixels), index)
+                    yield augment(tile.cut(each.pixels), index), each.source.dtype if alone and each.is_kept else None
 
     @property
     def groups(self) -> Iterator[tuple[int, int]]:
@@ -62,8 +67,10 @@ class StepRun:
             for index in range(len(self._inputs)):
                 yield tile, index
 
-    def stitch(self, group: tuple[int, int], outputs: list[Values]) -> None:
+    def stitch(self, group: tuple[int, int], outputs: list[Pixels | Values]) -> None:
         """Add the results of a group: average them, convert the channels, and stitch.
+
+        Results that were rounded are the only ones of their input, and are taken as they are.
 
         Raises:
             ValueError: if a value is not finite.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from model.gpu.runner import Flight
+from app.variants.device import is_out_of_memory
+from model.gpu.pending import PendingBatch
 from model.official.fetch import file_digest
+
+logger = logging.getLogger(__name__)
 
 WARM_UP_SIDES = (64, 48)
 """Sides of the warm-up images in pixels; rounded up to multiples of the window."""
@@ -37,8 +41,10 @@ class TileUpscaler(Protocol):
     def forward(self, tiles: Sequence[NDArray[Any]]) -> list[NDArray[np.float32]]:
         """Reconstruct tiles (H,W,C) on the window grid in one forward pass: (s H, s W, C) in about [0,1]."""
 
-    def launch(self, tiles: Sequence[NDArray[Any]]) -> Flight:
-        """Begin ``forward`` and return at once, if ``runs_ahead``."""
+    def launch(
+        self, tiles: Sequence[NDArray[Any]], dtypes: Sequence[np.dtype[Any] | None] | None = None
+    ) -> PendingBatch:
+        """Begin ``forward`` and return at once, if ``runs_ahead``; if it ``rounds``, round results to their dtypes."""
 
 
 Load = Callable[[str, Path], TileUpscaler]
@@ -80,6 +86,11 @@ class LoadedModel:
         """Precision of the computation. Stand-ins without this attribute compute in float32."""
         return getattr(self.upscaler, "precision", "exact")
 
+    @property
+    def rounds(self) -> bool:
+        """Whether a device can round results to integers. A stand-in that does not say cannot."""
+        return getattr(self.upscaler, "rounds", False)
+
 
 @dataclass(frozen=True, eq=False)
 class TileJob:
@@ -87,6 +98,8 @@ class TileJob:
 
     upscaler: TileUpscaler
     tile: NDArray[Any]
+    dtype: np.dtype[Any] | None = None
+    """What a device may round the result to; None where it is blended or converted."""
 
 
 def weights_digest(path: Path) -> str | None:
@@ -101,15 +114,24 @@ def count_parameters(upscaler: object) -> int | None:
     return sum(each.numel() for each in network.parameters()) if isinstance(network, nn.Module) else None
 
 
-def warm_up(upscaler: TileUpscaler) -> None:
+def warm_up(upscaler: TileUpscaler, tile_size: int) -> None:
     """Run the first forward passes, which are slower, and check that the output is finite.
 
+    On a device a whole tile is one of them, if there is memory for it: its libraries plan anew for each size.
+
     Raises:
-        ValueError: if it is not.
+        ValueError: if an output is not finite.
     """
-    sides = [-(-side // upscaler.window_size) * upscaler.window_size for side in WARM_UP_SIDES]
-    tiles = [np.full((side, side, upscaler.channels), 128, np.uint8) for side in sides]
-    for batch in (tiles[:1], tiles):
-        outputs = upscaler.forward(batch)
+    window = upscaler.window_size
+    whole = tile_size // window * window
+    sides = [-(-side // window) * window for side in WARM_UP_SIDES]
+    for batch in (sides[:1], sides, *([[whole]] if upscaler.runs_ahead and whole else [])):
+        try:
+            outputs = upscaler.forward([np.full((side, side, upscaler.channels), 128, np.uint8) for side in batch])
+        except (MemoryError, RuntimeError) as error:
+            if not upscaler.runs_ahead or batch != [whole] or not is_out_of_memory(error):
+                raise
+            logger.warning("the device has no memory for a tile of TILE_SIZE %d: lower it", tile_size)
+            return
         if not all(np.isfinite(output).all() for output in outputs):
             raise ValueError("the network's output for a gray image is not finite")

@@ -31,6 +31,7 @@ class ModelRegistry:
         official: the authors' weights on this machine, and their download.
         device, precision: as in ``Upscaler``; the device decides how aliases are resolved.
         threads: of a forward pass on a CPU.
+        tile_size: largest side of a tile in pixels, which a device is warmed up for.
         load: loads the weights of a variant; a stand-in for tests.
         heartbeat: called before each block while a network computes.
 
@@ -47,12 +48,14 @@ class ModelRegistry:
         device: str = "auto",
         precision: str = "auto",
         threads: int = 1,
+        tile_size: int = 0,
         load: Load | None = None,
         heartbeat: Callable[[], None] = lambda: None,
     ) -> None:
         self.device = find_device(device)
         self._precision = precision
         self._threads = threads
+        self._tile_size = tile_size
         self._load = load or self._load_upscaler
         self._heartbeat = heartbeat
         self._loader = ThreadPoolExecutor(1, "swin2sr-loader")
@@ -233,7 +236,7 @@ class ModelRegistry:
             use_threads(self._threads)
             digest = weights_digest(variant.path)
             upscaler = self._load(variant.name, variant.path)
-            warm_up(upscaler)
+            warm_up(upscaler, self._tile_size)
             key = f"{variant.name} {next(self._versions)}"
             loaded = variant.loaded = LoadedModel(key, upscaler, digest, count_parameters(upscaler))
             variant.state, variant.reason, reason = "ready", None, None

@@ -14,7 +14,7 @@ from model.bench.report import Row, compare
 from model.bench.sections import Bench
 from model.bench.timing import Run, attempt
 from model.gpu.autotune import Work, choose_operators, draw_work, load_kernels, run_block, time_on_cuda
-from model.gpu.graphs import COUNTS
+from model.gpu.graphs import CAPTURE_SIZES
 from model.gpu.network import WindowNetwork
 from model.inference import compute_block
 from model.operators import PLAIN, Operators
@@ -22,7 +22,7 @@ from model.operators import PLAIN, Operators
 WINDOWS = {"cuda": 8192, "cpu": 16}
 """Windows of the block; on a GPU those of a large pack, so that the time for launching kernels is negligible."""
 
-COMPARED = {"cuda": COUNTS[-1], "cpu": 16}
+COMPARED = {"cuda": CAPTURE_SIZES[-1], "cpu": 16}
 """Windows that the operators are chosen on, as by the service on a card with memory."""
 
 VARIANTS = ("classical-x2", "lightweight-x2")

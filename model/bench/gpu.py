@@ -23,7 +23,7 @@ from model.bench.sections import Bench, Section
 from model.bench.timing import Run, Timing, attempt
 from model.bench.workloads import draw_pixels, mixed_sizes
 from model.evaluate import evaluate_folder
-from model.gpu.runner import Flight
+from model.gpu.pending import PendingBatch
 from model.inference import Inference
 from model.network import Swin2SR
 from model.padding import pad, to_tensor
@@ -175,7 +175,7 @@ def compare_batcher(bench: Bench) -> Iterator[Row]:
     yield Row(work, against, direct.median / through.median, "of the throughput", here, there)
 
 
-def _begin(upscaler: Upscaler, tiles: Sequence[Pixels8], threads: int) -> list[Values] | Flight:
+def _begin(upscaler: Upscaler, tiles: Sequence[Pixels8], threads: int) -> list[Values] | PendingBatch:
     """Run a batch as the service does."""
     if torch.get_num_threads() != threads:  # every thread has its own number
         torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Which form of an operator is used: the faster one here, if it computes the same."""
+"""Chooses the form of each operator: the faster one on this device, if it computes the same."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from model.gpu.network import WindowNetwork
 from model.inference import compute_block
 from model.operators import PLAIN, NormWeights, Operators
 from model.packed_weights import Block
+from model.packing import lay_out
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Work:
         qkv, stream, branch: (T, 3 * width), (T, width), (T, width), zero beyond the channels.
         kinds: (nW,) int32.
         rows: (T,) int32, another order.
+        grid: (nW, 5) int32.
         dtype: of matrix products.
     """
 
@@ -54,13 +56,15 @@ class Work:
     branch: Tensor
     kinds: Tensor
     rows: Tensor
+    grid: Tensor
     dtype: torch.dtype
 
 
 def draw_work(windowed: WindowNetwork, windows: int) -> Work:
     """Random work of so many windows for a network, on its device."""
     block, width, channels = windowed.body.stages[0].blocks[-1], windowed.body.width, windowed.config.embed_dim
-    device, tokens = block.qkv.weight.device, windows * windowed.config.window_size**2
+    side, device = windowed.config.window_size, block.qkv.weight.device
+    tokens = windows * side**2
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(parts: int) -> Tensor:
@@ -75,6 +79,7 @@ def draw_work(windowed: WindowNetwork, windows: int) -> Work:
         draw(1).to(windowed.dtype),
         torch.arange(windows, dtype=torch.int32, device=device) % len(block.tables.bias),
         torch.randperm(tokens, device=device, generator=generator).int(),
+        torch.from_numpy(lay_out([(side, side * windows)], side)).to(device),
         windowed.dtype,
     )
 
@@ -105,17 +110,20 @@ def choose_operators(windowed: WindowNetwork, time: Timer, forms: Sequence[Opera
     attends = [partial(each.attend, work.qkv, kinds, block.tables) for each in (PLAIN, fused)]
     norms = [partial(_add_norm, each, work.stream, work.branch, block.norm1, work.rows) for each in (PLAIN, fused)]
     gathers = [partial(each.gather, work.branch, work.rows) for each in (PLAIN, fused)]
+    tables = [partial(_build_tables, each, work.grid, windowed.config.window_size) for each in (PLAIN, fused)]
     chosen = Operators(
-        fused.attend if _pays("attention", time, most_error, *attends) else PLAIN.attend,
-        fused.add_norm if _pays("norm", time, most_error, *norms) else PLAIN.add_norm,
-        gather=fused.gather if _pays("gather", time, most_error, *gathers) else PLAIN.gather,
+        fused.attend if _is_faster("attention", time, most_error, *attends) else PLAIN.attend,
+        fused.add_norm if _is_faster("norm", time, most_error, *norms) else PLAIN.add_norm,
+        gather=fused.gather if _is_faster("gather", time, most_error, *gathers) else PLAIN.gather,
     )
+    if fused.index is not PLAIN.index and _is_faster("index", time, 0, *tables):
+        chosen = replace(chosen, index=fused.index)
     for form in forms:
         for name, more in (("MLP", {"finish": form.finish}), ("block", {"run_block": form.run_block})):
             if None not in more.values():
                 richer = replace(chosen, **more)
                 runs = [partial(run_block, each, work) for each in (chosen, richer)]
-                chosen = richer if _pays(name, time, most_error, *runs) else chosen
+                chosen = richer if _is_faster(name, time, most_error, *runs) else chosen
     return chosen
 
 
@@ -123,7 +131,19 @@ def _add_norm(form: Operators, stream: Tensor, branch: Tensor, norm: NormWeights
     return form.add_norm(stream, branch, norm, rows)[0]
 
 
-def _pays(name: str, time: Timer, most_error: float, plain: Callable[[], Tensor], fused: Callable[[], Tensor]) -> bool:
+def _build_tables(form: Operators, grid: Tensor, side: int) -> Tensor:
+    tables = [
+        form.index.locate(grid, side, roll=side // 2),
+        form.index.locate(grid, side, border=1),
+        form.index.mask_kinds(grid),
+        form.index.pixel_rows(grid, side, 2),
+    ]
+    return torch.cat([table.flatten() for table in tables])
+
+
+def _is_faster(
+    name: str, time: Timer, most_error: float, plain: Callable[[], Tensor], fused: Callable[[], Tensor]
+) -> bool:
     try:
         answer = fused()
     except torch.OutOfMemoryError:
@@ -139,6 +159,29 @@ def _pays(name: str, time: Timer, most_error: float, plain: Callable[[], Tensor]
     here, there = time(fused), time(plain)
     logger.info("%s takes %.3g ms by the kernel and %.3g ms without", name, here * 1e3, there * 1e3)
     return here < there
+
+
+@torch.inference_mode()
+def compile_kernels(windowed: WindowNetwork) -> None:
+    """Run a small forward pass, so that Triton compiles every form of a kernel that the network calls.
+
+    Kernels that cannot be compiled are replaced: first those of a block, then all, by PyTorch's operators.
+    """
+    window, channels, device = windowed.config.window_size, windowed.config.num_channels, windowed.mean_in.device
+    grid = torch.from_numpy(lay_out([(window, window), (window, 2 * window)], window)).to(device)
+    pixels = torch.zeros(len(grid) * window**2, channels, device=device)
+    chosen = windowed.operators
+    for operators in (chosen, replace(chosen, run_block=None, finish=None)):
+        windowed.operators = operators
+        try:
+            windowed(pixels, grid)
+        except torch.OutOfMemoryError:
+            raise
+        except _faults() as fault:
+            logger.warning("a kernel cannot be used here: %s", fault)
+        else:
+            return
+    windowed.operators = PLAIN
 
 
 def load_kernels(device: torch.device, block: Block) -> list[Operators]:

@@ -33,7 +33,7 @@ class Network(Protocol):
 Capture = Callable[[Callable[[], Tensor]], Replay]
 """Records a computation on a device."""
 
-COUNTS = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+CAPTURE_SIZES = (16, 32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """Numbers of windows that are recorded: no pack of more than 64 is filled by more than half of it."""
 
 STEP = 256
@@ -43,15 +43,15 @@ MEMORY_SHARE = 1 / 16
 """Of the free memory, what a network's recordings may keep for themselves."""
 
 
-def affordable(counts: tuple[int, ...], window_bytes: int, free_bytes: int) -> tuple[int, ...]:
-    """The numbers of windows that can be recorded; they share memory, so the largest is what counts.
+def sizes_that_fit(sizes: tuple[int, ...], window_bytes: int, free_bytes: int) -> tuple[int, ...]:
+    """The numbers of windows that can be recorded; they share memory, so the largest decides.
 
     Args:
-        counts: numbers of windows.
+        sizes: numbers of windows.
         window_bytes: what a forward pass takes for each window at most.
         free_bytes: of the device.
     """
-    return tuple(count for count in counts if count * window_bytes <= free_bytes * MEMORY_SHARE)
+    return tuple(size for size in sizes if size * window_bytes <= free_bytes * MEMORY_SHARE)
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Graphs:
         window: side of a window.
         device: where it runs.
         capture: how it is recorded there.
-        counts: numbers of windows, in rising order; those that there is no memory for are left out.
+        sizes: numbers of windows, in rising order; those that there is no memory for are left out.
     """
 
     def __init__(
@@ -83,11 +83,12 @@ class Graphs:
         window: int,
         device: torch.device,
         capture: Capture,
-        counts: tuple[int, ...] = COUNTS,
+        sizes: tuple[int, ...] = CAPTURE_SIZES,
     ) -> None:
         self._network, self._channels, self._window, self._device = network, channels, window, device
         self._recorded: dict[int, Recorded] = {}
-        for count in reversed(counts):  # the largest first: the others find its memory
+        gc.collect()  # nothing may be freed while recording
+        for count in reversed(sizes):  # the largest first: the others find its memory
             try:
                 self._recorded[count] = self._record(count, capture)
             except torch.OutOfMemoryError:
@@ -99,8 +100,8 @@ class Graphs:
         return Recorded(pixels, grid, capture(lambda: self._network(pixels, grid)))
 
     def fitting(self, count: int) -> int:
-        """How many windows a pack of ``count`` is filled up to: one of ``COUNTS``, recorded or not, or a large one."""
-        known = [known for known in (*self._recorded, *COUNTS) if known >= count]
+        """How many windows a pack of ``count`` is filled up to: a capture size, recorded or not, or a large number."""
+        known = [known for known in (*self._recorded, *CAPTURE_SIZES) if known >= count]
         return min(known, default=-(-count // STEP) * STEP)
 
     def __call__(self, pixels: Tensor, grid: Tensor) -> Tensor:
@@ -129,7 +130,6 @@ class CudaCapture:
         with torch.cuda.stream(self._stream):
             compute()
         self._stream.synchronize()
-        gc.collect()  # nothing may be freed while recording
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             answer = compute()
@@ -142,6 +142,6 @@ class CudaCapture:
         return replay
 
 
-def as_it_is(compute: Callable[[], Tensor]) -> Replay:
-    """What stands for a recording on a CPU: computing."""
+def eager(compute: Callable[[], Tensor]) -> Replay:
+    """Takes the place of a recording on a CPU: computes."""
     return compute

@@ -10,6 +10,7 @@ Bounded logits are to the base of 2; for others, which may be large, its roundin
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -17,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 
+from model.gpu.index_kernels import INDEX
 from model.operators import AttentionTables, NormWeights, Operators
 from model.packed_weights import Block, Weights
 
@@ -308,7 +310,7 @@ def finish(stream: Tensor, branch: Tensor, block: Block, rows: Tensor | None) ->
         block.norm2.weight, block.norm2.bias, block.norm1.eps,
         SLOTS=FINISHED, CHANNELS=block.tables.channels, WIDTH=width, COLUMNS=_room(width),
         HIDDEN=len(block.fc1.weight), CHUNK=CHUNK, NUMBERS=numbers, GATHER=rows is not None,
-        num_warps=4,
+        num_warps=4 if block.tables.channels <= WIDEST else 8,
     )  # fmt: skip
     return stream_out, branch_out
 
@@ -335,10 +337,17 @@ def _numbers(tensor: Tensor) -> tl.dtype:
 
 
 def kernels_for(block: Block) -> list[Operators]:
-    """The kernels that can compute a network's blocks, of which this is one; and more forms of the block."""
+    """The kernels that can compute a network's blocks, of which this is one; and more forms of the block.
+
+    In float32 the unrolled block has too many instructions, and the end of a wide block has no room in shared memory.
+    """
     exact = isinstance(block.act, nn.GELU) and block.act.approximate == "none"
-    narrow = block.tables.channels <= WIDEST
-    if not (exact and narrow):
-        return [Operators(attend, add_norm, gather=gather)]
-    unrolled = Operators(attend, add_norm, run_block=partial(run_block, unroll=True))
-    return [Operators(attend, add_norm, finish, run_block, gather), unrolled]
+    narrow, large = block.tables.channels <= WIDEST, block.qkv.weight.dtype is torch.float32
+    if not exact or (large and not narrow):
+        return [Operators(attend, add_norm, gather=gather, index=INDEX)]
+    if not narrow:
+        return [Operators(attend, add_norm, finish, gather=gather, index=INDEX)]
+    whole = Operators(attend, add_norm, finish, run_block, gather, index=INDEX)
+    if large:
+        return [whole]
+    return [whole, replace(whole, finish=None, run_block=partial(run_block, unroll=True))]

@@ -16,7 +16,7 @@ from model.inference import WindowBody, convolve
 from model.network import Swin2SR
 from model.operators import PLAIN, Operators
 from model.packed_weights import ALIGNMENT, Form, pack_convolution
-from model.packing import WindowIndex, halo
+from model.packing import WindowIndex
 from model.reconstruction import mean_of, pixel_shuffle_steps
 
 BICUBIC_BORDER = 3
@@ -77,7 +77,7 @@ class WindowNetwork:
         Returns:
             (nW * N * scale ** 2, out_channels), each window enlarged, in reading order; not clamped.
         """
-        index = WindowIndex(grid, self.config.window_size, self.config.shift_size)
+        index = WindowIndex(grid, self.config.window_size, self.config.shift_size, functions=self.operators.index)
         pixels = (pixels.to(self.exact) - self.mean_in) * self.config.img_range
         shallow = convolve(self.operators, pixels, index, index.window, self.first)
         image = self._reconstruct(self.body(shallow, index), pixels, index)
@@ -117,7 +117,7 @@ class WindowNetwork:
     def _enlarge_by_bicubic(self, pixels: Tensor, index: WindowIndex) -> Tensor:
         """Pixels (T, C) enlarged, beyond an image's border by its border."""
         side, border, rows = index.window, BICUBIC_BORDER, self.bicubic
-        seen = pixels.index_select(0, halo(index.grid, side, border, clamp=True).view(-1))
+        seen = pixels.index_select(0, index.clamped(side, border).view(-1))
         squares = seen.view(index.windows_count, side + 2 * border, side + 2 * border, -1).permute(0, 3, 1, 2)
         return (rows @ squares @ rows.T).permute(0, 2, 3, 1).reshape(-1, pixels.shape[1])
 

@@ -1,107 +1,48 @@
 """Pixels to a GPU and values back: what ``Upscaler`` does there.
 
 Tiles go up in one copy from pinned memory as the integers they are; they are spread over windows and brought to [0, 1]
-on the device. A large batch goes in several packs: while one is computed, the next is on its way up and the one before
-on its way down, each on a stream of its own.
+on the device. Values come down as float32, or as integers where nobody blends them. A large batch goes in several
+packs: while one is computed, the next is on its way up and the one before on its way down, each on a stream of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
-import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from torch import Tensor
 
-from model.gpu.autotune import choose_operators, load_kernels, time_on_cuda
-from model.gpu.graphs import COUNTS, Capture, CudaCapture, Graphs, affordable, as_it_is
+from model.gpu.autotune import choose_operators, compile_kernels, load_kernels, time_on_cuda
+from model.gpu.graphs import CAPTURE_SIZES, Capture, CudaCapture, Graphs, eager, sizes_that_fit
 from model.gpu.network import WindowNetwork
+from model.gpu.pending import DType, PendingBatch, PendingPack
+from model.gpu.streams import DeviceThread, Precision, Streams, float32_precision
 from model.network import Swin2SR
 from model.operators import PLAIN, Operators
-from model.packing import lay_out, pixel_rows, split_by_area
+from model.packing import lay_out, split_by_area
 
 P = TypeVar("P")
 V = TypeVar("V")
 Pixels = NDArray[Any]
-Values = NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
 PACK_PIXELS = 2**19
 """Pixels of a pack: enough to keep any card busy for milliseconds; batches of more overlap their copies."""
 
-
-@dataclass(frozen=True)
-class Pack:
-    """A pack on its way.
-
-    Attributes:
-        shapes: of its tiles' values, (height, width, channels).
-        values: in the machine's memory, once ``arrived`` has happened.
-        arrived: None on a CPU.
-    """
-
-    shapes: list[tuple[int, int, int]]
-    values: Tensor
-    arrived: torch.cuda.Event | None
-
-    @property
-    def has_arrived(self) -> bool:
-        """Whether ``receive`` need not wait, or would raise."""
-        if self.arrived is None:
-            return True
-        try:
-            return bool(self.arrived.query())  # type: ignore[no-untyped-call]  # not annotated
-        except RuntimeError:  # the device is lost
-            return True
-
-    def receive(self) -> list[Values]:
-        """Wait for its tiles' values."""
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        values, at, images = self.values.numpy().reshape(-1), 0, []
-        for shape in self.shapes:
-            size = math.prod(shape)
-            images.append(values[at : at + size].reshape(shape))
-            at += size
-        return images
+_making = threading.Lock()
+"""Held while a network is made ready: what it launches between two recordings must not come into a third."""
 
 
-class Flight:
-    """A batch on its way: whoever launched it is free to do something else, and to launch another behind it.
-
-    Args:
-        packs: in the order in which they were launched, with the places of their tiles among those of the batch.
-    """
-
-    def __init__(self, packs: Sequence[tuple[list[int], Pack]]) -> None:
-        self._packs = packs
-        self._arrived = 0
-
-    def fraction_done(self) -> float:
-        """How many of the packs have arrived, of all; 1 also if waiting for them is in vain."""
-        while self._arrived < len(self._packs) and self._packs[self._arrived][1].has_arrived:
-            self._arrived += 1
-        return self._arrived / len(self._packs) if self._packs else 1.0
-
-    def results(self) -> list[Values]:
-        """Wait for the values of every tile, in the order in which they were launched."""
-        found: dict[int, Values] = {}
-        for places, pack in self._packs:
-            found.update(zip(places, pack.receive(), strict=True))
-        return [found[place] for place in range(len(found))]
-
-
-class Forward:
+class GpuRunner:
     """A network on its device, its kernels chosen and its graphs captured; safe to call from several threads.
 
     Args:
@@ -109,7 +50,7 @@ class Forward:
         dtype: bfloat16 or float32, of the body's matrix products and convolutions.
         tf32: whether products of float32 may be computed in TF32.
         bytes_per_pixel: what a forward pass takes at most; decides which numbers of windows there is memory to record.
-        counts: numbers of windows that are recorded if so.
+        capture_sizes: numbers of windows that are recorded if so.
     """
 
     def __init__(
@@ -119,7 +60,7 @@ class Forward:
         *,
         tf32: bool = False,
         bytes_per_pixel: int = 0,
-        counts: tuple[int, ...] = COUNTS,
+        capture_sizes: tuple[int, ...] = CAPTURE_SIZES,
     ) -> None:
         config = network.config
         self.window, self.scale, self.channels = config.window_size, config.upscale, config.num_channels
@@ -128,29 +69,32 @@ class Forward:
         # The head, whose inputs are the image itself, is good to 10 bits where the body is to 8.
         self._precision: Precision = "ieee" if dtype is torch.float32 and not tf32 else "tf32"
         self._products: Precision = "tf32" if tf32 else "ieee"
+        self._thread = DeviceThread.of(self._device)
         self._streams: Streams | None = None
         with _making:
-            self._graphs = self._make(network, dtype, bytes_per_pixel, counts)
+            self._graphs = self._make(network, dtype, bytes_per_pixel, capture_sizes)
 
-    def _make(self, network: Swin2SR, dtype: torch.dtype, bytes_per_pixel: int, counts: tuple[int, ...]) -> Graphs:
-        capture: Capture = as_it_is
+    def _make(self, network: Swin2SR, dtype: torch.dtype, bytes_per_pixel: int, sizes: tuple[int, ...]) -> Graphs:
+        capture: Capture = eager
         if self._device.type == "cuda":
             self._streams = Streams.on(self._device)
             torch.cuda.synchronize(self._device)  # the network came on another stream
             free_bytes, _ = torch.cuda.mem_get_info(self._device)
-            counts = affordable(counts, self.window**2 * bytes_per_pixel, free_bytes)
+            sizes = sizes_that_fit(sizes, self.window**2 * bytes_per_pixel, free_bytes)
             capture = self._in_private(CudaCapture(self._streams.compute))
         with self._computing(), torch.inference_mode():
             windowed = WindowNetwork(network, dtype)
             if self._streams is not None:
-                windowed.operators = self._choose(windowed, max(counts, default=COUNTS[0]))
+                windowed.operators = self._choose(windowed, max(sizes, default=CAPTURE_SIZES[0]))
+                compile_kernels(windowed)
+            self._index = windowed.operators.index
             return Graphs(
                 windowed,
                 channels=self.channels,
                 window=self.window,
                 device=self._device,
                 capture=capture,
-                counts=counts,
+                sizes=sizes,
             )
 
     def _choose(self, windowed: WindowNetwork, windows: int) -> Operators:
@@ -161,32 +105,44 @@ class Forward:
             logger.warning("there is no memory to compare kernels; PyTorch's operators are used")
             return PLAIN
 
-    def launch(self, tiles: Sequence[Pixels]) -> Flight:
+    def launch(self, tiles: Sequence[Pixels], dtypes: Sequence[DTypeLike | None] | None = None) -> PendingBatch:
         """Give tiles to the device; as ``Upscaler.launch``.
 
         Raises:
-            ValueError: if a side is off the window grid, or the type is neither uint8 nor uint16.
+            ValueError: if a side is off the window grid, or a type is neither uint8 nor uint16.
         """
+        kinds = [np.dtype(np.float32 if dtype is None else dtype) for dtype in dtypes or [None] * len(tiles)]
         groups = split_by_area([tile.shape[0] * tile.shape[1] for tile in tiles], PACK_PIXELS)
-        with float32_precision(self._precision, self._products):
-            packs = [self._launch([tiles[index] for index in group]) for group in groups]
-        return Flight(list(zip(groups, packs, strict=True)))
+        for group in groups:
+            group.sort(key=lambda index: kinds[index].str)
+        packs = [([tiles[index] for index in group], [kinds[index] for index in group]) for group in groups]
+        launched = self._thread.run(partial(self._launch_all, packs))
+        return PendingBatch(list(zip(groups, launched, strict=True)))
 
-    def _launch(self, tiles: Sequence[Pixels]) -> Pack:
+    @torch.inference_mode()
+    def _launch_all(self, packs: Sequence[tuple[list[Pixels], list[DType]]]) -> list[PendingPack]:
+        with float32_precision(self._precision, self._products):
+            return [self._launch(tiles, dtypes) for tiles, dtypes in packs]
+
+    def _launch(self, tiles: Sequence[Pixels], dtypes: list[DType]) -> PendingPack:
+        """Launch a pack, whose tiles of one dtype follow each other."""
         sizes = [tile.shape[:2] for tile in tiles]
-        shapes = [(height * self.scale, width * self.scale, self.out_channels) for height, width in sizes]
-        own = sum(height * width for height, width in sizes) // self.window**2
-        table = lay_out(sizes, self.window, self._graphs.fitting(own))
+        windows = [height * width // self.window**2 for height, width in sizes]
+        table = lay_out(sizes, self.window, self._graphs.fitting(sum(windows)))
         with self._uploading():
             staged = self._stage(tiles, len(table) * self.window**2), self._pin(torch.from_numpy(table))
             pixels, grid = (each.to(self._device, non_blocking=True) for each in staged)
+        rounds = any(dtype != np.float32 for dtype in dtypes)
         with self._computing(pixels, grid):
-            values = self._compute(pixels, grid, own)
-        with self._downloading(values):
-            arrived = torch.empty(values.shape, pin_memory=self._streams is not None)
-            arrived.copy_(values, non_blocking=True)
+            values, ordered = self._compute(pixels, grid, sum(windows))
+            parts = self._round(ordered, windows, dtypes)
+            finite = [values.view(sum(windows), -1).isfinite().all(1)] if rounds else []
+        with self._downloading(*parts.values(), *finite):
+            arrived = {dtype: self._download(part) for dtype, part in parts.items()}
+            checked = self._download(finite[0]) if rounds else None
             event = self._streams.down.record_event() if self._streams else None
-        return Pack(shapes, arrived, event)
+        shapes = [(height * self.scale, width * self.scale, self.out_channels) for height, width in sizes]
+        return PendingPack(shapes, dtypes, arrived, windows, checked, event, self._device)
 
     def _stage(self, tiles: Sequence[Pixels], rows: int) -> Tensor:
         """All pixels (rows, channels) one after the other, then zeros, as integers in pinned memory."""
@@ -208,14 +164,28 @@ class Forward:
     def _pin(self, tensor: Tensor) -> Tensor:
         return tensor if self._streams is None else tensor.pin_memory()
 
-    @torch.inference_mode()
-    def _compute(self, pixels: Tensor, grid: Tensor, own: int) -> Tensor:
-        """Values (rows, scale * out_channels) of the tiles in reading order, without what was filled up."""
+    def _download(self, values: Tensor) -> Tensor:
+        here = torch.empty(values.shape, dtype=values.dtype, pin_memory=self._streams is not None)
+        return here.copy_(values, non_blocking=True)
+
+    def _compute(self, pixels: Tensor, grid: Tensor, own: int) -> tuple[Tensor, Tensor]:
+        """Values (rows, scale * out_channels) of the ``own`` first windows, in window order and in reading order."""
         whole = pixels.float() / 255 if pixels.dtype is torch.uint8 else (pixels.int() & 0xFFFF).float() / 65535
-        values = self._graphs(whole.index_select(0, pixel_rows(grid, self.window)), grid)
-        target = pixel_rows(grid[:own], self.window, self.scale)
+        values = self._graphs(whole.index_select(0, self._index.pixel_rows(grid, self.window)), grid)
+        target = self._index.pixel_rows(grid[:own], self.window, self.scale)
         ordered = values.new_empty(len(target), self.scale * self.out_channels)
-        return ordered.index_copy_(0, target, values.view(-1, ordered.shape[1])[: len(target)])
+        values = values.view(-1, ordered.shape[1])[: len(target)]
+        return values, ordered.index_copy_(0, target, values)
+
+    def _round(self, values: Tensor, windows: Sequence[int], dtypes: Sequence[DType]) -> dict[DType, Tensor]:
+        """The values (rows, scale * out_channels) of the tiles of each dtype, rounded to it; 16 bits become int16."""
+        parts, first = {}, 0
+        for dtype in dict.fromkeys(dtypes):
+            count = sum(each for each, kind in zip(windows, dtypes, strict=True) if kind == dtype)
+            rows = count * self.window**2 * self.scale
+            parts[dtype] = round_to(values[first : first + rows], dtype)
+            first += rows
+        return parts
 
     # The three streams; on a CPU there is none.
 
@@ -238,63 +208,16 @@ class Forward:
         return alone
 
 
-@dataclass(frozen=True)
-class Streams:
-    """Copies up, computing, copies down: each waits for what the one before has been given so far.
+def round_to(values: Tensor, dtype: DType) -> Tensor:
+    """Clamp values to [0, 1] and round them as ``model.padding.quantise``, in place; float32 stays as it is.
 
-    What one of them reads that another has made is not given to others before it was read, whoever lets go of it.
+    Raises:
+        ValueError: if the type is none of float32, uint8 and uint16, which becomes int16.
     """
-
-    up: torch.cuda.Stream
-    compute: torch.cuda.Stream
-    down: torch.cuda.Stream
-
-    @classmethod
-    @functools.cache
-    def on(cls, device: torch.device) -> Streams:
-        """Those of a device, the same for all: PyTorch has a few, and would let others share one of them by chance."""
-        return cls(*(torch.cuda.Stream(device) for _ in range(3)))  # type: ignore[no-untyped-call]
-
-    def after_upload(self, *read: Tensor) -> AbstractContextManager[object]:
-        """The stream that computes, once what is on its way up has come."""
-        return self._after(self.up, self.compute, read)
-
-    def after_compute(self, *read: Tensor) -> AbstractContextManager[object]:
-        """The stream that copies down, once everything is computed."""
-        return self._after(self.compute, self.down, read)
-
-    @staticmethod
-    def _after(
-        before: torch.cuda.Stream, stream: torch.cuda.Stream, read: Sequence[Tensor]
-    ) -> AbstractContextManager[object]:
-        stream.wait_stream(before)
-        for tensor in read:
-            tensor.record_stream(stream)
-        return torch.cuda.stream(stream)
-
-
-_one_at_a_time = threading.RLock()
-"""Held by whoever launches something that must not be recorded, records, or measures."""
-
-_making = threading.Lock()
-"""Held by whoever makes a network ready: what it launches between two recordings must not come into a third."""
-
-
-Precision = Literal["ieee", "tf32"]
-"""What is made of float32 numbers: all of them, or the ten bits of TF32."""
-
-
-@contextlib.contextmanager
-def float32_precision(convolutions: Precision, products: Precision) -> Iterator[None]:
-    """What cuDNN's convolutions and cuBLAS's matrix products may make of float32. One thread at a time.
-
-    PyTorch has one setting for the whole process: who restores it while another still needs it takes it away.
-    """
-    cudnn, cublas = torch.backends.cudnn.conv, torch.backends.cuda.matmul  # type: ignore[attr-defined]  # properties
-    with _one_at_a_time:
-        before = cudnn.fp32_precision, cublas.fp32_precision
-        cudnn.fp32_precision, cublas.fp32_precision = convolutions, products
-        try:
-            yield
-        finally:
-            cudnn.fp32_precision, cublas.fp32_precision = before
+    if dtype == np.float32:
+        return values
+    if dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"values are float32, uint8 or uint16, not {dtype}")
+    limit = int(np.iinfo(dtype).max)
+    rounded = values.mul_(limit).clamp_(0, limit).round_()
+    return rounded.to(torch.uint8) if dtype == np.uint8 else rounded.int().to(torch.int16)
