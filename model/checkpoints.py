@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 _PICKLED = (".pth", ".pt", ".bin")
-_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+_WEIGHT_FILES = (("model", "safetensors"), ("pytorch_model", "bin"))
 _NESTED = ("params_ema", "params")
 _SHOWN = 8
 # Exceptions of torch.load for files that are not checkpoints.
@@ -100,18 +100,19 @@ def load_network(
     return network.to(device=device, dtype=dtype).eval()
 
 
-def read_checkpoint(path: str | Path, config: Swin2SRConfig | None = None) -> Checkpoint:
+def read_checkpoint(path: str | Path, config: Swin2SRConfig | None = None, variant: str | None = None) -> Checkpoint:
     """Read a checkpoint's weights and configuration without building a network.
 
     Args:
         path: as of ``load_network``.
         config: used instead of that in the files.
+        variant: of the files in a folder: ``fp16`` for ``model.fp16.safetensors``.
 
     Raises:
         CheckpointError: if files are absent, broken or unsafe, or the configuration is not supported.
     """
     path = Path(path)
-    file = _find_weights(path) if path.is_dir() else path
+    file = _find_weights(path, variant) if path.is_dir() else path
     state, metadata = _read_file(file)
     config = config or _find_config(file, state, metadata)
     return Checkpoint(file, config, {key: tensor for key, tensor in state.items() if not is_derived(key)})
@@ -199,6 +200,7 @@ def write_pretrained(
     state: Mapping[str, Tensor] | None = None,
     max_shard_size: int | str = "50GB",
     safe_serialization: bool = True,
+    variant: str | None = None,
 ) -> None:
     """Write ``config.json`` and weights as Transformers does, creating the folder.
 
@@ -210,6 +212,7 @@ def write_pretrained(
         state: weights to write instead of the network's own.
         max_shard_size: bytes, or a string such as ``"200MB"``: larger weights are written to several files.
         safe_serialization: whether to write ``.safetensors``, else ``.bin``.
+        variant: part of the files' name: ``fp16`` for ``model.fp16.safetensors``.
 
     Raises:
         ValueError: if ``max_shard_size`` cannot be understood.
@@ -217,15 +220,16 @@ def write_pretrained(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     shards = _split(_portable(network.state_dict() if state is None else state), _bytes_of(max_shard_size))
-    name = _WEIGHT_FILES[0 if safe_serialization else 1]
+    name = _weight_files(variant)[0 if safe_serialization else 1]
     network.config.save_pretrained(folder)
-    for pattern in ("model*.safetensors", "pytorch_model*.bin", "*.index.json"):
-        for old in folder.glob(pattern):
-            old.unlink()
+    for stem, _, suffix in (each.rpartition(".") for each in _weight_files(variant)):
+        for pattern in (f"{stem}.{suffix}", f"{stem}-*.{suffix}", f"{stem}.{suffix}.index.json"):
+            for old in folder.glob(pattern):
+                old.unlink()
     if len(shards) == 1:
         _write_file(shards[0], folder / name)
         return
-    stem, _, suffix = name.partition(".")
+    stem, _, suffix = name.rpartition(".")
     places: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"{stem}-{number:05}-of-{len(shards):05}.{suffix}"
@@ -261,11 +265,18 @@ def _bytes_of(size: int | str) -> int:
     return int(float(match[1]) * units[match[2]])
 
 
-def _find_weights(folder: Path) -> Path:
-    for name in (*_WEIGHT_FILES, *(f"{name}.index.json" for name in _WEIGHT_FILES)):
+def _weight_files(variant: str | None) -> list[str]:
+    """The names that weights have in a folder: ``model.safetensors``, with a variant ``model.fp16.safetensors``."""
+    middle = f".{variant}" if variant else ""
+    return [f"{stem}{middle}.{suffix}" for stem, suffix in _WEIGHT_FILES]
+
+
+def _find_weights(folder: Path, variant: str | None) -> Path:
+    names = _weight_files(variant)
+    for name in (*names, *(f"{name}.index.json" for name in names)):
         if (folder / name).is_file():
             return folder / name
-    raise CheckpointError(f"{folder} contains neither {' nor '.join(_WEIGHT_FILES)}")
+    raise CheckpointError(f"{folder} contains neither {' nor '.join(names)}")
 
 
 def _read_shards(index: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -324,7 +335,7 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _find_config(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Swin2SRConfig:
-    in_folder = file.name.removesuffix(".index.json") in _WEIGHT_FILES
+    in_folder = re.fullmatch(r"(model(\.\w+)?\.safetensors|pytorch_model(\.\w+)?\.bin)(\.index\.json)?", file.name)
     beside = file.with_name("config.json") if in_folder else file.with_suffix(".json")
     try:
         if "config" in metadata:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from model.repository import find_folder
+from model.repository import FOLDER_OPTIONS, find_folder
 
 UPSAMPLERS = ("pixelshuffle", "pixelshuffledirect", "nearest+conv", "pixelshuffle_aux")
 SCALES = {
@@ -130,7 +130,8 @@ class Swin2SRConfig:
             raise TypeError(f"a configuration has {len(names)} fields, not {len(values)}")
         given = dict(zip(names, values, strict=False)) | options
         given = {self.attribute_map.get(name, name): value for name, value in given.items() if name not in _DERIVED}
-        labels = given.pop("id2label", None) or {0: "LABEL_0", 1: "LABEL_1"}
+        count = options.get("num_labels") or 2
+        labels = given.pop("id2label", None) or {number: f"LABEL_{number}" for number in range(count)}
         self._name_or_path = str(given.pop("_name_or_path", ""))
         self.id2label = {int(number): name for number, name in labels.items()}
         self.label2id = given.pop("label2id", None) or {name: number for number, name in self.id2label.items()}
@@ -225,6 +226,8 @@ class Swin2SRConfig:
     use_return_dict = _alias("return_dict")
     name_or_path = _alias("_name_or_path")
 
+    _attn_implementation: ClassVar[str] = "eager"
+
     @property
     def num_layers(self) -> int:
         """Number of stages, as Transformers counts layers."""
@@ -236,6 +239,20 @@ class Swin2SRConfig:
     def num_labels(self) -> int:
         """Number of entries of ``id2label``; networks for images do not use it."""
         return len(self.id2label)
+
+    def get_text_config(self, **_: Any) -> Self:  # noqa: ANN401
+        """The configuration itself: there is no network for text."""
+        return self
+
+    @classmethod
+    def get_config_dict(cls, name: str | Path, **options: Any) -> tuple[dict[str, Any], dict[str, Any]]:  # noqa: ANN401
+        """The content of a ``config.json``, and the options that are not those of ``find_folder``.
+
+        Raises:
+            ValueError: as ``from_pretrained``.
+        """
+        folder = {key: options.pop(key) for key in FOLDER_OPTIONS if key in options}
+        return _read(_find(name, **folder)), options
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], *, return_unused_kwargs: bool = False, **options: Any) -> Any:  # noqa: ANN401 (with return_unused_kwargs a pair)
@@ -301,6 +318,22 @@ class Swin2SRConfig:
             setattr(self, name, value)
         self.validate()
 
+    def update_from_string(self, update_str: str) -> None:
+        """Change attributes by a string such as ``"upscale=4,qkv_bias=false"``; each keeps its type.
+
+        Raises:
+            ValueError: if an attribute is unknown, is neither a number, a bool nor a string, or has such a value.
+        """
+        for name, text in (each.split("=") for each in update_str.split(",")):
+            before = getattr(self, name, _MISSING)
+            if not isinstance(before, bool | int | float | str):
+                raise ValueError(f"{name} is no attribute that a string can change")  # noqa: TRY004 (as an unknown one)
+            if isinstance(before, bool) and text.lower() not in ("true", "false", "1", "0", "y", "n", "yes", "no"):
+                raise ValueError(f"{name} must be true or false, not {text}")
+            truth = text.lower() in ("true", "1", "y", "yes")
+            setattr(self, name, truth if isinstance(before, bool) else type(before)(text))
+        self.validate()
+
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
 
@@ -328,11 +361,10 @@ class Swin2SRConfig:
             ValueError: if there is no such file, or it is not a Swin2SR configuration, naming the file.
         """
         name = pretrained_model_name_or_path
-        file = Path(name) if Path(name).suffix == ".json" else find_folder(
+        file = _find(
             name, cache_dir=cache_dir, revision=revision, token=token, local_files_only=local_files_only,
             force_download=force_download, subfolder=subfolder,
         )  # fmt: skip
-        file = file / CONFIG_NAME if file.is_dir() else file
         try:
             return cls.from_dict(_read(file) | {"_name_or_path": str(name)}, **options)
         except ValueError as error:
@@ -361,6 +393,11 @@ _MISSING = object()
 
 def _field_names() -> set[str]:
     return {field.name for field in dataclasses.fields(Swin2SRConfig)}
+
+
+def _find(name: str | Path, **options: Any) -> Path:  # noqa: ANN401 (those of find_folder)
+    file = Path(name) if Path(name).suffix == ".json" else find_folder(name, **options)
+    return file / CONFIG_NAME if file.is_dir() else file
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from model.config import refuse_push
-from model.padding import padded_size, source_indices
-from model.repository import find_folder
+from model.padding import pad_tensor, padded_size, source_indices
+from model.repository import FOLDER_OPTIONS, find_folder
 
 CONFIG_NAME = "preprocessor_config.json"
 _FIRST, _LAST, _NONE = "channels_first", "channels_last", "none"
 _IGNORED = ("image_processor_type", "processor_class", "_processor_class", "feature_extractor_type")
+_FIELDS = ("do_rescale", "rescale_factor", "do_pad", "pad_size", "size_divisor")
 _FOREIGN = ("tensorflow", "jax", "jaxlib", "mlx")
 
 PixelValues = Tensor | np.ndarray | list[np.ndarray]
@@ -118,35 +119,45 @@ class Swin2SRImageProcessor:
         cls,
         pretrained_model_name_or_path: str | Path,
         *,
-        cache_dir: str | Path | None = None,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        subfolder: str | None = None,
-        **overrides: Any,  # noqa: ANN401
-    ) -> Self:
+        return_unused_kwargs: bool = False,
+        **options: Any,  # noqa: ANN401
+    ) -> Any:  # noqa: ANN401 (with return_unused_kwargs a pair)
         """Read ``preprocessor_config.json`` from a folder, or of a hub id.
 
         Args:
             pretrained_model_name_or_path: a folder, the file, or a hub id.
-            cache_dir, revision, token, local_files_only, force_download, subfolder: as of ``find_folder``.
-            overrides: constructor arguments that replace those of the file.
+            return_unused_kwargs: whether to return the options that are no constructor arguments too.
+            options: those of ``find_folder``, and constructor arguments that replace those of the file.
 
         Raises:
             ValueError: if there is no such file, or it is not readable.
         """
-        file = find_folder(
-            pretrained_model_name_or_path, cache_dir=cache_dir, revision=revision, token=token,
-            local_files_only=local_files_only, force_download=force_download, subfolder=subfolder,
-        )  # fmt: skip
-        return cls.from_dict(_read(file / CONFIG_NAME if file.is_dir() else file), **overrides)
+        values, overrides = cls.get_image_processor_dict(pretrained_model_name_or_path, **options)
+        unused = {name: value for name, value in overrides.items() if name not in _FIELDS}
+        if not return_unused_kwargs:
+            return cls.from_dict(values, **overrides)
+        known = {name: value for name, value in overrides.items() if name in _FIELDS}
+        return cls.from_dict(values, **known), unused
+
+    @classmethod
+    def get_image_processor_dict(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        **options: Any,  # noqa: ANN401
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The content of ``preprocessor_config.json``, and the options that are not those of ``find_folder``.
+
+        Raises:
+            ValueError: as ``from_pretrained``.
+        """
+        folder = {name: options.pop(name) for name in FOLDER_OPTIONS if name in options}
+        file = find_folder(pretrained_model_name_or_path, **folder)
+        return _read(file / CONFIG_NAME if file.is_dir() else file), options
 
     @classmethod
     def from_dict(cls, image_processor_dict: Mapping[str, Any], **overrides: Any) -> Self:  # noqa: ANN401
         """Build from the content of a ``preprocessor_config.json``. Unknown fields are ignored."""
-        known = ("do_rescale", "rescale_factor", "do_pad", "pad_size", "size_divisor")
-        values = {name: value for name, value in image_processor_dict.items() if name in known and value is not None}
+        values = {name: value for name, value in image_processor_dict.items() if name in _FIELDS and value is not None}
         if "pad_size" in overrides or "size_divisor" in overrides or "pad_size" in values:
             values = {name: value for name, value in values.items() if name != "size_divisor"}
         overrides = {name: value for name, value in overrides.items() if name not in ("use_fast", "trust_remote_code")}
@@ -247,20 +258,21 @@ class Swin2SRImageProcessor:
 
     def pad(
         self,
-        image: np.ndarray,
+        image: np.ndarray | Tensor,
         size: int | None = None,
         data_format: str | None = None,
         input_data_format: str | None = None,
-    ) -> np.ndarray:
-        """Pad one image (C, H, W) or (H, W, C), as ``preprocess`` does."""
+    ) -> np.ndarray | Tensor:
+        """Pad one image (C, H, W) or (H, W, C), or a tensor (..., H, W), as ``preprocess`` does."""
+        window = self.pad_size if size is None else _checked_pad_size(size)
+        if isinstance(image, Tensor):
+            return pad_tensor(image, window, "script")
         found = _option("input_data_format", input_data_format, (_FIRST, _LAST, _NONE, None)) or _infer_format(image)
-        planes = _pad_planes(_planes(image, found), self.pad_size if size is None else _checked_pad_size(size))
-        return _arrange(planes, data_format or found)
+        return _arrange(_pad_planes(_planes(image, found), window), data_format or found)
 
-    def rescale(self, image: np.ndarray, scale: float, **_: Any) -> np.ndarray:  # noqa: ANN401
+    def rescale(self, image: np.ndarray | Tensor, scale: float, **_: Any) -> np.ndarray | Tensor:  # noqa: ANN401
         """Multiply pixel values."""
-        scaled: np.ndarray = (image * scale).astype(np.float32)
-        return scaled
+        return image * scale if isinstance(image, Tensor) else (image * scale).astype(np.float32)
 
     def post_process_super_resolution(
         self,

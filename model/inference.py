@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from model import cpu_kernel
 from model.fingerprint import Kept, fingerprint_of
 from model.hooks import has_observers, is_tracing
-from model.network import Embeddings, Encoder, PatchEmbedding, Swin2SR, Swin2SRBody
+from model.network import Embeddings, Encoder, PatchEmbedding, PatchUnembedding, Swin2SR, Swin2SRBody
 from model.operators import PLAIN, EndStage, NormWeights, Operators, add_norm, attend
 from model.packed_weights import (
     Block,
@@ -69,6 +69,7 @@ class WindowBody:
     @torch.no_grad()
     def __init__(self, body: Swin2SRBody, form: Form, operators: Operators = PLAIN) -> None:
         embeddings = expect(expect(body.embeddings, Embeddings).patch_embeddings, PatchEmbedding)
+        expect(body.patch_unembed, PatchUnembedding)
         self.channels, self.form, self.operators = body.config.embed_dim, form, operators
         self.width = form.width(self.channels)
         self.embed = pack_linear(embeddings.projection, form)

@@ -43,7 +43,8 @@ class SelfAttention(nn.Module):
 
     def __init__(self, config: Swin2SRConfig, heads: int) -> None:
         super().__init__()
-        dim, self.heads, self.window = config.embed_dim, heads, config.window_size
+        dim, self.num_attention_heads, self.window_size = config.embed_dim, heads, config.window_size
+        self.attention_head_size, self.all_head_size = dim // heads, dim
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))
         self.continuous_position_bias_mlp = nn.Sequential(
             nn.Linear(2, 512), nn.ReLU(), nn.Linear(512, heads, bias=False)
@@ -52,8 +53,8 @@ class SelfAttention(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
-        self.register_buffer("relative_coords_table", relative_coords_table(self.window), persistent=False)
-        self.register_buffer("relative_position_index", relative_position_index(self.window), persistent=False)
+        self.register_buffer("relative_coords_table", relative_coords_table(self.window_size), persistent=False)
+        self.register_buffer("relative_position_index", relative_position_index(self.window_size), persistent=False)
 
     def position_bias(self) -> Tensor:
         """The continuous relative position bias (nH, N, N), within (0, 16)."""
@@ -79,8 +80,8 @@ class SelfAttention(nn.Module):
             (B * nW, N, C) and the attention probabilities (B * nW, nH, N, N).
         """
         query, key, value = (
-            projection(windows).view(*windows.shape[:2], self.heads, -1).transpose(1, 2)  # (B nW, nH, N, C/nH)
-            for projection in (self.query, self.key, self.value)
+            projection(windows).view(*windows.shape[:2], self.num_attention_heads, -1).transpose(1, 2)
+            for projection in (self.query, self.key, self.value)  # (B nW, nH, N, C/nH)
         )
         exact = torch.promote_types(query.dtype, torch.float32)
         cosines = F.normalize(query.to(exact), dim=-1) @ F.normalize(key.to(exact), dim=-1).transpose(-2, -1)
@@ -153,7 +154,7 @@ class SwinTransformerBlock(nn.Module):
 
     def __init__(self, config: Swin2SRConfig, heads: int, shift: int, drop_path: float) -> None:
         super().__init__()
-        dim, self.window, self.shift = config.embed_dim, config.window_size, shift
+        dim, self.window_size, self.shift_size = config.embed_dim, config.window_size, shift
         self.attention = Attention(config, heads)
         self.layernorm_before = nn.LayerNorm(dim, eps=config.layer_norm_eps)
         self.drop_path = DropPath(drop_path)
@@ -162,27 +163,29 @@ class SwinTransformerBlock(nn.Module):
         self.layernorm_after = nn.LayerNorm(dim, eps=config.layer_norm_eps)
 
     def forward(
-        self, tokens: Tensor, size: tuple[int, int], mask: Tensor, head_mask: Tensor | None = None
+        self, tokens: Tensor, size: tuple[int, int], mask: Tensor | None = None, head_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Run all windows through the block.
 
         Args:
             tokens: (B, H * W, C).
             size: H and W.
-            mask: (nW, N, N), of the shifted grid.
+            mask: (nW, N, N), of the shifted grid; computed where None.
             head_mask: (nH,), a factor on the attention of each head.
 
         Returns:
             (B, H * W, C) and the attention probabilities (B * nW, nH, N, N).
         """
         image = tokens.view(-1, *size, tokens.shape[2])  # (B, H, W, C)
-        if self.shift:
-            image = torch.roll(image, (-self.shift, -self.shift), (1, 2))
-        windows = partition(image, self.window)  # (B nW, N, C)
-        windows, probabilities = self.attention(windows, mask if self.shift else None, head_mask)
-        image = merge(windows, self.window, *size)  # (B, H, W, C)
-        if self.shift:
-            image = torch.roll(image, (self.shift, self.shift), (1, 2))
+        if self.shift_size:
+            image = torch.roll(image, (-self.shift_size, -self.shift_size), (1, 2))
+        windows = partition(image, self.window_size)  # (B nW, N, C)
+        if self.shift_size and mask is None:
+            mask = shift_mask(*size, self.window_size, self.shift_size, tokens.device)
+        windows, probabilities = self.attention(windows, mask if self.shift_size else None, head_mask)
+        image = merge(windows, self.window_size, *size)  # (B, H, W, C)
+        if self.shift_size:
+            image = torch.roll(image, (self.shift_size, self.shift_size), (1, 2))
         tokens = tokens + self.drop_path(self.layernorm_before(image.flatten(1, 2)))  # (B, HW, C)
         tokens = tokens + self.drop_path(self.layernorm_after(self.output(self.intermediate(tokens))))
         return tokens, probabilities
@@ -202,17 +205,26 @@ class PatchEmbedding(nn.Module):
         return tokens if self.layernorm is None else self.layernorm(tokens)
 
 
+class PatchUnembedding(nn.Module):
+    """Tokens (B, H * W, C) to an image (B, C, H, W)."""
+
+    def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
+        """Tokens of an image of H and W."""
+        return tokens.transpose(1, 2).reshape(*tokens.shape[::2], *size)
+
+
 class Embeddings(nn.Module):
     """From the first features (B, C, H, W) to tokens (B, H * W, C)."""
 
     def __init__(self, config: Swin2SRConfig) -> None:
         super().__init__()
+        self.window_size = config.window_size
         self.patch_embeddings = PatchEmbedding(config, norm=True)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Embed every pixel."""
-        return self.dropout(self.patch_embeddings(image))
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Embed every pixel; returns H and W too."""
+        return self.dropout(self.patch_embeddings(image)), (image.shape[2], image.shape[3])
 
 
 class Stage(nn.Module):
@@ -226,15 +238,16 @@ class Stage(nn.Module):
         )
         self.conv = residual_connection(config)
         self.patch_embed = PatchEmbedding(config, norm=False)
+        self.patch_unembed = PatchUnembedding()
 
     def forward(
-        self, tokens: Tensor, size: tuple[int, int], mask: Tensor, head_mask: Tensor | None = None
+        self, tokens: Tensor, size: tuple[int, int], mask: Tensor | None = None, head_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """As ``SwinTransformerBlock.forward``; the attention is that of the last layer."""
         deep = tokens
         for layer in self.layers:
             deep, probabilities = layer(deep, size, mask, head_mask)
-        return tokens + self.patch_embed(self.conv(to_image(deep, size))), probabilities
+        return tokens + self.patch_embed(self.conv(self.patch_unembed(deep, size))), probabilities
 
 
 class EncoderOutput(NamedTuple):
@@ -250,7 +263,7 @@ class Encoder(nn.Module):
 
     def __init__(self, config: Swin2SRConfig) -> None:
         super().__init__()
-        self.window, self.shift = config.window_size, config.shift_size
+        self.config, self.num_stages = config, len(config.depths)
         self.gradient_checkpointing = False
         rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu")
         drop_paths = torch.split(rates, list(config.depths))
@@ -263,12 +276,11 @@ class Encoder(nn.Module):
         tokens: Tensor,
         size: tuple[int, int],
         head_masks: Sequence[Tensor | None] | None = None,
-        *,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
     ) -> EncoderOutput:
         """Run tokens (B, H * W, C) through all stages, with a factor (nH,) on the heads of each stage."""
-        mask = shift_mask(*size, self.window, self.shift, tokens.device)  # (nW, N, N)
+        mask = shift_mask(*size, self.config.window_size, self.config.shift_size, tokens.device)  # (nW, N, N)
         hidden_states, attentions = [tokens], []
         for stage, head_mask in zip(self.stages, head_masks or [None] * len(self.stages), strict=True):
             if self.gradient_checkpointing and self.training:
@@ -292,6 +304,7 @@ class Swin2SRBody(nn.Module):
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config)
         self.layernorm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
+        self.patch_unembed = PatchUnembedding()
         self.conv_after_body = residual_connection(config)
         self.register_buffer("mean", mean_of(config.num_channels), persistent=False)
         self.apply(self._init_weights)
@@ -315,10 +328,10 @@ class Swin2SRBody(nn.Module):
             ValueError: if a side is not a multiple of the window, or the channels are not the network's.
         """
         self.check(pixel_values)
-        size = (pixel_values.shape[2], pixel_values.shape[3])
         shallow = self.first_convolution(self.normalise(pixel_values))  # (B, C, H, W)
-        encoded = self.encoder(self.embeddings(shallow), size, head_masks, **outputs)
-        deep = to_image(self.layernorm(encoded.last_hidden_state), size)  # (B, C, H, W)
+        tokens, size = self.embeddings(shallow)  # (B, HW, C)
+        encoded = self.encoder(tokens, size, head_masks, **outputs)
+        deep = self.patch_unembed(self.layernorm(encoded.last_hidden_state), size)  # (B, C, H, W)
         return encoded._replace(last_hidden_state=self.conv_after_body(deep) + shallow)
 
     def forward(self, pixel_values: Tensor) -> EncoderOutput:
@@ -402,8 +415,3 @@ def residual_connection(config: Swin2SRConfig) -> nn.Module:
 def to_tokens(image: Tensor) -> Tensor:
     """Image (B, C, H, W) to tokens (B, H * W, C)."""
     return image.flatten(2).transpose(1, 2)
-
-
-def to_image(tokens: Tensor, size: tuple[int, int]) -> Tensor:
-    """Tokens (B, H * W, C) to an image (B, C, H, W)."""
-    return tokens.transpose(1, 2).reshape(*tokens.shape[::2], *size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -70,6 +71,7 @@ def _flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:
     return list(output.values()), list(output.keys())
 
 
+@dataclass(init=False, repr=False, eq=False)
 class BaseModelOutput(ModelOutput):
     """What ``Swin2SRModel`` returns.
 
@@ -84,6 +86,7 @@ class BaseModelOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None
 
 
+@dataclass(init=False, repr=False, eq=False)
 class ImageSuperResolutionOutput(ModelOutput):
     """What ``Swin2SRForImageSuperResolution`` returns.
 

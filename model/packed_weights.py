@@ -21,6 +21,7 @@ from model.network import (
     DropPath,
     Intermediate,
     PatchEmbedding,
+    PatchUnembedding,
     Projection,
     SelfAttention,
     Stage,
@@ -103,11 +104,12 @@ class PackedStage:
 def pack_stage(stage: nn.Module, form: Form, norm: NormWeights | None = None) -> PackedStage:
     """Pack a stage, and the norm behind it if there is one."""
     stage = expect(stage, Stage)
+    expect(stage.patch_unembed, PatchUnembedding)
     blocks = tuple(pack_block(block, form) for block in stage.layers)
     embed = expect(stage.patch_embed, PatchEmbedding)
     if embed.layernorm is not None:
         raise NotPlainError
-    window = expect(stage.layers[0], SwinTransformerBlock).window
+    window = expect(stage.layers[0], SwinTransformerBlock).window_size
     return PackedStage(blocks, pack_end(stage.conv, embed.projection, form, window, norm))
 
 
@@ -122,8 +124,8 @@ def pack_block(block: nn.Module, form: Form) -> Block:
     for dropout in (inner.dropout, projection.dropout, output.dropout):
         expect(dropout, nn.Dropout)
     packed = Block(
-        bool(block.shift),
-        pack_tables(inner, block.shift, form.exact),
+        bool(block.shift_size),
+        pack_tables(inner, block.shift_size, form.exact),
         _pack_qkv(inner, form),
         pack_linear(projection.dense, form),
         pack_norm(block.layernorm_before, form.exact),
@@ -147,7 +149,7 @@ def pack_tables(attention: SelfAttention, shift: int, dtype: torch.dtype) -> Att
     """The tables that depend on an attention's weights: position bias with masks, and scale."""
     bias = attention.position_bias()[None]  # (1, nH, N, N)
     if shift:
-        bias = bias + _masks(attention.window, shift).to(bias)[:, None]
+        bias = bias + _masks(attention.window_size, shift).to(bias)[:, None]
     return AttentionTables(
         bias.to(dtype).contiguous(),
         attention.scale().flatten().to(dtype),

@@ -27,6 +27,10 @@ class Swin2SRModel(PreTrained, Swin2SRBody):
         config: its dimensions.
     """
 
+    def pad_and_normalize(self, pixel_values: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) in [0, 1], reflected to the window grid, as the first convolution takes them."""
+        return self.normalise(self._pad(pixel_values)[0])
+
     def forward(  # type: ignore[override]  # the answer has what the network's has
         self,
         pixel_values: Tensor,

@@ -18,11 +18,10 @@ from model.inference import Inference, Workspace, can_infer, infer_again
 from model.network import Swin2SR, Swin2SRBody
 from model.packing import PackedLayout
 from model.padding import pad_tensor
-from model.repository import find_folder
+from model.repository import FOLDER_OPTIONS, find_folder
 from model.state_dict_keys import is_head, is_huggingface, to_huggingface
 
 _REFUSED = ("from_tf", "from_flax", "quantization_config", "gguf_file")
-_FOLDER = ("cache_dir", "revision", "token", "local_files_only", "force_download", "subfolder")
 
 
 class PreTrained(nn.Module):
@@ -33,6 +32,10 @@ class PreTrained(nn.Module):
     main_input_name: ClassVar[str] = "pixel_values"
     supports_gradient_checkpointing: ClassVar[bool] = True
     framework: ClassVar[str] = "pt"
+    _no_split_modules: ClassVar[list[str]] = ["Stage"]
+    _keep_in_fp32_modules: ClassVar[None] = None
+    _keys_to_ignore_on_load_missing: ClassVar[None] = None
+    _tied_weights_keys: ClassVar[None] = None
 
     config: Swin2SRConfig
 
@@ -56,6 +59,8 @@ class PreTrained(nn.Module):
         device_map: Any = None,  # noqa: ANN401 (a device in one of many forms)
         device: str | torch.device | None = None,
         output_loading_info: bool = False,
+        ignore_mismatched_sizes: bool = False,
+        variant: str | None = None,
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401 (a model; with output_loading_info a pair)
         """Load weights. The model is in evaluation mode.
@@ -71,6 +76,9 @@ class PreTrained(nn.Module):
             dtype, torch_dtype: of the weights; None is float32, ``"auto"`` the type in the file.
             device_map, device: one device for the model.
             output_loading_info: whether to return the names of missing and unexpected weights too.
+            ignore_mismatched_sizes: whether weights that are missing, or have another shape, stay new, with a warning,
+                and unexpected ones are left out.
+            variant: of the files in the folder: ``fp16`` for ``model.fp16.safetensors``.
             options: those of ``model.repository.find_folder``, and attributes of the configuration. Others of
                 Transformers (``low_cpu_mem_usage``, ``use_safetensors``) have no effect.
 
@@ -82,8 +90,8 @@ class PreTrained(nn.Module):
             raise ValueError(
                 f"{', '.join(refused)} is not supported: weights are read from safetensors or PyTorch files"
             )
-        folder_options = {name: options.pop(name) for name in _FOLDER if name in options}
-        checkpoint = _read(pretrained_model_name_or_path, config, state_dict, folder_options)
+        folder_options = {name: options.pop(name) for name in FOLDER_OPTIONS if name in options}
+        checkpoint = _read(pretrained_model_name_or_path, config, state_dict, variant, folder_options)
         known = set(vars(checkpoint.config)) | GENERIC.keys()
         checkpoint.config.update({name: value for name, value in options.items() if name in known})
         checkpoint.config.name_or_path = str(pretrained_model_name_or_path or "")
@@ -91,7 +99,7 @@ class PreTrained(nn.Module):
         if wanted == "auto":
             wanted = next(iter(checkpoint.state.values())).dtype
         model = cls(checkpoint.config)
-        missing = model._load(checkpoint)
+        missing = model._load_what_fits(checkpoint) if ignore_mismatched_sizes else model._load(checkpoint)
         model = model.to(device=_one_device(device_map, device), dtype=_dtype_of(wanted)).eval()
         info = {"missing_keys": missing, "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
         return (model, info) if output_loading_info else model
@@ -117,6 +125,19 @@ class PreTrained(nn.Module):
         load_weights(network, checkpoint)
         return list(new)
 
+    def _load_what_fits(self, checkpoint: Checkpoint) -> list[str]:
+        """Load the weights whose names and shapes are the model's, and return the names of the others."""
+        state, own = checkpoint.state, self.state_dict()
+        state = state if is_huggingface(state) else to_huggingface(state, self.config)
+        if isinstance(self, Swin2SRBody):
+            state = {key.removeprefix(f"{self.base_model_prefix}."): tensor for key, tensor in state.items()}
+        found = {key: tensor for key, tensor in state.items() if key in own and own[key].shape == tensor.shape}
+        new = [key for key in own if key not in found]
+        if new:
+            warnings.warn(f"{checkpoint.file} does not fit: these weights are new: {', '.join(new)}", stacklevel=3)
+        self.load_state_dict(found, strict=False)
+        return new
+
     def save_pretrained(  # noqa: PLR0917 (the order of Transformers)
         self,
         save_directory: str | Path,
@@ -126,6 +147,7 @@ class PreTrained(nn.Module):
         push_to_hub: bool = False,
         max_shard_size: int | str = "50GB",
         safe_serialization: bool = True,
+        variant: str | None = None,
         **_: Any,  # noqa: ANN401
     ) -> None:
         """Write ``config.json`` and weights in a form that Transformers loads too.
@@ -138,6 +160,7 @@ class PreTrained(nn.Module):
             push_to_hub: not supported.
             max_shard_size: bytes, or a string such as ``"200MB"``: larger weights are written to several files.
             safe_serialization: whether to write ``.safetensors``, else ``.bin``.
+            variant: part of the files' name: ``fp16`` for ``model.fp16.safetensors``.
 
         Raises:
             ValueError: if ``push_to_hub`` is true, or ``max_shard_size`` is not a number of bytes.
@@ -152,6 +175,7 @@ class PreTrained(nn.Module):
             state=state_dict,
             max_shard_size=max_shard_size,
             safe_serialization=safe_serialization,
+            variant=variant,
         )
 
     def push_to_hub(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
@@ -241,6 +265,15 @@ class PreTrained(nn.Module):
         """Not supported: the network has no text tokens."""
         raise NotImplementedError("Swin2SR has no token embeddings to resize")
 
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Accepted for code written for Transformers.
+
+        Raises:
+            ValueError: if it is not ``"eager"``, the only one.
+        """
+        if attn_implementation != "eager":
+            raise ValueError(f"attn_implementation={attn_implementation!r} is not supported: use 'eager'")
+
     def can_generate(self) -> bool:
         """Return False: the network does not generate text."""
         return False
@@ -258,7 +291,7 @@ class PreTrained(nn.Module):
         """Whether stages are computed again in the backward pass."""
         return self._trunk.encoder.gradient_checkpointing
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None) -> None:  # noqa: ARG002
+    def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 (ways that there is one of)
         """Compute stages again in the backward pass, so that training takes less memory."""
         self._trunk.encoder.gradient_checkpointing = True
 
@@ -327,6 +360,7 @@ def _read(
     name: str | Path | None,
     config: Swin2SRConfig | str | Path | None,
     state: Mapping[str, Tensor] | None,
+    variant: str | None,
     options: Mapping[str, Any],
 ) -> Checkpoint:
     """The checkpoint of a name, with the given configuration and weights instead of its own."""
@@ -338,7 +372,7 @@ def _read(
     path = find_folder(name, **options)
     if path.is_dir() and state is not None and given is not None:
         return Checkpoint(path, given, state)
-    checkpoint = read_checkpoint(path, given)
+    checkpoint = read_checkpoint(path, given, variant)
     return checkpoint if state is None else replace(checkpoint, state=state)
 
 

@@ -6,8 +6,15 @@ from pathlib import Path
 
 from model.official.hub import is_hub_id, local_folder
 
+FOLDER_OPTIONS = ("cache_dir", "revision", "token", "local_files_only", "force_download", "subfolder")
+"""The keywords of ``find_folder``."""
+
 PATTERNS = ["*.json", "*.safetensors", "*.bin"]
 """Files of a repository that are downloaded."""
+
+
+class ModelNotFoundError(OSError, ValueError):
+    """There is no such model; an OSError too, which code written for Transformers catches."""
 
 
 def find_folder(
@@ -33,7 +40,8 @@ def find_folder(
         subfolder: folder inside the one that is found.
 
     Raises:
-        ValueError: if it does not exist, cannot be downloaded, or lacks the subfolder.
+        ModelNotFoundError: if it does not exist or cannot be downloaded.
+        ValueError: if it lacks the subfolder.
     """
     if Path(name).exists():
         folder = Path(name)
@@ -44,11 +52,11 @@ def find_folder(
             folder = local_folder(name, cache_dir=cache_dir, revision=revision)
         except ValueError as error:
             if local_files_only or not is_hub_id(name):
-                raise
+                raise ModelNotFoundError(str(error)) from error
             try:
                 folder = _download(str(name), cache_dir, revision, token, force=False)
             except ValueError as failure:
-                raise ValueError(f"{error}; the download failed: {failure}") from failure
+                raise ModelNotFoundError(f"{error}; the download failed: {failure}") from failure
     return _inside(folder, subfolder) if subfolder else folder
 
 

@@ -65,7 +65,7 @@ def mask_of_each_kind(window: int, shift: int) -> Tensor:
 
 def relative_coords_table(window: int) -> Tensor:
     """Log-spaced offsets ((2 * window - 1) ** 2, 2) between two tokens, the input of the position bias."""
-    offsets = torch.arange(-(window - 1), window, dtype=torch.float32) / (window - 1) * 8
+    offsets = torch.arange(-(window - 1), window, dtype=torch.get_default_dtype()) / (window - 1) * 8
     offsets = torch.sign(offsets) * torch.log2(offsets.abs() + 1) / math.log2(8)
     return torch.stack(torch.meshgrid(offsets, offsets, indexing="ij"), dim=-1).view(-1, 2)
 

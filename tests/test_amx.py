@@ -31,7 +31,7 @@ def packed(block, precision):
 
 def error(block, counts, precision):
     """Root mean square difference from float64 of a block on random tokens."""
-    tokens = torch.randn(sum(counts) * block.window**2, block.layernorm_before.normalized_shape[0])
+    tokens = torch.randn(sum(counts) * block.window_size**2, block.layernorm_before.normalized_shape[0])
     with torch.inference_mode():
         return (
             (cpu_kernel.run(packed(block, precision), tokens, None, counts) - plain(block, tokens, counts))

@@ -133,8 +133,8 @@ def test_promise_24_beside_a_large_image_a_device_stays_busy_and_small_requests_
             max_batch_pixels=544**2,
         )
         app = create_app(settings, load=lambda _name, _path, device=device: SimulatedUpscaler(device))
-        alone, beside, _ = asyncio.run(crowd(app, interval=0.1))
-        tiles = [span for span in device.spans if span[2] > 10_000]
+        alone, beside, large = asyncio.run(crowd(app, interval=0.1))
+        tiles = [span for span in device.spans if span[2] > 10_000 and span[0] > large[0][0]]
         first, last = tiles[0][0], tiles[-1][1]
         busy = sum(min(end, last) - start for start, end, _ in device.spans if first <= start < last) / (last - first)
         small = statistics.median(end - start for start, end in alone)

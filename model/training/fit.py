@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.network import Swin2SR, to_image
+from model.network import Swin2SR
 from model.reconstruction import Reconstruction
 from model.training.flat_areas import balance, constrain_gradients, fixed_parameters
 from model.training.losses import reconstruction_loss
@@ -49,10 +49,10 @@ class BodyFeatures:
     def compute(cls, network: Swin2SR, images: Tensor) -> BodyFeatures:
         """Run the body of a network on images (B, C, H, W) in [0, 1]."""
         body = network.swin2sr
-        size = (images.shape[2], images.shape[3])
         shallow = body.first_convolution(body.normalise(images))  # (B, embed_dim, H, W)
-        encoded = body.encoder(body.embeddings(shallow), size).last_hidden_state
-        return cls(to_image(body.layernorm(encoded), size), shallow, images)
+        tokens, size = body.embeddings(shallow)
+        encoded = body.encoder(tokens, size).last_hidden_state
+        return cls(body.patch_unembed(body.layernorm(encoded), size), shallow, images)
 
     def reconstruct(self, network: Swin2SR) -> Reconstruction:
         """Return the network's result, with gradients for the layers after the body."""
