@@ -39,7 +39,7 @@ MAX_IN_FLIGHT = 2
 POLL_INTERVAL_S = 5e-4
 """Interval at which the worker asks a device whether a batch is done."""
 
-PREFETCH_S = 0.01
+PREFETCH_S = 0.006
 """How long before the expected end of a batch the device is given the next one. More makes small requests wait longer
 behind a large one; less leaves the device idle when the host is late."""
 

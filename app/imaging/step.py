@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from app import codec
 from app.imaging.channels import (
@@ -20,7 +21,7 @@ from app.imaging.channels import (
 from app.imaging.work_plan import Step
 from model.padding import pad
 from model.tiling import Parallel, Stitcher
-from model.types import Pixels, Values
+from model.types import Pixels
 
 
 class StepRun:
@@ -67,7 +68,7 @@ class StepRun:
             for index in range(len(self._inputs)):
                 yield tile, index
 
-    def stitch(self, group: tuple[int, int], outputs: list[Pixels | Values]) -> None:
+    def stitch(self, group: tuple[int, int], outputs: list[NDArray[Any]]) -> None:
         """Add the results of a group: average them, convert the channels, and stitch.
 
         Results that were rounded are the only ones of their input, and are taken as they are.
