@@ -13,9 +13,9 @@ import sys
 from pathlib import Path
 
 import httpx
-from app.imaging.sample import draw_sample
 from PIL import Image
 
+from app.bench.service import draw_images
 from tests.server import ServerProcess
 
 SIDES = (512, 1024, 2048)
@@ -23,10 +23,10 @@ FORMATS = ("png", "jpeg", "webp", "avif")
 
 
 def photo(side):
-    """The sample picture as a JPEG of this many pixels a side."""
+    """The sample image as a JPEG of this many pixels a side."""
     file = io.BytesIO()
-    with Image.open(io.BytesIO(draw_sample())) as sample:
-        sample.convert("RGB").resize((side, side)).save(file, "JPEG", quality=90)
+    [image] = draw_images([(side, side)])
+    Image.fromarray(image).save(file, "JPEG", quality=90)
     return file.getvalue()
 
 

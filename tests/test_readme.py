@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
 from PIL import Image
 
@@ -104,6 +105,28 @@ def test_a_block_runs_as_written(document, block, workplace, server):
             assert image.size == (2 * SAMPLE_SIZE[0], 2 * SAMPLE_SIZE[1]), file
 
 
+@pytest.mark.long
+def test_the_guide_to_fine_tuning_runs_as_written(workplace, tmp_path):
+    """Each command up to the last, for a few steps; the last one serves what the others made."""
+    [text] = [block.text for block in blocks(ROOT / "docs" / "fine-tuning.md")]
+    *commands, last = [line.removeprefix("$ ") for line in text.splitlines()]
+    assert len(commands) == 4
+    for name in ("photos", "held-out"):
+        (tmp_path / name).mkdir()
+        shutil.copy(workplace / "photo.jpg", tmp_path / name)
+    short = "\n".join(commands).replace("--minutes 30", "--steps 2 --crop 8 --batch 1")
+    environment = {**os.environ, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    command = ["bash", "-euc", short]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "pages-x2 on held-out" in result.stdout
+    program, *options = last.split()
+    assert program == "swin2sr"
+    options[options.index("models")] = str(tmp_path / "models")
+    with ServerProcess(program=("-m", "app", *options)) as own:
+        assert httpx.get(f"{own.url}/v1/variants/pages-x2").json()["state"] == "ready"
+
+
 def test_what_the_server_offers_to_try_works(workplace, server):
     """``make serve`` prints its address and a curl line; the line upscales the sample that a script here drew."""
     ready = next(line for line in server.output if line.startswith("Ready."))
@@ -162,3 +185,12 @@ def test_links_lead_to_files_and_headings(document):
             assert not anchor or anchor in anchors(target), link
     for named in re.findall(r"`((?:app|model|tests|docker)/[\w/.]+)`", text):
         assert (ROOT / named).exists(), named
+
+
+def test_nothing_is_installed_from_where_it_is_not():
+    """There is no release yet: packages are installed from the source tree, and no image is pulled."""
+    for document in DOCUMENTS:
+        text = document.read_text("utf-8")
+        assert "docker pull" not in text, document.name
+        for target in re.findall(r"pip install (\S+)", text):
+            assert target.strip("'\"`").startswith("."), f"{document.name}: {target}"
