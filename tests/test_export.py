@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +55,8 @@ def test_torch_export_takes_every_head(head: str):
     dynamic = torch.export.export(model, (pixels,), dynamic_shapes={"pixel_values": sizes}).module()
     other = batch(model, 4, 2)
     assert (dynamic(other).reconstruction - model(other).reconstruction).abs().max() < 1e-5
+    with pytest.raises(AssertionError, match="Guard failed"):  # two windows at least, as README says
+        dynamic(batch(model, 1, 2))
 
 
 @pytest.mark.long
@@ -108,6 +113,23 @@ def test_a_pth_has_a_mask_for_every_shifted_block(tmp_path):
     assert sorted(masks) == [f"layers.{stage}.residual_group.blocks.1.attn_mask" for stage in (0, 1)]
     assert all(mask.shape == (16, 64, 64) for mask in masks.values())
     assert all(set(mask.unique().tolist()) == {-100.0, 0.0} for mask in masks.values())
+
+
+@torch.no_grad()
+def test_a_pth_gives_the_same_pixels_in_spandrel(tmp_path):
+    """All but rounding: without the masks spandrel shifts no window, and a third of the samples differ."""
+    unused = ("", ".ops", ".models", ".transforms", ".transforms.functional", ".models.feature_extraction", ".utils")
+    shells = {f"torchvision{name}": mock.MagicMock(__spec__=None) for name in unused}  # which other networks use
+    with mock.patch.dict(sys.modules, shells):
+        spandrel = pytest.importorskip("spandrel", reason="spandrel cannot be a dependency: it needs torchvision")
+    network = tiny_network("lightweight_x4", image_size=32)
+    export(network, tmp_path / "network.pth")
+    loaded = spandrel.ModelLoader().load_from_file(tmp_path / "network.pth").eval()
+    for rows, columns in ((4, 4), (2, 3)):
+        pixels = batch(network, rows, columns)
+        found, expected = ((image.clamp(0, 1) * 255).round() for image in (loaded(pixels), network(pixels).image))
+        assert (found - expected).abs().max() <= 1
+        assert (found != expected).float().mean() <= 1e-3
 
 
 def test_another_ending_is_refused(tmp_path):
