@@ -115,6 +115,7 @@ def test_a_pth_has_a_mask_for_every_shifted_block(tmp_path):
     assert all(set(mask.unique().tolist()) == {-100.0, 0.0} for mask in masks.values())
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # spandrel's
 @torch.no_grad()
 def test_a_pth_gives_the_same_pixels_in_spandrel(tmp_path):
     """All but rounding: without the masks spandrel shifts no window, and a third of the samples differ."""
