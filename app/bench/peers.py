@@ -12,6 +12,8 @@ import argparse
 import asyncio
 import contextlib
 import importlib.util
+import os
+import signal
 import socket
 import statistics
 import sys
@@ -49,7 +51,9 @@ async def serve_peer(peer: str, folder: Path, threads: int, largest: int) -> Asy
         port = free.getsockname()[1]
     arguments = (peer, str(folder), str(port), str(threads), str(largest))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "app.bench.litserve_peer", *arguments), stdout=asyncio.subprocess.DEVNULL
+        *(sys.executable, "-m", "app.bench.litserve_peer", *arguments),
+        stdout=asyncio.subprocess.DEVNULL,
+        start_new_session=True,
     )
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=None) as client:  # noqa: S113
@@ -65,7 +69,7 @@ async def serve_peer(peer: str, folder: Path, threads: int, largest: int) -> Asy
             yield send
     finally:
         with contextlib.suppress(ProcessLookupError):
-            process.terminate()
+            os.killpg(process.pid, signal.SIGKILL)  # LitServe leaves its workers behind on SIGTERM
         await process.wait()
 
 
