@@ -11,7 +11,7 @@ const LOSSY = ["jpeg", "webp", "avif", "jxl", "same"];
  * Bytes of a file for each pixel of a photograph. Measured on the x2 results of four Kodak photos:
  * python -m tests.page.file_sizes
  */
-const BYTES_PER_PIXEL = { png: 1.64, tiff: 1.75, jpeg: 0.45, webp: 0.29, avif: 0.36 };
+const BYTES_PER_PIXEL = { png: 1.6, tiff: 1.75, jpeg: 0.45, webp: 0.29, avif: 0.36, jxl: 0.82 };
 
 /** Above so many bytes the page asks before it makes a PNG or TIFF. */
 const LARGE = 100e6;
@@ -103,11 +103,12 @@ export class Choices {
   expect({ originalSize, options }) {
     const variant = this.variants.find(({ name, aliases }) => [name, ...aliases].includes(options.variant));
     if (!originalSize || !variant) return { seconds: null, bytes: null };
-    const pixels = originalSize.width * originalSize.height;
-    const passes = options.ensemble ? 8 : 1;
-    const seconds = variant.pixels_per_second ? (pixels * passes) / variant.pixels_per_second : null;
+    const scale = variant.scale ?? 1;
+    const target = outputPixels(originalSize, options, scale);
+    const pixels = inputPixels(originalSize.width * originalSize.height, target, scale) * (options.ensemble ? 8 : 1);
+    const seconds = variant.pixels_per_second ? pixels / variant.pixels_per_second : null;
     const perPixel = BYTES_PER_PIXEL[options.format];
-    return { seconds, bytes: perPixel ? perPixel * outputPixels(originalSize, options, variant.scale ?? 1) : null };
+    return { seconds, bytes: perPixel ? Math.min(perPixel * target, options.max_bytes ?? Infinity) : null };
   }
 
   /** Whether a person should be asked before this row is sent. */
@@ -160,7 +161,7 @@ export class Choices {
     const troubled = [...variants.filter(isLoading), ...variants.filter(hasFailed)];
     this.replace("troubled-list", troubled.map((each) => item(each.name, each.reason ?? "", isLoading(each) ? "loading" : "failed")));
     const absent = variants.filter((each) => !available.includes(each) && !troubled.includes(each));
-    this.replace("absent-list", absent.map(({ name, summary }) => item(name, summary)));
+    this.replace("absent-list", absent.map((each) => item(each.name, summaryOf(each))));
     this.find("absent").hidden = !absent.length;
   }
 
@@ -179,7 +180,20 @@ export function taskName({ name, task }) {
   return has(`task.${task}`) ? text(`task.${task}`) : name;
 }
 
-function outputPixels({ width, height }, { width: wide, height: tall, factor, megapixels }, scale) {
+/** What a variant is for, in the reader's language; of the server's own weights only what the server says. */
+export function summaryOf({ name, summary, replaces }) {
+  return !replaces && has(`variant.${name}`) ? text(`variant.${name}`) : summary;
+}
+
+/** Pixels that the networks read on the way to a size: a later pass reads the result of the one before. */
+function inputPixels(pixels, target, scale) {
+  let sum = pixels;
+  for (let each = pixels * scale * scale, passes = 1; scale > 1 && each < target && passes < 3; each *= scale * scale, passes += 1) sum += each;
+  return sum;
+}
+
+function outputPixels({ width, height }, { width: wide, height: tall, factor, megapixels, fit }, scale) {
+  if (wide && tall && fit && fit !== "inside") return wide * tall;
   if (megapixels) return megapixels * 1e6;
   const ratios = [factor && Number(factor), wide && wide / width, tall && tall / height].filter(Boolean);
   const ratio = ratios.length ? Math.min(...ratios) : scale;
@@ -195,10 +209,10 @@ function hasFailed({ available, state }) {
 }
 
 function radio(variant, checked) {
-  const { name, task, scale, summary } = variant;
+  const { name, task, scale } = variant;
   const label = element("label", "variant", "");
   const input = Object.assign(document.createElement("input"), { type: "radio", name: "variant", value: name, checked });
-  const about = element("span", "variant-summary", summary);
+  const about = element("span", "variant-summary", summaryOf(variant));
   if (has(`task.${task}`)) about.append(" ", element("code", "", name));
   const change = scale === 1 ? text("scale.same") : `× ${scale ?? "?"}`;
   label.append(input, element("span", "variant-name", taskName(variant)), element("span", "variant-scale", change), about);

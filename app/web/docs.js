@@ -183,6 +183,20 @@ function example(schema, schemas) {
   return Object.fromEntries(Object.entries(schema.properties ?? {}).map(([name, each]) => [name, example(each, schemas) ?? null]));
 }
 
+/** Errors that no endpoint answers: the request reaches none. */
+const ELSEWHERE = [
+  ["400", "bad_request", "The request is not well-formed HTTP."],
+  ["404", "not_found", "No endpoint has this path."],
+  ["405", "method_not_allowed", "The endpoint exists, but not with this method."],
+  ["421", "misdirected_request", "The request's Host is not one of ALLOWED_HOSTS."],
+  ["431", "headers_too_large", "The request line and headers are too long."],
+];
+
+function elsewhere() {
+  const errors = ELSEWHERE.flatMap(([status, code, words]) => [make("dt", {}, make("span", { class: "status bad" }, status), " ", make("code", {}, code)), make("dd", {}, words)]);
+  return [make("h2", {}, "Errors before an endpoint"), make("p", {}, "Problem documents, as those of every endpoint."), make("dl", { id: "elsewhere" }, ...errors)];
+}
+
 async function received(response) {
   const type = response.headers.get("Content-Type") ?? "";
   const headers = [...response.headers].map(([name, value]) => `${name}: ${value}`).join("\n");
@@ -204,7 +218,7 @@ async function show() {
   const list = operations.map((operation) => make("li", {}, make("a", { href: `#${operation.id}` }, operation.title)));
   find("contents").replaceChildren(make("ul", {}, ...list));
   const sections = [...tags].flatMap((tag) => [make("h2", {}, tag), ...operations.filter(({ spec }) => spec.tags[0] === tag).map((each) => each.show())]);
-  find("operations").replaceChildren(...sections);
+  find("operations").replaceChildren(...sections, ...elsewhere());
   find("key-value").value = key.value;
   find("key-value").addEventListener("input", (event) => {
     key.value = event.target.value;

@@ -11,7 +11,7 @@ await loadText();
 const compare = new Compare(find);
 const choices = new Choices(find, onProblem, onVariants);
 const queue = new Queue(find("rows"), find("row"), {
-  onDone, onShow, onProblem, onChange, say, expect: (row) => choices.expect(row), mustAsk: (row) => choices.mustAsk(row),
+  onDone, onShow, onProblem, onChange, onRemove, say, expect: (row) => choices.expect(row), mustAsk: (row) => choices.mustAsk(row),
 });
 const title = document.title;
 /** The row on the stage. */
@@ -19,6 +19,13 @@ let shown = null;
 
 function say(words) {
   find("news").textContent = words;
+}
+
+/** Say something about the shown picture, and write it under the stage. */
+function notify(words) {
+  say(words);
+  find("shown-notice").textContent = words;
+  find("shown-notice").hidden = false;
 }
 
 // Pictures in.
@@ -105,9 +112,9 @@ async function copy() {
   const image = shown.result.image.type === "image/png" ? shown.result.image : await compare.asPng();
   try {
     await navigator.clipboard.write([new ClipboardItem({ "image/png": image })]);
-    say(text("said.copied", { name: shown.result.name }));
+    notify(text("said.copied", { name: shown.result.name }));
   } catch {
-    say(text("said.notCopied"));
+    notify(text("said.notCopied"));
   }
 }
 
@@ -161,6 +168,19 @@ function onDone(row) {
   say(text("said.done", { name: row.file.name }));
 }
 
+/** The stage shows no picture that was removed. */
+function onRemove(row) {
+  const left = queue.in("done").at(-1) ?? queue.rows.at(-1);
+  if (row !== shown) {
+    if (find("against").others?.includes(row)) show(shown);
+  } else if (left) {
+    if (left.result) show(left);
+    else preview(left);
+  } else {
+    showSample();
+  }
+}
+
 async function onShow(row) {
   await show(row);
   find("stage").scrollIntoView({ block: "nearest" });
@@ -176,18 +196,35 @@ async function preview(row) {
   find("shown-facts").replaceChildren();
   find("shown-notice").hidden = true;
   find("result-tools").hidden = true;
+  find("against-row").hidden = true;
   const before = await row.measured;
   if (shown !== row || row.result) return;
-  if (before) find("shown-facts").replaceChildren(element("span", "", sides(before)));
+  if (before) find("shown-facts").replaceChildren(...[sides(before), ...expected(row)].map((fact) => element("span", "", fact)));
   await compare.preview(before && row.original, row.file.name);
   showState();
+}
+
+/** Show the sample again, as at the start. */
+function showSample() {
+  shown = null;
+  for (const id of ["shown-notice", "result-tools", "against-row", "stage-state"]) find(id).hidden = true;
+  find("shown-name").textContent = text("sample.name");
+  find("shown-facts").replaceChildren();
+  const [before, after] = ["web/sample.png", "web/sample-upscaled.webp"];
+  compare.show({ address: before, name: text("stage.before") }, { address: after, name: text("stage.after") }, text("sample.name"));
+}
+
+/** What a row will take and become, for its picture's caption. */
+function expected(row) {
+  const { seconds, bytes } = choices.expect(row);
+  return [seconds !== null && about(seconds), bytes !== null && text("about", { time: size(bytes) })].filter(Boolean);
 }
 
 /** The progress of the shown row, over its picture. */
 function showState() {
   const isOver = shown.state === "done";
   find("stage-state").hidden = isOver;
-  find("stage-words").textContent = shown.state === "failed" ? shown.part(".item-state").textContent : shown.words;
+  find("stage-words").textContent = shown.words;
   find("stage-bar").hidden = shown.state !== "busy";
   if (shown.progress > 0) find("stage-bar").value = shown.progress;
   else find("stage-bar").removeAttribute("value");
@@ -209,11 +246,13 @@ async function showShown() {
   const other = find("against").others[find("against").selectedIndex - 1];
   const before = await row.measured;
   let after = null;
+  let cannotShow = "";
   try {
     const left = other ? { address: other.address, name: other.result.variant } : before && { address: row.original, name: text("stage.before") };
     after = await compare.show(left, { address: row.address, name: other ? row.result.variant : text("stage.after") }, row.file.name);
   } catch {
-    say(text("said.cannotShow", { name: row.result.name }));
+    cannotShow = text("said.cannotShow", { name: row.result.name });
+    say(cannotShow);
   }
   if (shown !== row) return;
   const facts = [
@@ -224,7 +263,7 @@ async function showShown() {
   ];
   find("shown-name").textContent = row.file.name;
   find("shown-facts").replaceChildren(...facts.filter(Boolean).map((fact) => element("span", "", fact)));
-  const notices = [row.result.restored && text("stage.restored", { how: row.result.restored }), row.result.notice].filter(Boolean);
+  const notices = [cannotShow, row.result.restored && text("stage.restored", { how: row.result.restored }), row.result.notice].filter(Boolean);
   find("shown-notice").textContent = notices.join(" ");
   find("shown-notice").hidden = !notices.length;
   find("download").href = row.address;

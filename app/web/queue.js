@@ -14,7 +14,7 @@ export class Queue {
    * @param {HTMLOListElement} list  of rows
    * @param {HTMLTemplateElement} template  of a row
    * @param {{onDone: (row: Row) => void, onShow: (row: Row) => void, onProblem: (problem: Problem) => void,
-   *          onChange: () => void, expect: (row: Row) => {seconds: number|null, bytes: number|null},
+   *          onChange: () => void, onRemove: (row: Row) => void, expect: (row: Row) => {seconds: number|null, bytes: number|null},
    *          mustAsk: (row: Row) => boolean, say: (words: string) => void}} hooks
    */
   constructor(list, template, hooks) {
@@ -57,6 +57,7 @@ export class Queue {
     this.rows = this.rows.filter((other) => other !== row);
     row.dispose();
     this.hooks.onChange();
+    this.hooks.onRemove(row);
   }
 
   /** Keep the rows until the server is ready again, then go on. */
@@ -230,7 +231,7 @@ export class Row {
       return;
     }
     const problem = error instanceof Problem ? error : new Problem({ code: "page", title: "", detail: String(error) });
-    this.enter("failed", "", ["again", "remove"]);
+    this.enter("failed", `${problem.title}. ${problem.message}`, ["again", "remove"]);
     const title = document.createElement("strong");
     title.textContent = `${problem.title}.`;
     this.part(".item-state").replaceChildren(title, ` ${problem.message}`);

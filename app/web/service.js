@@ -77,7 +77,7 @@ export async function upscale(file, options, signal, onStep) {
     headers: {
       ...authorization(),
       Accept: "multipart/mixed",
-      "Content-Type": file.type || "application/octet-stream",
+      "Content-Type": file.type.startsWith("image/") ? file.type : "application/octet-stream",
       "Content-Disposition": `attachment; filename*=UTF-8''${encodeURIComponent(file.name)}`,
     },
   });

@@ -1,5 +1,6 @@
 /** The status page: whether the service is ready, and its variants. */
 
+import { summaryOf } from "./choices.js";
 import { key, listVariants, readiness } from "./service.js";
 import { element, has, loadText, number, text } from "./text.js";
 
@@ -27,7 +28,7 @@ async function showVariants() {
   }
 }
 
-function row({ name, aliases, task, scale, state, available, reason, device, precision, pixels_per_second: speed, summary }) {
+function row({ name, aliases, task, scale, state, available, reason, device, precision, pixels_per_second: speed, ...rest }) {
   const made = document.createElement("tr");
   const title = element("th", "", name);
   title.scope = "row";
@@ -40,7 +41,7 @@ function row({ name, aliases, task, scale, state, available, reason, device, pre
     device ?? "",
     precision ?? "",
     speed ? text("status.speedValue", { value: number(speed / 1e6, 3) }) : "",
-    summary,
+    summaryOf({ name, ...rest }),
   ];
   made.append(title, ...cells.map((cell) => element("td", "", cell)));
   return made;

@@ -15,13 +15,13 @@ export async function loadText() {
 }
 
 /**
- * Put the words of `data-text` (content), `data-label` (aria-label), `data-alt` and `data-title` into the elements.
+ * Put the words of `data-text` (content), `data-label` (aria-label), `data-alt`, `data-title` and `data-hint` (placeholder) into the elements.
  *
  * @param {Document|DocumentFragment} root
  */
 export function translate(root) {
   for (const element of root.querySelectorAll("[data-text]")) element.textContent = text(element.dataset.text);
-  for (const [data, attribute] of [["label", "aria-label"], ["alt", "alt"], ["title", "title"]]) {
+  for (const [data, attribute] of [["label", "aria-label"], ["alt", "alt"], ["title", "title"], ["hint", "placeholder"]]) {
     for (const element of root.querySelectorAll(`[data-${data}]`)) element.setAttribute(attribute, text(element.dataset[data]));
   }
 }

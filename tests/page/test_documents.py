@@ -10,6 +10,8 @@ from app.routes.examples import EXAMPLE_ERRORS
 from tests.browser import DESK, PHONE, broken_rules, given, shoot
 from tests.service import noise
 
+ELSEWHERE = {"not_found", "method_not_allowed", "bad_request", "misdirected_request", "headers_too_large"}
+
 
 def operation(page, title):
     """The section of a method and an address."""
@@ -34,9 +36,11 @@ def test_every_address_is_there_with_the_body_of_every_error(visit):
         count = sum(len(methods) for methods in document["paths"].values())
         assert page.locator(".operation").count() == page.locator("#contents a").count() == count
         text = page.locator("#operations").evaluate("operations => operations.textContent")
-        elsewhere = {"not_found", "method_not_allowed", "bad_request", "misdirected_request", "headers_too_large"}
-        shown = {error.code for error in EXAMPLE_ERRORS} - elsewhere  # those belong to no address
+        elsewhere = set(page.locator("#elsewhere code").all_inner_texts())  # of no address
+        assert elsewhere == ELSEWHERE
+        shown = {error.code for error in EXAMPLE_ERRORS} - elsewhere
         assert {code for code in shown if f'"code": "{code}"' not in text} == set()
+        assert page.get_by_role("link", name="Status").get_attribute("href") == "status"
         assert '"available": true' in text
 
 

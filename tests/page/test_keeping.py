@@ -127,6 +127,36 @@ def test_a_restart_of_the_server_loses_no_picture(chromium):
     page.context.close()
 
 
+def test_the_stage_leaves_a_picture_that_is_removed(visit):
+    """It shows another one, whose download works, and in the end the sample."""
+    with visit() as page:
+        choose(page, given("one.png"), given("two.png"))
+        done(page, "one.png")
+        done(page, "two.png")
+        page.locator("#shown-name").filter(has_text="one.png").wait_for()
+        button(row(page, "one.png"), "Remove").click()
+        page.locator("#shown-name").filter(has_text="two.png").wait_for()
+        with page.expect_download() as download:
+            page.locator("#download").click()
+        assert download.value.suggested_filename == "two-lightweight-x2.png"
+        assert download.value.failure() is None
+        button(row(page, "two.png"), "Remove").click()
+        page.locator("#shown-name").filter(has_text="The sample").wait_for()
+        assert not page.locator("#download").is_visible()
+
+
+def test_a_removed_result_is_not_compared_with(visit):
+    """The list of others on the stage follows the rows."""
+    with visit() as page:
+        choose(page, given("one.png"))
+        done(page, "one.png")
+        page.locator("#other").select_option("lightweight-x2")
+        page.locator("#against-row").wait_for()
+        page.locator(".item").first.locator("[data-act=remove]").click()
+        page.locator("#against-row").wait_for(state="hidden")
+        assert page.locator("#shown-name").inner_text() == "one.png"
+
+
 @pytest.mark.parametrize("status", [502, 503, 504])
 def test_a_proxy_without_a_server_behind_it_is_waited_for(visit, status):
     """Its own page is no answer of the service."""

@@ -8,6 +8,7 @@ from string import Formatter
 
 import pytest
 
+from model.variants import VARIANTS
 from tests.browser import DESK, PHONE, WEB, broken_rules, choose, done, given, shoot
 from tests.listening import listening
 from tests.service import noise, scripted_app
@@ -46,11 +47,11 @@ def test_every_language_has_every_string(language):
 def test_every_string_that_the_page_asks_for_is_there():
     """In the HTML and in the modules; and no string is left over."""
     text = "\n".join(path.read_text("utf-8") for path in WEB.iterdir() if path.suffix in (".html", ".js"))
-    asked = set(re.findall(r'data-(?:text|label|alt|title)="([^"]+)"', text)) | set(
+    asked = set(re.findall(r'data-(?:text|label|alt|title|hint)="([^"]+)"', text)) | set(
         re.findall(r'\btext\("([^"]+)"', text)
     )
     assert asked <= set(ENGLISH)
-    made = re.compile(r"(task|state|problem|status)\.|server\.")
+    made = re.compile(r"(task|state|problem|status|variant)\.|server\.")
     assert {key for key in set(ENGLISH) - asked if not made.match(key)} == set()
 
 
@@ -98,6 +99,22 @@ def test_the_first_language_of_the_reader_that_there_is(abroad, languages, shown
     page.locator(".item [data-act=download]:visible").filter(has_text=strings["download"]).wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     shoot(page, f"language-{shown}")
+
+
+def test_every_variant_is_described_in_every_language(abroad):
+    """English as the server does; own weights under an official name are described by the server."""
+    assert {name: ENGLISH.get(f"variant.{name}") for name in VARIANTS} == {
+        name: row.summary for name, row in VARIANTS.items()
+    }
+    page = abroad(["de"])
+    assert "Verdoppelt ein sauberes Bild" in page.locator("#variant-list").inner_text()
+    listing = page.evaluate("fetch('v1/variants').then((answer) => answer.json())")
+    for each in listing["variants"]:
+        each.update(replaces="official", summary="Our own.")
+    page.route("**/v1/variants", lambda route: route.fulfill(json=listing))
+    page.reload()
+    page.locator("#variant-list").get_by_text("Our own.").first.wait_for()
+    assert "Verdoppelt" not in page.locator("#variant-list").inner_text()
 
 
 def test_plain_words_only(visit):

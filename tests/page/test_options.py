@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import numpy as np
 import pytest
 
-from tests.browser import DESK, button, choose, done, given, row, shoot
+from tests.browser import DESK, WEB, button, choose, done, given, row, shoot
 from tests.listening import listening
+from tests.page.file_sizes import FORMATS
 from tests.scripted import ScriptedUpscaler
 from tests.service import noise, scripted_app
 
@@ -114,7 +116,7 @@ def test_a_very_large_png_is_asked_about_first(visit):
         page.locator("#size").select_option("megapixels")
         page.locator("#size-number").fill("150")
         choose(page, given("poster.png", noise(40, 60)))
-        row(page, "poster").get_by_text("The result will have about 246 MB").wait_for()
+        row(page, "poster").get_by_text("The result will have about 240 MB").wait_for()
         assert sent == []
         button(row(page, "poster"), "Use WebP").click()
         row(page, "poster").get_by_text("not").wait_for()
@@ -143,6 +145,26 @@ def test_the_time_is_estimated_before_and_during_the_work(visit, upscaler):
         upscaler.gate.open()
         done(page, "2.png")
         assert not page.locator("#queue-bar").is_visible()
+
+
+def test_every_pass_counts_for_the_estimate(visit, upscaler):
+    """The second pass of a doubling reads four times the pixels; the caption has the time and the size of the file."""
+    with visit() as page:
+        with_speed(page, 1000.0)
+        upscaler.gate.close()
+        page.get_by_text("Options", exact=True).click()
+        page.locator("#size").select_option("width")
+        assert page.locator("#size-width").get_attribute("placeholder") == "width in pixels"
+        page.locator("#size-width").fill("400")
+        choose(page, given(pixels=noise(100, 100)))
+        page.locator("#shown-facts").filter(has_text="about 50 s").wait_for()
+        assert "about 256 kB" in page.locator("#shown-facts").inner_text()
+
+
+def test_every_format_has_a_file_size():
+    """The page can estimate each format that is measured."""
+    [table] = re.findall(r"BYTES_PER_PIXEL = \{(.*)\}", (WEB / "choices.js").read_text("utf-8"))
+    assert [entry.split(":")[0].strip() for entry in table.split(",")] == list(FORMATS)
 
 
 def test_another_variant_is_tried_and_compared_on_one_stage(chromium, tmp_path):
@@ -176,6 +198,7 @@ def test_a_result_is_copied_as_png(visit):
         done(page, "photo.png")
         page.locator("#copy").click()
         page.locator("[role=status]").filter(has_text="was copied").wait_for()
+        assert "was copied" in page.locator("#shown-notice").inner_text()
         size = page.evaluate(
             """async () => {
               const [item] = await navigator.clipboard.read();

@@ -118,18 +118,21 @@ def test_several_pictures_queue_up(visit, upscaler):
     ("picture", "words"),
     [
         (given("no.png", b"nonsense"), "The format is not supported."),
+        (given("no.pdf", b"%PDF-1.4") | {"mimeType": "application/pdf"}, "The format is not supported. This is a PDF"),
         (given("cut.png", png(PICTURE)[:-40]), "The picture is damaged."),
         (given("huge.png", noise(1100, 1000)), "The picture is too large."),
     ],
     ids=lambda value: value if isinstance(value, str) else value["name"],
 )
 def test_an_error_is_shown_as_text(visit, picture, words):
-    """What is wrong and what to do, in the row and to a screen reader."""
+    """What is wrong and what to do, in the row, on the stage and to a screen reader; no word of HTTP."""
     with visit() as page:
         choose(page, picture)
         state = row(page, picture["name"]).locator(".item-state").filter(has_text=words)
         state.wait_for()
         assert state.inner_text() in page.locator("[role=status]").inner_text()
+        assert page.locator("#stage-words").inner_text() == state.inner_text()
+        assert "multipart" not in state.inner_text()
         assert button(row(page, picture["name"]), "Remove").is_visible()
 
 
