@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,6 +12,9 @@ SMALLEST_TILE = 64
 
 LOSSLESS = frozenset(("png", "tiff"))
 """Output formats whose size does not depend on a quality."""
+
+LONGEST_SENTENCE = 300
+"""Characters of a sentence about an invalid option."""
 
 State = Literal["absent", "loading", "ready", "failed"]
 
@@ -91,6 +95,16 @@ class UpscaleOptions(BaseModel):
         if self.max_bytes is not None and self.format in LOSSLESS:
             raise ValueError(f"max_bytes needs a lossy format, not {self.format}; use format=jpeg, webp or avif")
         return self
+
+
+def option_fault(fault: Mapping[str, object]) -> str:
+    """A sentence of limited length on an invalid option, from pydantic's fault."""
+    location = fault.get("loc")
+    parts = [str(part) for part in location if part != "query"] if isinstance(location, tuple | list) else []
+    name = ".".join(parts)[:100] or "options"
+    if fault.get("type") == "extra_forbidden":
+        return f"{name}: unknown option; valid options: {', '.join(UpscaleOptions.model_fields)}"
+    return f"{name}: {str(fault.get('msg')).removeprefix('Value error, ')[:LONGEST_SENTENCE]}"
 
 
 class VariantDescription(BaseModel):

@@ -327,8 +327,10 @@ def test_an_impossible_option_is_refused_before_anything_is_sent():
     client, requests = scripted(httpx.Response(200, headers=IMAGE))
     with client, pytest.raises(errors.InvalidOption, match="quality") as refusal:
         client.upscale(b"x", quality=0)
-    with pytest.raises(errors.InvalidOption, match="nonsense"):
+    with pytest.raises(errors.InvalidOption, match=r"^nonsense: unknown option; valid options: variant, width"):
         client.upscale(b"x", nonsense=1)
+    with pytest.raises(errors.InvalidOption, match=r"^options: max_bytes needs a lossy format"):
+        client.upscale(b"x", max_bytes=1000)
     assert refusal.value.facts["errors"]
     assert requests == []
 

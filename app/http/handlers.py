@@ -13,9 +13,8 @@ from starlette.responses import Response
 
 from app.errors import InvalidOption, MethodNotAllowed, NotFound, OutOfMemory, RequestError, ServiceError
 from app.http.middleware import PROBLEM, add_log_fields, extra_headers, problem_document, route_path
-from app.schemas import UpscaleOptions
+from app.schemas import option_fault
 
-LONGEST_SENTENCE = 300
 MOST_SENTENCES = 20
 """Maximum number of faults of one request that are described."""
 
@@ -79,7 +78,7 @@ def problem_response(request: Request, error: ServiceError, headers: Mapping[str
 
 def invalid_option(faults: Sequence[Mapping[str, object]]) -> InvalidOption:
     """The error for invalid options, from pydantic's faults. Its length is limited."""
-    sentences = [_sentence(fault) for fault in faults[:MOST_SENTENCES]]
+    sentences = [option_fault(fault) for fault in faults[:MOST_SENTENCES]]
     if len(faults) > MOST_SENTENCES:
         sentences.append(f"and {len(faults) - MOST_SENTENCES} more")
     return InvalidOption("; ".join(sentences), errors=sentences)
@@ -88,15 +87,6 @@ def invalid_option(faults: Sequence[Mapping[str, object]]) -> InvalidOption:
 def is_open_inference(path: str) -> bool:
     """Whether a path belongs to the Open Inference Protocol, which has its own form of errors."""
     return path == "/v2" or path.startswith("/v2/")
-
-
-def _sentence(fault: Mapping[str, object]) -> str:
-    location = fault.get("loc")
-    parts = [str(part) for part in location if part != "query"] if isinstance(location, tuple | list) else []
-    name = ".".join(parts)[:100] or "options"
-    if fault.get("type") == "extra_forbidden":
-        return f"{name}: unknown option; valid options: {', '.join(UpscaleOptions.model_fields)}"
-    return f"{name}: {str(fault.get('msg')).removeprefix('Value error, ')[:LONGEST_SENTENCE]}"
 
 
 Handler = Callable[[Request, Any], Coroutine[Any, Any, Response]]
