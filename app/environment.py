@@ -14,8 +14,14 @@ CLIENT_VARIABLES = frozenset({"URL", "API_KEY"})
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "AUTH", "PASSWORD")
 SECRET_SETTINGS = ("API_KEYS", "API_KEYS_FILE", "ADMIN_TOKEN", "ADMIN_TOKEN_FILE", "METRICS_TOKEN")
 
+SECRET_WORDS_IN_FULL = ("KEYS", "TOKEN", "SECRET", "PASSWORD")
+"""Words that a part of a name counts as with one letter more, less or other, or with two letters swapped."""
+
 SIMILARITY = 0.8
 """Ratio of ``difflib`` from which a name counts as a misspelling of another."""
+
+MOST_EDITS = 2
+"""Changed letters up to which a name counts as a misspelling of a setting that holds secrets."""
 
 INJECTED = re.compile(r"(.+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT(_\d+_(TCP|UDP|SCTP)(_\w+)?)?)")
 EXPLANATION = (
@@ -46,22 +52,50 @@ def check(environment: Mapping[str, str], settings: HttpSettings, known: Iterabl
         Warnings, one sentence each.
 
     Raises:
-        ValueError: if an unknown variable looks like a secret, if Kubernetes injected variables for a Service called
-            ``swin2sr``, or if the client's key is set, the service has none, and other machines can connect.
+        ValueError: if an unknown variable looks like a secret, also with a misspelt prefix, if Kubernetes injected
+            variables for a Service called ``swin2sr``, or if the client's key is set, the service has none, and other
+            machines can connect.
     """
     names = [name.upper() for name in known]
     for name, setting in _unknown(environment, names):
         if re.fullmatch(r"SERVICE_.*|PORT_\d+_.*", setting) and INJECTED.fullmatch(setting):
             raise ValueError(f"Unknown setting {name}. {EXPLANATION}")
-        likely = difflib.get_close_matches(setting, SECRET_SETTINGS, 1, cutoff=SIMILARITY)
-        if likely or any(word in setting for word in SECRET_WORDS):
-            near = likely or difflib.get_close_matches(setting, SECRET_SETTINGS, 1, cutoff=0.0)
+        if _looks_like_a_secret(setting):
+            near = difflib.get_close_matches(setting, names, 1, cutoff=SIMILARITY) or difflib.get_close_matches(
+                setting, SECRET_SETTINGS, 1, cutoff=0.0
+            )
             injected = f" {EXPLANATION}." if INJECTED.fullmatch(setting) else ""
             raise ValueError(
                 f"Unknown setting {name}. Its name looks like a secret, and it would not protect the service. The "
                 f"closest setting is {PREFIX}{near[0]}. Rename or unset {name}.{injected}"
             )
+    for name in environment:
+        prefix, _, setting = name.upper().partition("_")
+        if setting in SECRET_SETTINGS and 0 < _edits(f"{prefix}_", PREFIX) <= MOST_EDITS:
+            raise ValueError(f"{name} is not a setting. Rename it to {PREFIX}{setting}, or unset it.")
     return _check_client_key(environment, settings)
+
+
+def _looks_like_a_secret(setting: str) -> bool:
+    return (
+        any(word in setting for word in SECRET_WORDS)
+        or bool(difflib.get_close_matches(setting, SECRET_SETTINGS, 1, cutoff=SIMILARITY))
+        or any(_edits(setting, known) <= MOST_EDITS for known in SECRET_SETTINGS)
+        or any(_edits(part, word) <= 1 for part in setting.split("_") for word in SECRET_WORDS_IN_FULL)
+    )
+
+
+def _edits(first: str, second: str) -> int:
+    """Letters to insert, remove, replace or swap with the next one (optimal string alignment)."""
+    before, above = [0] * (len(second) + 1), list(range(len(second) + 1))
+    for row, letter in enumerate(first, 1):
+        line = [row]
+        for column, other in enumerate(second, 1):
+            line.append(min(above[column] + 1, line[-1] + 1, above[column - 1] + (letter != other)))
+            if row > 1 and column > 1 and first[row - 2 : row] == second[column - 2 : column][::-1]:
+                line[-1] = min(line[-1], before[column - 2] + 1)
+        before, above = above, line
+    return above[-1]
 
 
 def _unknown(names: Iterable[str], settings: Iterable[str]) -> list[tuple[str, str]]:

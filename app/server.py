@@ -205,12 +205,14 @@ def configure(app: Callable[..., object], settings: Settings) -> uvicorn.Config:
         timeout_graceful_shutdown=(settings.drain_timeout_ms - settings.drain_delay_ms) / 1000,  # type: ignore[arg-type]
         ssl_certfile=settings.ssl_certfile,
         ssl_keyfile=settings.ssl_keyfile,
+        ssl_keyfile_password="none",  # noqa: S106 - without one, OpenSSL asks for it on the terminal
     )
     try:
         config.load()
     except OSError as error:  # ssl.SSLError is one
         raise ValueError(
-            f"SSL_CERTFILE {settings.ssl_certfile} and SSL_KEYFILE {settings.ssl_keyfile} cannot be used: {error}"
+            f"SSL_CERTFILE {settings.ssl_certfile} and SSL_KEYFILE {settings.ssl_keyfile} cannot be used: {error} "
+            "(a key must not have a passphrase)"
         ) from None
     return config
 

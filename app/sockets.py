@@ -42,7 +42,7 @@ def listen_unix(path: Path) -> socket.socket:
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        if path.is_socket() and not _answers(path):
+        if path.is_socket() and _is_stale(path):
             path.unlink()
         listener.bind(str(path))
         path.chmod(0o666)
@@ -52,9 +52,11 @@ def listen_unix(path: Path) -> socket.socket:
     return listener
 
 
-def _answers(path: Path) -> bool:
+def _is_stale(path: Path) -> bool:
+    """Whether no process listens. A full accept queue and a lack of permission are no proof of it."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        return probe.connect_ex(str(path)) == 0
+        probe.setblocking(False)
+        return probe.connect_ex(str(path)) == errno.ECONNREFUSED
 
 
 def url(host: str, port: int, scheme: str = "http") -> str:

@@ -29,6 +29,9 @@ def check(variables, **settings):
         "API_KYES",
         "ADMIN_TOKN",
         "api_kyes",
+        "APT_KE0S",
+        "KYES",
+        "TOKN",
     ],
 )
 def test_what_looks_like_a_secret_stops_the_start(name):
@@ -40,6 +43,20 @@ def test_what_looks_like_a_secret_stops_the_start(name):
     assert "hush" not in str(error.value)
     if name == "API_KYES":
         assert "SWIN2SR_API_KEYS." in str(error.value)
+
+
+def test_the_closest_setting_may_be_another_one():
+    """The name of the key file of TLS looks like a secret too."""
+    with pytest.raises(ValueError, match=r"The closest setting is SWIN2SR_SSL_KEYFILE\."):
+        check({"SWIN2SR_SSL_KEY_FILE": "key.pem"})
+
+
+@pytest.mark.parametrize("name", ["SWINSR_API_KEYS", "SWIN2RS_ADMIN_TOKEN", "swin2s_metrics_token"])
+def test_a_misspelt_prefix_stops_the_start(name):
+    """For settings that hold secrets; variables of other programs are ignored."""
+    with pytest.raises(ValueError, match=rf"{name} is not a setting\. Rename it to SWIN2SR_"):
+        check({name: "hush-hush-hush"})
+    assert check({"OPENAI_API_KEYS": "x", "API_KEYS": "x", "SWINSR_COLOUR": "x"}) == []
 
 
 @pytest.mark.parametrize(

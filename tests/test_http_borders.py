@@ -65,6 +65,8 @@ def lines(caplog):
         ("localhost.rebound.example", 421),
         ("notlocalhost", 421),
         (".localhost", 421),
+        ("[::1]rebound.example", 421),
+        ("localhost:rebound.example", 421),
         ("10.0.0.1", 421),
         ("", 421),
     ],
@@ -99,7 +101,16 @@ def test_named_hosts_replace_the_loopback_names(ask):
 
 
 @pytest.mark.parametrize(
-    ("header", "name"), [("A.b:80", "a.b"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), (" x ", "x"), ("x.", "x")]
+    ("header", "name"),
+    [
+        ("A.b:80", "a.b"),
+        ("[::1]:80", "[::1]"),
+        ("[::1]", "[::1]"),
+        (" x ", "x"),
+        ("x.", "x"),
+        ("x:y", ""),
+        ("[::1", ""),
+    ],
 )
 def test_a_host_is_read_without_its_port(header, name):
     """In lower case, with the brackets of an IPv6 address."""
@@ -121,6 +132,8 @@ def test_a_host_is_read_without_its_port(header, name):
         ("root_path", "tools"),
         ("root_path", "/tools//x"),
         ("root_path", "/v1"),
+        ("root_path", "/status/x"),
+        ("root_path", "/tools/.."),
         ("max_connections", 0),
         ("ssl_certfile", "/nowhere"),
     ],
@@ -224,6 +237,15 @@ def test_a_trusted_prefix_counts_for_one_request(ask):
     assert (servers(prefixed), servers(plain), servers(odd)) == (["/tools/upscaler"], [], [])
     (untrusted,) = ask(("GET", "/openapi.json", {"x-forwarded-prefix": "/tools/upscaler"}))
     assert servers(untrusted) == []
+
+
+@pytest.mark.parametrize("prefix", ["/v1", "/health/x", "/..", "/a/../b", "/a//b", "javascript:x"])
+def test_a_prefix_that_would_hide_paths_is_ignored(ask, prefix):
+    """A path of the service, or one that leads elsewhere, also from a trusted proxy."""
+    sent = {"x-forwarded-prefix": prefix}
+    document, variants = ask(("GET", "/openapi.json", sent), ("GET", "/v1/variants", sent), trusted_proxies="127.0.0.1")
+    assert servers(document) == []
+    assert variants.status_code == 200
 
 
 @pytest.mark.parametrize("prefix", ["/tools/upscaler", ""])
@@ -332,6 +354,7 @@ def test_a_wrong_method_names_both_right_ones(ask):
         (f"00-{TRACE}-00f067aa0ba902b7-01", TRACE),
         (f"cc-{TRACE}-00f067aa0ba902b7-01-later", TRACE),
         (f"ff-{TRACE}-00f067aa0ba902b7-01", None),
+        (f"00-{TRACE}-00f067aa0ba902b7-01-later", None),
         (f"00-{'0' * 32}-00f067aa0ba902b7-01", None),
         (f"00-{TRACE}-{'0' * 16}-01", None),
         (f"00-{TRACE.upper()}-00f067aa0ba902b7-01", None),

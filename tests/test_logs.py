@@ -13,6 +13,7 @@ import time
 import httpx
 import pytest
 
+from app.cli import commands
 from tests.scripted import PATIENCE
 from tests.server import ROOT, free_ports
 
@@ -111,6 +112,20 @@ def test_a_refused_start_is_json_too(arguments):
     lines = [json.loads(line) for line in (done.stdout + done.stderr).splitlines()]
     assert any("SWIN2SR_COLOUR" in line["message"] for line in lines)
     assert lines[-1]["level"] == "error"
+
+
+@pytest.mark.parametrize("arguments", [["--bogus"], ["--port"], ["--log-format=json", "--no-such", "1"]])
+def test_a_fault_of_the_command_line_is_json_too(monkeypatch, capsys, arguments):
+    """An unknown option, or one without its value; the status is that of every fault of the command line."""
+    if "--log-format=json" not in arguments:
+        monkeypatch.setenv("SWIN2SR_LOG_FORMAT", "json")
+    monkeypatch.setattr("sys.argv", ["swin2sr", "serve", *arguments])
+    with pytest.raises(SystemExit) as end:
+        commands.main()
+    captured = capsys.readouterr()
+    assert end.value.code == 2
+    assert captured.out == ""
+    assert "option" in json.loads(captured.err)["message"].lower()
 
 
 def test_promise_25_a_server_whose_log_is_full_serves_and_ends():

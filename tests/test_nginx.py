@@ -205,6 +205,9 @@ def test_a_public_name_reaches_the_processes(balance):
         assert [post(url, headers=named).status_code for _ in range(4)] == [200] * 4
         refused = post(url, headers={**PNG, "host": "rebound.example"})
         assert (refused.status_code, refused.json()["code"]) == (421, "misdirected_request")
+        spoofed = {"host": "images.example", "x-forwarded-prefix": "/not/ours"}
+        document = httpx.get(f"{url}/openapi.json", headers=spoofed, timeout=PATIENCE).json()
+        assert "servers" not in document, "a client sets no prefix"
         forwarded = {**named, "x-forwarded-for": "203.0.113.9"}
         assert post(url, headers=forwarded).status_code == 200
         for server in (one, other):

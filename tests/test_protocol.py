@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 
 from app import sockets
 from app.http.connections import PROBE_CONNECTIONS, Acceptor, Connections
-from app.http.protocol import EVENTS_AT_ONCE, HEADER_BYTES, HttpProtocol, Timeouts
+from app.http.protocol import EVENTS_AT_ONCE, HEADER_BYTES, MOST_HEADERS, HttpProtocol, Timeouts
 from app.http.settings import HttpSettings
 from app.server import configure
 from app.settings import Settings
@@ -404,6 +404,8 @@ CHUNKED = b"POST /thing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * HEADER_BYTES + b"\r\n\r\n", 431, "headers_too_large"),
         (b"GET /" + b"x" * 1_000_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431, "headers_too_large"),
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 50_000 + b"\r\n", 431, "headers_too_large"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * MOST_HEADERS + b"\r\n", 431, "headers_too_large"),
+        (b"POST / HTTP/1.1\r\nHost: a\r\n" + b"X:\n" * MOST_HEADERS, 431, "headers_too_large"),
     ],
 )
 def test_malformed_http_gets_a_problem_document(data, status, code, caplog):
@@ -545,6 +547,34 @@ def test_a_unix_socket_is_a_place_to_listen(tmp_path):
     run(scenario)
 
 
+def test_most_headers_are_served():
+    """Lines of the body do not count, nor those of the next request."""
+
+    async def scenario():
+        async with Site() as site:
+            head = b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 999\r\n" + b"X: y\r\n" * (MOST_HEADERS - 2)
+            reader, _ = await site.connect((head + b"\r\n" + b"\n" * 999) * 2)
+            await response(reader)
+            await response(reader)
+
+    run(scenario)
+
+
+def test_a_busy_unix_socket_is_not_taken(tmp_path):
+    """A full accept queue does not mean that its server is dead."""
+    path = tmp_path / "socket"
+    with sockets.listen_unix(path) as busy, contextlib.ExitStack() as stack:
+        busy.listen(0)
+        code = 0
+        while code == 0:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            code = client.connect_ex(str(path))
+        with pytest.raises(OSError, match="Cannot listen on"):
+            sockets.listen_unix(path)
+        assert path.is_socket()
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """A self-signed certificate and its key."""
@@ -584,6 +614,11 @@ def test_a_bad_certificate_stops_the_start(certificate, tmp_path):
     (tmp_path / "bad.pem").write_text("nonsense")
     with pytest.raises(ValueError, match=r"SSL_CERTFILE .*bad\.pem"):
         configure(teapot, Settings(ssl_certfile=tmp_path / "bad.pem"))
+    command = ["openssl", "rsa", "-aes128", "-passout", "pass:word", "-in", certificate["ssl_keyfile"]]
+    encrypted = subprocess.run([*command, "-out", tmp_path / "key.pem"], check=False, capture_output=True)
+    assert encrypted.returncode == 0
+    with pytest.raises(ValueError, match="must not have a passphrase"):  # nobody is asked for it
+        configure(teapot, Settings(**{**certificate, "ssl_keyfile": tmp_path / "key.pem"}))
     with pytest.raises(ValueError, match=r"SSL_KEYFILE .* needs SSL_CERTFILE"):
         HttpSettings(ssl_keyfile=certificate["ssl_keyfile"])
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -66,8 +68,22 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command that this process was started with."""
-    build()()
+    """Run the command that this process was started with.
+
+    With LOG_FORMAT=json, servers report faults of the command line as JSON too.
+    """
+    typed = re.search(r"--log-format[= ](\w+)", " ".join(sys.argv))
+    options = {"log_format": typed[1]} if typed else {}
+    if sys.argv[1:2] not in (["serve"], ["ray"]) or logs.chosen_format(options.get("log_format"), os.environ) != "json":
+        build()()
+        return
+    try:
+        sys.exit(build()(standalone_mode=False))
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # Typer's errors have it; their class depends on Typer's version
+            raise
+        failure(error.format_message(), _reporter(options))
+        sys.exit(getattr(error, "exit_code", 1))
 
 
 def serve(sample: str, **options: str | bool | None) -> None:

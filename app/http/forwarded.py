@@ -10,7 +10,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
-from app.http.settings import PATH_PREFIX
+from app.http.settings import PATH_PREFIX, is_own_path
 
 UNIX = "unix"
 """The address of clients that connect to a Unix socket."""
@@ -38,7 +38,7 @@ class Forwarded(ProxyHeadersMiddleware):
             prefix = self.root_path
             if scope["client"][0] in self.trusted_hosts:
                 sent = Headers(scope=scope).get("x-forwarded-prefix", "").strip().rstrip("/")
-                prefix = sent if re.fullmatch(PATH_PREFIX, sent) else prefix
+                prefix = sent if re.fullmatch(PATH_PREFIX, sent) and not is_own_path(sent) else prefix
             if prefix:
                 _mount(scope, prefix)
         await super().__call__(scope, receive, send)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -28,18 +29,21 @@ class AllowedHosts:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         if scope["type"] == "http" and ANY not in self.names and not route_path(scope).startswith(PROBES):
-            host = host_name(Headers(scope=scope).get("host", ""))
+            header = Headers(scope=scope).get("host", "")
+            host = host_name(header)
             if not any(_matches(host, name) for name in self.names):
-                await refuse(scope, send, _refusal(host))
+                await refuse(scope, send, _refusal(header))
                 return
         await self.app(scope, receive, send)
 
 
 def host_name(header: str) -> str:
-    """The name in a ``Host`` header: without the port, in lower case; an IPv6 address keeps its brackets."""
-    host = header.strip().lower()
-    name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
-    return name.rstrip(".")
+    """The name in a ``Host`` header, in lower case without the port; an IPv6 address keeps its brackets.
+
+    Empty if the header is malformed.
+    """
+    match = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^\s:@/\[\]]+)(:\d*)?", header.strip().lower())
+    return match[1].rstrip(".") if match else ""
 
 
 def _matches(host: str, name: str) -> bool:

@@ -19,7 +19,9 @@ from app.errors import Draining, InternalError, ServiceError
 from app.tracing import Tracer
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-TRACEPARENT = re.compile(r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
+TRACEPARENT = re.compile(
+    r"(?!ff)(?!00.{54})[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?"
+)
 KEY = "swin2sr"
 PROBLEM = "application/problem+json"
 SLICE = 256 * 1024

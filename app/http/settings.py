@@ -17,11 +17,11 @@ PREFIX = "SWIN2SR_"
 LOOPBACK_NAMES = ("localhost", "*.localhost", "127.0.0.1", "[::1]")
 """Host names that are accepted by default when listening on loopback."""
 
-OWN_PATHS = frozenset({"docs", "health", "metrics", "openapi.json", "v1", "v2", "web"})
+OWN_PATHS = frozenset({"docs", "health", "metrics", "openapi.json", "status", "v1", "v2", "web"})
 """First parts of the service's own paths, which cannot be path prefixes."""
 
-PATH_PREFIX = r"(/[A-Za-z0-9._~-]+)+"
-"""Path prefixes that ROOT_PATH and X-Forwarded-Prefix may have."""
+PATH_PREFIX = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+"
+"""Path prefixes that ROOT_PATH and X-Forwarded-Prefix may have; no part may be ``.`` or ``..``."""
 
 
 class HttpSettings(BaseSettings):
@@ -142,7 +142,7 @@ class HttpSettings(BaseSettings):
         path = (value or "").rstrip("/")
         if path and not re.fullmatch(PATH_PREFIX, path):
             raise ValueError(f"{path[:100]!r} is not a path prefix; write it as /tools/upscaler")
-        if path.split("/")[1:2] and path.split("/")[1] in OWN_PATHS:
+        if is_own_path(path):
             raise ValueError(f"{path[:100]!r} begins with a path of the service; choose another prefix")
         return path or None
 
@@ -204,6 +204,11 @@ class HttpSettings(BaseSettings):
         if self.allowed_hosts:
             return self.allowed_hosts
         return LOOPBACK_NAMES if self.uds is None and self.is_loopback else ("*",)
+
+
+def is_own_path(prefix: str) -> bool:
+    """Whether a path prefix begins with a path of the service."""
+    return prefix.removeprefix("/").partition("/")[0] in OWN_PATHS
 
 
 def split(value: object) -> object:
