@@ -167,7 +167,9 @@ class VariantList(BaseModel):
     default: str = Field(description="Default variant.", examples=["x2"])
     variants: list[VariantDescription]
     formats: list[str] = Field(
-        description="Output formats; jxl needs the extra [jxl].", examples=[["png", "jpeg", "webp", "tiff", "avif"]]
+        default_factory=list,
+        description="Output formats; jxl needs the extra [jxl].",
+        examples=[["png", "jpeg", "webp", "tiff", "avif"]],
     )
 
 

@@ -376,8 +376,12 @@ def test_quality_is_measured_where_there_are_weights_and_images(card_bench, tmp_
 
 
 @pytest.mark.slow
-def test_families_account_for_arithmetic_and_traffic(card_bench):
-    """What is counted by family adds up to the whole, and shares of the time to one for each network."""
+def test_families_account_for_arithmetic_and_traffic(card_bench, monkeypatch):
+    """The counts of the families add up to the whole, and their shares of the time to one for each network.
+
+    PyTorch's operators compute, as on a GPU: the compiled kernel for CPUs is one family for several of them.
+    """
+    monkeypatch.setattr(cpu_kernel, "load_kernel", lambda: None)
     network = card_bench.network("lightweight-x2")
     counted = roofline.multiply_adds_per_pixel(network)
     assert sum(count_arithmetic(network, 64).values()) == 2 * 64 * counted

@@ -180,7 +180,11 @@ def test_the_page_and_the_documents_are_there(ask):
         "timeout_ms",
         *{"enlarge", "fit", "max_bytes", "megapixels", "restore", "strength"},
     }
-    assert set(operation["requestBody"]["content"]) == {"multipart/form-data", "image/*"}
+    assert set(operation["requestBody"]["content"]) == {
+        "multipart/form-data",
+        "image/*",
+        "application/octet-stream",
+    }
     assert {"200", "400", "404", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])
 
 

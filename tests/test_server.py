@@ -90,7 +90,7 @@ def test_an_invalid_setting_is_one_sentence():
     )
     assert answer.returncode != 0
     assert "TILE_OVERLAP (64)" in answer.stderr
-    assert "--tile-size 70" in answer.stderr
+    assert "--tile-size (70)" in answer.stderr
     assert "Traceback" not in answer.stderr
 
 

@@ -122,7 +122,7 @@ export class Choices {
     try {
       const { variants, default: first, formats } = await listVariants();
       this.variants = variants;
-      this.offer(formats);
+      this.offer(formats ?? []);
       this.lay(first);
       if (variants.some(isLoading)) this.lookAgain();
     } catch (problem) {
