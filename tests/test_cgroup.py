@@ -64,11 +64,11 @@ def test_total_memory_is_the_tighter_of_machine_and_control_group(tmp_path, limi
 @pytest.mark.parametrize(("own", "parent", "expected"), [(50_000, -1, 1), (-1, 50_000, 1), (-1, -1, HERE)])
 def test_groups_below_and_above_count_in_version_1(tmp_path, name, own, parent, expected):
     """The group that ``/proc/self/cgroup`` names, and those that hold it."""
-    for path, quota in ((f"{name}/work/unit", own), (f"{name}/work", parent), (name, -1)):
+    for path, quota in ((f"{name}/pod/unit", own), (f"{name}/pod", parent), (name, -1)):
         (tmp_path / path).mkdir(parents=True, exist_ok=True)
         (tmp_path / path / "cpu.cfs_quota_us").write_text(str(quota))
         (tmp_path / path / "cpu.cfs_period_us").write_text("100000")
-    (tmp_path / "own").write_text("5:memory:/\n3:cpu,cpuacct:/work/unit\n")
+    (tmp_path / "own").write_text("5:memory:/\n3:cpu,cpuacct:/pod/unit\n")
     assert usable_cpus(tmp_path, tmp_path / "own") == expected
 
 
@@ -77,10 +77,10 @@ def test_groups_below_and_above_count_in_version_1(tmp_path, name, own, parent, 
 )
 def test_groups_below_and_above_count_in_version_2(tmp_path, own, parent, expected):
     """The tightest of them."""
-    (tmp_path / "work/unit").mkdir(parents=True)
-    (tmp_path / "work/unit/cpu.max").write_text(own)
-    (tmp_path / "work/cpu.max").write_text(parent)
-    (tmp_path / "own").write_text("0::/work/unit\n")
+    (tmp_path / "pod/unit").mkdir(parents=True)
+    (tmp_path / "pod/unit/cpu.max").write_text(own)
+    (tmp_path / "pod/cpu.max").write_text(parent)
+    (tmp_path / "own").write_text("0::/pod/unit\n")
     assert usable_cpus(tmp_path, tmp_path / "own") == expected
 
 

@@ -320,7 +320,7 @@ class Watched:
 
 
 def test_a_device_thread_keeps_nothing_of_a_call():
-    """An exception and what its frames hold are gone when the caller has let go of them, without the collector."""
+    """An exception and the objects of its frames are freed when the caller drops it, without the garbage collector."""
     thread, held = DeviceThread("test"), []
 
     class Memory:

@@ -28,7 +28,7 @@ def photograph(tmp_path_factory):
     return file
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "bound"),
     [

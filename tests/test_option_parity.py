@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from app.cli.commands import build
 from app.client import Client
-from app.errors import InvalidOption
+from app.errors import InvalidOption, ServiceError
 from app.main import create_app
 from app.schemas import UpscaleOptions
 from app.settings import Settings
@@ -98,7 +98,7 @@ def by_client(url, options, _folder):
     with Client(url) as client:
         try:
             return client.upscale(PHOTO, **options).content
-        except Exception as error:  # noqa: BLE001 - its code is what is compared
+        except ServiceError as error:
             return error.code
 
 

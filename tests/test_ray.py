@@ -115,7 +115,7 @@ async def hundred(server, send):
     return results
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @needs_weights
 def test_every_request_is_answered_though_a_replica_is_killed(server):
     """Every request gets an image, or a problem document with Retry-After."""
@@ -140,7 +140,7 @@ def test_every_request_is_answered_though_a_replica_is_killed(server):
             assert pixels_of(answer.content).shape[0] == 2 * image.shape[0]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @needs_weights
 def test_the_client_gets_every_image_though_a_replica_is_killed(server):
     """The killed replica of the test before was replaced; the client sends again what was lost with another one."""
@@ -287,7 +287,7 @@ def test_the_metrics_are_of_all_replicas(scripted):
     assert len(growth) == 2
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_replica_whose_worker_has_died_for_good_is_replaced(scripted):
     """Its health check fails, Ray starts another, and requests are answered all along."""
     body = png(Failure.CRASH.mark(noise(16, 16)))

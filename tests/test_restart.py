@@ -99,7 +99,7 @@ def test_the_client_survives_a_crash_of_the_server(restartable, images):
     check_results(results, images)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_command_line_survives_a_restart_of_the_server(restartable, images, tmp_path):
     """Stopped as an orchestrator stops it, and started again: 197 files, 3 named errors, exit status 1."""
     server = restartable()

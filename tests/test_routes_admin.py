@@ -225,7 +225,7 @@ def test_names_that_are_not_there_are_refused(app):
         assert "swin2sr fetch realworld-x4" in refusal.json()["detail"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_changes_under_traffic_fail_no_request(app):
     """While weights are reloaded twenty times, every request gets its image."""
 

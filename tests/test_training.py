@@ -306,7 +306,7 @@ def test_vectors_do_not_decay() -> None:
 # The loop
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_training_improves_on_interpolation(photos: list[Photo], tmp_path: Path) -> None:
     """A few hundred steps on stripes are worth half a decibel over bicubic, and progress is reported."""
     trainer, crops, _ = start(photos)
@@ -574,7 +574,7 @@ def test_command_continues_at_a_lower_rate(folder: Path, tmp_path: Path, monkeyp
         assert recipe.continued_rate < recipe.learning_rate
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes", "threads")
 def test_command_reproduces_a_run_by_steps(folder: Path, tmp_path: Path) -> None:
     """Two runs with one seed write the same weights to the bit, graphics, padding and construction included."""

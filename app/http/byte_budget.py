@@ -49,7 +49,8 @@ class ByteBudget:
                 actual=amount,
             )
 
-    async def _take(self, amount: int) -> None:
+    async def take(self, amount: int) -> None:
+        """Wait until bytes are free, in the order of the calls, and hold them."""
         if not self._waiting and self._fits(amount):
             self.held += amount
             return
@@ -59,14 +60,15 @@ class ByteBudget:
             await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled():
-                self._release(amount)  # granted just before the cancellation
+                self.release(amount)  # granted just before the cancellation
             else:
                 with suppress(ValueError):  # already removed from the queue
                     self._waiting.remove((amount, granted))
                 self._wake()
             raise
 
-    def _release(self, amount: int) -> None:
+    def release(self, amount: int) -> None:
+        """Free held bytes, and admit the requests that wait for them."""
         self.held -= amount
         self._wake()
 
@@ -95,10 +97,10 @@ class ByteReservation:
 
     async def reserve(self, amount: int) -> None:
         """Wait until ``amount`` bytes are free, and hold them. Call it once per reservation."""
-        await self.budget._take(amount)  # noqa: SLF001 - same module
+        await self.budget.take(amount)
         self.held += amount
 
     def set(self, amount: int) -> None:
         """Hold exactly ``amount`` bytes from now on, without waiting."""
         surplus, self.held = self.held - amount, amount
-        self.budget._release(surplus)  # noqa: SLF001 - same module
+        self.budget.release(surplus)
