@@ -13,9 +13,9 @@ from app.codec import png_writer
 from tests.networks import needs_kernel
 
 
-def libpng(samples):
+def libpng(samples, level=1):
     """The file that libpng and zlib make with the same filter at the same level."""
-    return bytes(imagecodecs.png_encode(samples, level=1, filter=imagecodecs.PNG.FILTER.PAETH))
+    return bytes(imagecodecs.png_encode(samples, level=level, filter=imagecodecs.PNG.FILTER.PAETH))
 
 
 def inflated(file):
@@ -104,11 +104,34 @@ def test_drawn_graphics_are_no_larger_than_before():
     assert all(here < 1.05 * before for here, before in sizes)
 
 
-def test_large_images_and_missing_kernels_take_libpng(monkeypatch):
-    """What would need much memory in one piece is streamed; an installation without a compiler writes PNG too."""
+@needs_kernel
+def test_large_images_are_written_part_by_part(monkeypatch):
+    """Parts of one row, of a few and of all: the same rows, whether the image is a drawing or not."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 29, 3), np.uint8)
+    for pixels in (drawing(2, 64), noise, noise.astype(np.uint16) * 257):
+        wanted = inflated(png_writer.encode(pixels, 1))
+        for size in (1, 10 * pixels[0].nbytes, pixels.nbytes):
+            with monkeypatch.context() as patch:
+                patch.setattr(png_writer, "PART_BYTES", size)
+                file = png_writer.encode(pixels, 1)
+                assert inflated(file) == wanted
+                assert np.array_equal(imagecodecs.png_decode(file), pixels)
+
+
+@needs_kernel
+def test_other_levels_differ_in_size_alone():
+    """A higher level makes a smaller file of the same rows; level 0 does not compress."""
+    pixels = drawing(4, 128)
+    files = [png_writer.encode(pixels, level) for level in (0, 1, 6, 9)]
+    assert len({inflated(file) for file in files}) == 1
+    assert len(files[0]) > pixels.nbytes > len(files[1]) >= len(files[2]) >= len(files[3])
+
+
+def test_large_images_of_other_levels_and_missing_kernels_take_libpng(monkeypatch):
+    """Only level 1 is written in parts here; an installation without a compiler writes PNG too."""
     pixels = drawing(2, 64)
     with monkeypatch.context() as patch:
-        patch.setattr(png_writer, "MAX_FILTERED_BYTES", pixels.nbytes)
-        assert png_writer.encode(pixels, 1) == libpng(pixels)
+        patch.setattr(png_writer, "PART_BYTES", pixels.nbytes)
+        assert png_writer.encode(pixels, 6) == libpng(pixels, 6)
     monkeypatch.setattr(png_writer, "load_kernel", lambda: None)
     assert png_writer.encode(pixels, 1) == libpng(pixels)
