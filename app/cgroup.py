@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
 OWN = Path("/proc/self/cgroup")
+
+PERIOD_US = "100000"
+"""The kernel's period of a quota, if it is not written."""
 
 UNLIMITED = 2**60
 """Bytes from which a limit of version 1 means no limit."""
@@ -28,14 +32,11 @@ def usable_cpus(cgroup: Path = CGROUP, own: Path = OWN) -> int:
 
 def free_memory(cgroup: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"), own: Path = OWN) -> int | None:
     """Bytes of main memory that this process can still use, within its control groups; None if unknown."""
-    free = []
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in lines:
-            free.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    available = re.search(r"^MemAvailable:\s*(\d+) kB$", _text(meminfo), re.ASCII | re.MULTILINE)
+    free = [int(available[1]) * 1024] if available else []
     for folder in _groups(cgroup, own, "memory"):
         limit = _memory_limit(folder)
-        used = _number(folder / "memory.current", folder / "memory.usage_in_bytes")
+        used = _number(_text(folder / "memory.current") or _text(folder / "memory.usage_in_bytes"))
         if limit is not None and used is not None:
             free.append(max(0, limit - used))
     return min(free, default=None)
@@ -53,8 +54,8 @@ def _groups(cgroup: Path, own: Path, controller: str) -> Iterator[Path]:
     In a container its own group is often mounted as the root, while the kernel reports the path on the host. Folders
     that do not exist are left out.
     """
-    for line in own.read_text().splitlines() if own.is_file() else ["0::/"]:
-        _, names, path = line.split(":", 2)
+    lines = [line.split(":", 2) for line in _text(own).splitlines() if line.count(":") >= 2]
+    for _, names, path in lines or [["0", "", "/"]]:
         if names and controller not in names.split(","):
             continue
         for base in [cgroup / names, cgroup / controller] if names else [cgroup]:
@@ -66,24 +67,26 @@ def _groups(cgroup: Path, own: Path, controller: str) -> Iterator[Path]:
 
 def _quota(folder: Path) -> float | None:
     """Processors of one group; None if it has no limit."""
-    maximum = folder / "cpu.max"
-    if maximum.is_file():
-        limit, _, period = maximum.read_text().strip().partition(" ")
-        return None if limit == "max" else int(limit) / int(period or 100_000)
-    limit_us, period_us = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
-    return None if limit_us is None or limit_us < 0 or not period_us else limit_us / period_us
+    limit, _, period = _text(folder / "cpu.max").partition(" ")
+    quota_us = _number(limit or _text(folder / "cpu.cfs_quota_us"))
+    period_us = _number(period or _text(folder / "cpu.cfs_period_us") or PERIOD_US)
+    return quota_us / period_us if quota_us and period_us else None
 
 
 def _memory_limit(folder: Path) -> int | None:
     """Bytes of one group; None if it has no limit."""
-    limit = _number(folder / "memory.max", folder / "memory.limit_in_bytes")
-    return None if limit is None or limit >= UNLIMITED else limit
+    limit = _number(_text(folder / "memory.max") or _text(folder / "memory.limit_in_bytes"))
+    return limit if limit and limit < UNLIMITED else None
 
 
-def _number(*files: Path) -> int | None:
-    """The number in the first of these files that exists; None for ``max``."""
-    for file in files:
-        if file.is_file():
-            text = file.read_text().strip()
-            return None if text == "max" else int(text)
-    return None
+def _number(text: str) -> int | None:
+    """A number of the kernel; None for ``max``, -1, and what it would not write."""
+    return int(text) if re.fullmatch(r"[0-9]{1,20}", text) else None
+
+
+def _text(file: Path) -> str:
+    """The text of a file, without blanks around it; empty if it cannot be read."""
+    try:
+        return file.read_text(errors="replace").strip()
+    except OSError:
+        return ""

@@ -16,7 +16,8 @@ import uvicorn
 
 from app import build_info, environment, logs, sockets
 from app.http.connections import Acceptor, Connections, connection_limit
-from app.http.protocol import HttpProtocol, Timeouts
+from app.http.cors import CrossOrigin
+from app.http.protocol import HttpProtocol, Timeouts, refuse_connection
 from app.logs import leave as leave  # noqa: PLC0414 - callers end the process with it
 from app.main import create_app
 from app.ray.settings import RaySettings
@@ -75,16 +76,24 @@ class Server(uvicorn.Server):
         await self.lifespan.startup()
         if self.lifespan.should_exit:
             sys.exit(uvicorn.config.STARTUP_FAILURE)
-        seconds = self._settings
+        settings = self._settings
         timeouts = Timeouts(
-            headers=seconds.header_timeout_ms / 1000,
-            send=seconds.send_timeout_ms / 1000,
-            drain=seconds.drain_timeout_ms / 1000,
+            headers=settings.header_timeout_ms / 1000,
+            send=settings.send_timeout_ms / 1000,
+            drain=settings.drain_timeout_ms / 1000,
         )
 
+        cors = CrossOrigin(refuse_connection, settings.cors_origins) if settings.cors_origins else None
+
         def connect() -> HttpProtocol:
-            state = self.lifespan.state
-            return HttpProtocol(self.config, self.server_state, state, timeouts=timeouts, connections=self._connections)
+            return HttpProtocol(
+                self.config,
+                self.server_state,
+                self.lifespan.state,
+                timeouts=timeouts,
+                connections=self._connections,
+                cors=cors,
+            )
 
         self._acceptors = [
             Acceptor(

@@ -103,3 +103,27 @@ def test_memory_of_the_older_control_groups_is_read(tmp_path, path):
     (tmp_path / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
     assert total_memory(1 << 40, tmp_path, tmp_path / "own") == 1 << 40
     assert free_memory(tmp_path, tmp_path / "meminfo", tmp_path / "own") is None
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"\n", b" ", b"abc", b"1e5 100000", b"-5", b"0 0", b"100000 0", b"\xff\xfe", b"9" * 5000, None]
+)
+def test_what_the_kernel_would_not_write_is_no_limit(tmp_path, text):
+    """Empty files, other text, and folders in their place do not stop the start."""
+    names = ["cpu.max", "memory.max", "memory.current", "meminfo", "own", "cpu/cpu.cfs_quota_us"]
+    for name in [*names, "cpu/cpu.cfs_period_us", "memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if text is None:
+            (tmp_path / name).mkdir()
+        else:
+            (tmp_path / name).write_bytes(text)
+    assert usable_cpus(tmp_path, tmp_path / "own") == HERE
+    assert total_memory(1000, tmp_path, tmp_path / "own") == 1000
+    assert free_memory(tmp_path, tmp_path / "meminfo", tmp_path / "own") is None
+
+
+def test_a_quota_without_a_period_has_the_kernels(tmp_path):
+    """Of 100 ms; lines of the process's groups that have no path are left out."""
+    (tmp_path / "own").write_text("nonsense\n0::/\n")
+    (tmp_path / "cpu.max").write_text("100000")
+    assert usable_cpus(tmp_path, tmp_path / "own") == 1

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from app.http.hosts import host_name
 from app.logs import JsonFormatter
 from app.settings import Settings
+from tests.connections import Connection
 from tests.scripted import ScriptedUpscaler
 from tests.service import noise, png, scripted_app
 
@@ -316,6 +317,21 @@ def test_metrics_may_need_a_token(ask, sent, status, method):
 
 
 # HEAD, traces, and bounded answers
+
+
+@pytest.mark.parametrize("settings", [{}, {"root_path": "/tools"}])
+def test_options_of_the_whole_server(tmp_path, settings):
+    """The methods that it supports, without a body; a foreign host is refused."""
+    app = scripted_app(tmp_path, settings, lightweight_x2=ScriptedUpscaler())
+
+    async def exchange(host):
+        request = Connection(b"", {"host": host})
+        request.scope.update(method="OPTIONS", path="*", raw_path=b"*")
+        await app(request.scope, request.receive, request.send)
+        return request.status, bytes(request.body), dict(request.headers).get(b"allow")
+
+    assert asyncio.run(exchange("localhost")) == (204, b"", b"GET, HEAD, POST, OPTIONS")
+    assert asyncio.run(exchange("rebound.example"))[0] == 421
 
 
 def test_head_answers_wherever_get_does(ask):

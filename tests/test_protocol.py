@@ -17,7 +17,9 @@ from uvicorn.server import ServerState
 
 from app import sockets
 from app.http.connections import PROBE_CONNECTIONS, Acceptor, Connections
-from app.http.protocol import EVENTS_AT_ONCE, HEADER_BYTES, MOST_HEADERS, HttpProtocol, Timeouts
+from app.http.cors import CrossOrigin
+from app.http.parser import EVENTS_AT_ONCE, HEADER_BYTES, MOST_HEADERS
+from app.http.protocol import HttpProtocol, Timeouts, refuse_connection
 from app.http.settings import HttpSettings
 from app.server import configure
 from app.settings import Settings
@@ -36,12 +38,23 @@ class Site:
         answer: what the application sends.
         tls: context of the server.
         listener: bound; a free port of this machine by default.
+        origins: of CORS.
     """
 
     def __init__(
-        self, *, send=20.0, headers=20.0, keep_alive=20.0, limit=100, answer=b"hello", tls=None, listener=None
+        self,
+        *,
+        send=20.0,
+        headers=20.0,
+        keep_alive=20.0,
+        limit=100,
+        answer=b"hello",
+        tls=None,
+        listener=None,
+        origins=(),
     ):
         self.answer = answer
+        self.application = None
         self.requests = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -53,10 +66,13 @@ class Site:
         self.connections = Connections(limit)
         config = configure(self, settings)
         timeouts = Timeouts(headers=headers, send=send, drain=100.0)
+        options = {"timeouts": timeouts, "connections": self.connections}
+        if origins:
+            options["cors"] = CrossOrigin(refuse_connection, origins)
         self.listener = listener or sockets.listen("127.0.0.1", 0)
         self.acceptor = Acceptor(
             self.listener,
-            lambda: HttpProtocol(config, self.state, {}, timeouts=timeouts, connections=self.connections),
+            lambda: HttpProtocol(config, self.state, {}, **options),
             self.connections,
             tls=tls,
             handshake_timeout=headers,
@@ -64,6 +80,9 @@ class Site:
         )
 
     async def __call__(self, scope, receive, send):
+        if self.application:
+            await self.application(scope, receive, send)
+            return
         body = b""
         if self.reads_body:
             while True:
@@ -427,6 +446,152 @@ def test_malformed_http_gets_a_problem_document(data, status, code, caplog):
     [record] = [each for each in caplog.records if each.name.startswith("app")]
     assert record.getMessage() == "malformed request"
     assert record.exc_info is None
+
+
+ORIGIN = b"Origin: https://page.example\r\n"
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"GET / HTTP/1.1\r\n" + ORIGIN + b"\r\n", 400),  # without Host
+        (b"GET / HTTP/1.1\r\nHost: a\r\n" + ORIGIN.lower() + b"X: \x00\r\n\r\n", 400),
+        (b"GET ftp://a/ HTTP/1.1\r\nHost: a\r\n" + ORIGIN + b"\r\n", 400),
+        (CHUNKED.replace(b"\r\n\r\n", b"\r\n" + ORIGIN + b"\r\n") + b"zz\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n" + ORIGIN + b"X: " + b"x" * HEADER_BYTES + b"\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n" + ORIGIN + b"X: y\r\n" * MOST_HEADERS + b"\r\n", 431),
+        (GET.replace(b"\r\n\r\n", b"\r\n" + ORIGIN + b"\r\n"), 503),  # above the limit of connections
+    ],
+)
+@pytest.mark.parametrize(
+    ("origins", "allowed"), [(["https://page.example"], b"https://page.example"), (["*"], b"*"), (["https://b"], None)]
+)
+def test_refusals_of_the_connection_may_be_read_by_allowed_origins(data, status, origins, allowed):
+    """Responses that the application does not see have the headers of CORS too."""
+
+    async def scenario():
+        async with Site(origins=origins, limit=1) as site:
+            if status == 503:
+                site.gate.clear()
+                await site.connect(GET)
+                await site.until(lambda: site.requests)
+            return await site.ask(data)
+
+    head = run(scenario).partition(b"\r\n\r\n")[0].lower()
+    assert head.startswith(b"http/1.1 %d " % status)
+    assert head.count(b"vary: origin") == 1
+    assert (b"access-control-expose-headers" in head) == (b"x-request-id" in head)
+    if allowed:
+        assert head.count(b"access-control-allow-origin: " + allowed + b"\r\n") == 1
+    else:
+        assert b"access-control-allow-origin" not in head
+
+
+def test_the_origin_of_an_earlier_request_does_not_count():
+    """Nor that of a request behind a malformed one."""
+
+    async def scenario():
+        async with Site(origins=["https://page.example"]) as site:
+            earlier = GET.replace(b"\r\n\r\n", b"\r\n" + ORIGIN + b"\r\n")
+            return await site.ask(earlier + b"BAD\r\n\r\n" + earlier)
+
+    answer = run(scenario)
+    assert answer.count(b"HTTP/1.1 400") == 1
+    assert b"access-control" not in answer.lower()
+
+
+@pytest.mark.parametrize("blank", [b"\r\n", b"\n", b"\r\n" * 100])
+@pytest.mark.parametrize("pieces", [1, 1000])
+def test_blank_lines_before_a_request_are_ignored(blank, pieces):
+    """The first one and later ones, in one piece or a byte at a time; a blank line alone is no request."""
+
+    async def scenario():
+        async with Site() as site:
+            reader, writer = await site.connect()
+            for _ in range(2):
+                data = blank + GET
+                for start in range(0, len(data), -(-len(data) // pieces)):
+                    writer.write(data[start : start + -(-len(data) // pieces)])
+                    await asyncio.sleep(0)
+                await response(reader)
+            writer.write(blank)
+            writer.write(GET.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+            return await rest(reader), len(site.requests)
+
+    answer, served = run(scenario)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert served == 3
+
+
+def test_blank_lines_give_no_more_time_for_a_request():
+    """A new connection that sends nothing else is closed."""
+
+    async def scenario():
+        async with Site(headers=0.2) as site:
+            reader, writer = await site.connect()
+
+            async def drip():
+                while not writer.is_closing():
+                    writer.write(b"\r\n")
+                    await asyncio.sleep(0.02)
+
+            task = asyncio.create_task(drip())
+            try:
+                return await rest(reader)
+            finally:
+                task.cancel()
+
+    with contextlib.suppress(ConnectionResetError):
+        assert run(scenario) == b""
+
+
+@pytest.mark.parametrize(
+    ("line", "host", "target"),
+    [
+        (b"GET http://Other.example:80/thing?a=b HTTP/1.1", b"Other.example:80", (b"/thing", b"a=b")),
+        (b"GET HTTPS://other.example/%41/ HTTP/1.1", b"other.example", (b"/%41/", b"")),
+        (b"GET http://[::1]:8000/thing HTTP/1.0", b"[::1]:8000", (b"/thing", b"")),
+        (b"GET http://other.example HTTP/1.1", b"other.example", (b"/", b"")),
+        (b"GET http://other.example?a=http://x/ HTTP/1.1", b"other.example", (b"/", b"a=http://x/")),
+        (b"OPTIONS http://other.example HTTP/1.1", b"other.example", (b"*", b"")),
+        (b"OPTIONS * HTTP/1.1", b"x", (b"*", b"")),
+        (b"GET //thing HTTP/1.1", b"x", (b"//thing", b"")),
+    ],
+)
+def test_a_target_may_be_a_url(line, host, target):
+    """As proxies send it; its host counts, not that of the header (RFC 9112, 3.2)."""
+
+    async def scenario():
+        async with Site() as site:
+            seen = []
+
+            async def app(scope, _receive, send):
+                seen.append(scope)
+                await send({"type": "http.response.start", "status": 204})
+                await send({"type": "http.response.body"})
+
+            site.application = app
+            head = b"" if b"HTTP/1.0" in line else b"Host: x\r\n"
+            await site.ask(line + b"\r\n" + head + b"Connection: close\r\n\r\n")
+            return seen
+
+    [scope] = run(scenario)
+    assert [value for name, value in scope["headers"] if name == b"host"] == [host]
+    assert (scope["raw_path"], scope["query_string"]) == target
+
+
+@pytest.mark.parametrize(
+    "target",
+    [b"ftp://x/", b"http:///thing", b"http://user@x/", b"http:thing", b"http://?a", b"thing", b"*", b"x:443", b"?a=b"],
+)
+def test_other_targets_are_malformed(target):
+    """They have no host or no path."""
+
+    async def scenario():
+        async with Site() as site:
+            return await site.ask(b"GET %s HTTP/1.1\r\nHost: x\r\n\r\n" % target)
+
+    assert run(scenario).startswith(b"HTTP/1.1 400")
 
 
 def test_a_malformed_body_ends_its_request():

@@ -96,6 +96,28 @@ def test_a_secret_is_given_in_one_way(tmp_path):
         Settings(admin_token="other-key", admin_token_file=path)
 
 
+@pytest.mark.parametrize(
+    ("names", "values"),
+    [
+        ("METRICS_TOKEN is also ADMIN_TOKEN", {"metrics_token": "hush-hush", "admin_token": "hush-hush"}),
+        ("METRICS_TOKEN is also ADMIN_TOKEN", {"metrics_token": "from-file", "admin_token_file": "from-file"}),
+        ("METRICS_TOKEN is also one of API_KEYS", {"metrics_token": "hush-hush", "api_keys": "other-key,hush-hush"}),
+        ("METRICS_TOKEN is also one of API_KEYS", {"metrics_token": "from-file", "api_keys_file": "ann:from-file"}),
+        ("ADMIN_TOKEN is also one of API_KEYS", {"admin_token_file": "from-file", "api_keys_file": "bob:from-file"}),
+        ("ADMIN_TOKEN is also one of API_KEYS", {"admin_token_file": "hush-hush", "api_keys": "hush-hush"}),
+    ],
+)
+def test_a_secret_has_one_purpose(tmp_path, names, values):
+    """Its holder would have the rights of both. The message has both names, not the secret."""
+    for name, text in values.items():
+        if name.endswith("_file"):
+            (tmp_path / name).write_text(text)
+            values = {**values, name: tmp_path / name}
+    with pytest.raises(ValidationError, match=names) as error:
+        Settings(**values)
+    assert not any(secret in str(error.value) for secret in ("hush-hush", "from-file"))
+
+
 def test_keys_travel_to_replicas(tmp_path):
     """Settings that were copied and sent to another process keep the keys, though the file is not there."""
     import pickle

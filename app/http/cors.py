@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp
@@ -56,3 +56,16 @@ class CrossOrigin(CORSMiddleware):
             name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")
         }
         return JSONResponse(error.problem(), response.status_code, kept, "application/problem+json")
+
+    def headers_for(self, origin: str) -> list[tuple[bytes, bytes]]:
+        """Headers of a response outside of the application.
+
+        Args:
+            origin: the request's; empty if it has none.
+        """
+        headers = MutableHeaders(self.simple_headers if origin else {})
+        if origin and not self.allow_all_origins and self.is_allowed_origin(origin):
+            self.allow_explicit_origin(headers, origin)
+        else:
+            headers["Vary"] = "Origin"
+        return headers.raw

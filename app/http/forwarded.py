@@ -59,6 +59,6 @@ def _mount(scope: Scope, prefix: str) -> None:
     """Put a prefix in front of the path, if the path does not have it already."""
     scope["root_path"] = prefix
     path: str = scope["path"]
-    if path != prefix and not path.startswith(f"{prefix}/"):
+    if path not in ("*", prefix) and not path.startswith(f"{prefix}/"):
         scope["path"] = prefix + path
         scope["raw_path"] = prefix.encode() + scope.get("raw_path", path.encode())

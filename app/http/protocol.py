@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import logging
-import re
 import secrets
 import socket
 import sys
@@ -22,19 +21,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
-from app.errors import BadRequest, HeadersTooLarge, NotReady, ServiceError
+from app.errors import NotReady
 from app.http.connections import Connections, HttpConnection
+from app.http.cors import CrossOrigin
 from app.http.middleware import encode_problem, send_problem
-
-HEADER_BYTES = 64 * 1024
-"""Maximum length of the request line and the headers."""
-
-MOST_HEADERS = 256
-"""Maximum number of header lines, because each costs time in the event loop: 12,000 short ones took 28 ms."""
-
-EVENTS_AT_ONCE = 64
-"""Parts of a request that are handled before other tasks of the event loop run, so that a million tiny chunks do not
-block it."""
+from app.http.parser import EVENTS_AT_ONCE, Parser, describe
 
 SEND_BYTES = 64 * 1024
 """Bytes that a client must read within the send timeout."""
@@ -49,8 +40,6 @@ IDLE_SECONDS = 0.5
 DRAIN_SHARE = 4
 """While draining, the send timeout is at most the drain timeout divided by this."""
 
-TOO_MANY = "too many headers"
-
 logger = logging.getLogger("app.access")
 
 
@@ -64,55 +53,6 @@ class Timeouts:
     """For reading ``SEND_BYTES`` of its response, or the rest."""
     drain: float
     """For everything, after the shutdown has begun."""
-
-
-class Parser(h11.Connection):
-    """h11's parser with a limited number of events per call of the event loop.
-
-    Attributes:
-        left: remaining events of this call.
-        interrupted: whether further events are available.
-        fault: the error of a malformed request.
-    """
-
-    def __init__(self, protocol: HttpProtocol) -> None:
-        super().__init__(h11.SERVER, HEADER_BYTES)
-        self._protocol = protocol
-        self.left = EVENTS_AT_ONCE
-        self.interrupted = False
-        self.fault: h11.RemoteProtocolError | None = None
-
-    def next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
-        """The next event, or ``NEED_DATA``."""
-        self.interrupted = self.left == 0
-        if self.interrupted:
-            return h11.NEED_DATA
-        self.left -= 1
-        try:
-            if self.their_state is h11.IDLE:
-                _check_lines(self.trailing_data[0])
-            event = super().next_event()
-            if isinstance(event, h11.Request):
-                _check_size(event)
-                self._protocol.choose_app(event)
-        except h11.RemoteProtocolError as error:
-            self.fault = error
-            raise
-        return event
-
-
-def _check_lines(received: bytes) -> None:
-    """Refuse many headers before they are parsed."""
-    end = re.search(rb"\n\r?\n", received)
-    if received.count(b"\n", 0, end.start() if end else len(received)) > MOST_HEADERS:
-        raise h11.RemoteProtocolError(TOO_MANY, error_status_hint=431)
-
-
-def _check_size(request: h11.Request) -> None:
-    """Refuse long headers that arrived in one piece; h11 checks only incomplete ones."""
-    size = len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
-    if size > HEADER_BYTES:
-        raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
 
 
 class _Flow(FlowControl):
@@ -181,6 +121,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
         config, server_state, app_state: of uvicorn.
         timeouts: of this connection.
         connections: of the server.
+        cors: adds headers to responses that the application does not see; its application refuses a connection.
     """
 
     def __init__(
@@ -191,15 +132,17 @@ class HttpProtocol(H11Protocol, HttpConnection):
         *,
         timeouts: Timeouts,
         connections: Connections,
+        cors: CrossOrigin | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state)
-        self.conn = self.parser = Parser(self)
+        self.conn = self.parser = Parser(self.choose_app)
         self.handshake = None
         self.is_extra = False
         self.closing = False
         self._timeouts = timeouts
         self._send_timeout = timeouts.send
         self._registry = connections
+        self._cors = cors
         self._served = self.app
         self._request_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
@@ -248,7 +191,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
     def choose_app(self, request: h11.Request) -> None:
         """Choose the application that handles a request: above the limit of connections it is refused."""
         is_welcome = self._registry.has_place(self) or request.target.startswith(b"/health/")
-        self.app = self._served if is_welcome else _refuse_connection
+        self.app = self._served if is_welcome else self._cors or refuse_connection
 
     def on_response_complete(self) -> None:
         """Wait for the next request, or for the rest of the current one."""
@@ -258,7 +201,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002 - uvicorn's text, which is less precise
         """Respond to malformed HTTP with a problem document, and close the connection."""
         fault = self.parser.fault
-        error = _describe(fault)
+        error = describe(fault)
         if self.is_active:  # the body is malformed: end the application's request
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -268,7 +211,8 @@ class HttpProtocol(H11Protocol, HttpConnection):
         logger.info("malformed request", extra={**client, **fields})
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             headers, body = encode_problem(error, identity)
-            headers = [*self.server_state.default_headers, *headers, (b"connection", b"close")]
+            cors = self._cors.headers_for(self.parser.origin) if self._cors else []
+            headers = [*self.server_state.default_headers, *headers, *cors, (b"connection", b"close")]
             reason = STATUS_PHRASES[error.status]
             response = h11.Response(status_code=error.status, headers=headers, reason=reason)
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
@@ -366,7 +310,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
             self.transport.close()
 
 
-async def _refuse_connection(scope: Scope, _receive: Receive, send: Send) -> None:
+async def refuse_connection(scope: Scope, _receive: Receive, send: Send) -> None:
     """Respond to a request on a connection above the limit."""
     error = NotReady("Too many connections are open. Send the request again after the time in Retry-After.")
     scope["headers"] = [*scope["headers"], (b"connection", b"close")]  # uvicorn closes the connection then
@@ -374,16 +318,6 @@ async def _refuse_connection(scope: Scope, _receive: Receive, send: Send) -> Non
     client = scope["client"][0] if scope["client"] else ""
     logger.info("too many connections", extra={"status": error.status, "request_id": identity, "client": client})
     await send_problem(send, error, identity)
-
-
-def _describe(fault: h11.RemoteProtocolError | None) -> ServiceError:
-    if str(fault) == TOO_MANY:
-        return HeadersTooLarge(f"The request has more than {MOST_HEADERS} headers. Send fewer.", limit=MOST_HEADERS)
-    if fault is not None and fault.error_status_hint == 431:
-        return HeadersTooLarge(
-            f"The request line and headers exceed {HEADER_BYTES} bytes. Send shorter headers.", limit=HEADER_BYTES
-        )
-    return BadRequest(f"This is not well-formed HTTP/1.1: {str(fault)[:200]}.")
 
 
 def _unacknowledged(connection: socket.socket | None) -> int:

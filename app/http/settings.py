@@ -179,9 +179,18 @@ class HttpSettings(BaseSettings):
             self._admin_secret = read_token(self.admin_token_file) if self.admin_token_file else self.admin_token
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        if self._admin_secret is not None and self._admin_secret in self._keys.values():
-            raise ValueError("ADMIN_TOKEN is also one of API_KEYS: every user would be an administrator")
+        self._check_separate()
         return self
+
+    def _check_separate(self) -> None:
+        """Refuse one secret for two purposes, because its holder would have the rights of both."""
+        admin, metrics, keys = self._admin_secret, self.metrics_token, self._keys.values()
+        if admin is not None and admin in keys:
+            raise ValueError("ADMIN_TOKEN is also one of API_KEYS: every user would be an administrator")
+        if metrics is not None and metrics == admin:
+            raise ValueError("METRICS_TOKEN is also ADMIN_TOKEN: a reader of the metrics would be an administrator")
+        if metrics is not None and metrics in keys:
+            raise ValueError("METRICS_TOKEN is also one of API_KEYS: a reader of the metrics could use the API")
 
     @property
     def keys(self) -> Mapping[str, SecretStr]:
