@@ -33,7 +33,7 @@ struct packed_block {
 
 struct packed_convolution {
     int parts;
-    const uint32_t *columns;        /* (outputs / 16, 9, inputs / 32, parts, 16 pairs, 16) */
+    const uint32_t *columns;        /* (outputs / 16, 3 rows, 3 inputs / 32, parts, 16 pairs, 16) */
     const uint32_t *linear_columns; /* (outputs / 16, inputs / 32, parts, 16 pairs, 16); the bias is further inputs */
 };
 
@@ -56,9 +56,10 @@ struct convolution_scratch {
     float *sums;                           /* (64 tokens, width) */
     float *zeros;                          /* (C), what lies outside the image */
     float *normalised;                     /* two times (C, 64 tokens) */
-    uint16_t *rows, *linear_rows;          /* (3, SPAN, stride), (64, linear_stride) */
+    uint16_t *halo_row;                    /* (EDGE, C) and a vector more */
+    uint16_t *rows, *linear_rows;          /* (SPAN, stride), (64, linear_stride) */
     long width, stride, linear_stride;     /* outputs and inputs rounded up to tiles */
-    long lo, linear_lo;                    /* entries from hi to lo */
+    long halo_lo, lo, linear_lo;           /* entries from hi to lo */
 };
 
 /* Inputs of a linear layer with its bias as two more, in whole tiles. */
@@ -181,12 +182,14 @@ static void begin_block(const struct work *work, void *memory) {
 static size_t lay_out_convolution(const struct convolution *w, struct convolution_scratch *m, char *memory) {
     const size_t parts = w->packed->parts;
     size_t used = (sizeof *m + 63) / 64 * 64;
-    m->width = (w->channels + 15) / 16 * 16, m->stride = (w->channels + 31) / 32 * 32;
+    m->width = (w->channels + 15) / 16 * 16, m->stride = (3 * w->channels + 31) / 32 * 32;
     m->linear_stride = operand_rows(w->channels);
-    m->lo = 3 * SPAN * m->stride, m->linear_lo = SLOTS * m->linear_stride;
+    m->lo = SPAN * m->stride, m->linear_lo = SLOTS * m->linear_stride;
     m->sums = take(memory, &used, SLOTS * m->width * sizeof(float));
     m->zeros = take(memory, &used, w->channels * sizeof(float));
     m->normalised = w->norm_weight ? take(memory, &used, 2 * SLOTS * w->channels * sizeof(float)) : NULL;
+    m->halo_lo = (EDGE * w->channels + 63) / 32 * 32;
+    m->halo_row = take(memory, &used, parts * m->halo_lo * sizeof(uint16_t));
     m->rows = take(memory, &used, parts * m->lo * sizeof(uint16_t));
     m->linear_rows = take(memory, &used, parts * m->linear_lo * sizeof(uint16_t));
     return used;

@@ -1,7 +1,7 @@
 /* A convolution on AMX for one precision. Included by amx.c with PARTS and NAME defined as in amx_block.h.
  *
- * Token-major: the window's tokens are rows, the packed weights columns. The halo is kept in three copies, shifted by a
- * column each, so that what a tap sees of the window is `side`^2 rows one behind the other.
+ * Token-major: the window's tokens are rows, the packed weights columns. Each row holds the three tokens side by side that
+ * a row of the convolution sees, so what it sees of the window is `side`^2 rows one behind the other.
  */
 
 /* Sums of 16 outputs += rows of 64 tokens times one tile of packed columns (PARTS, 16, 32). */
@@ -59,21 +59,24 @@ static void NAME(multiply_places)(const uint16_t *rows, const long *places, long
     store_sums(sums + 16 * paired, 64 * width, 4 * width);
 }
 
-/* A token of the halo into each copy that has it. */
-static ALWAYS_INLINE void NAME(spread_token)(const float *token, long y, long x, const struct convolution *w,
-                                             const struct convolution_scratch *m) {
-    for (long c = 0; c < w->channels; c += 32) {
-        uint16_t row[2 * 32] __attribute__((aligned(64)));
-        __m512 first = _mm512_maskz_loadu_ps(first_lanes(w->channels - c), token + c);
-        __m512 second = _mm512_maskz_loadu_ps(first_lanes(w->channels - c - 16), token + c + 16);
-        NAME(put_row)(first, second, row, 32);
-        for (long copy = 0; copy < 3; copy++) {
-            if (x < copy || x >= copy + w->window) continue;
-            uint16_t *place = m->rows + (copy * SPAN + y * w->window + x - copy) * m->stride + c;
-            _mm512_store_si512(place, _mm512_load_si512(row));
-            if (PARTS == 2) _mm512_store_si512(place + m->lo, _mm512_load_si512(row + 32));
+/* A row of the halo, `side` + 2 tokens, to the rows of a tile: what the three columns of the convolution see of it from
+ * each of `side` places. */
+static ALWAYS_INLINE void NAME(spread_row)(const float *const *tokens, const struct convolution *w,
+                                           const struct convolution_scratch *m, uint16_t *rows) {
+    const long channels = w->channels, seen = 3 * channels;
+    for (long x = 0; x < w->window + 2; x++)
+        for (long c = 0; c < channels; c += 32) /* what a token writes too much, the next one overwrites */
+            NAME(put_row)(_mm512_maskz_loadu_ps(first_lanes(channels - c), tokens[x] + c),
+                          _mm512_maskz_loadu_ps(first_lanes(channels - c - 16), tokens[x] + c + 16),
+                          m->halo_row + x * channels + c, m->halo_lo);
+    for (long part = 0; part < PARTS; part++)
+        for (long x = 0; x < w->window; x++) {
+            const uint16_t *from = m->halo_row + part * m->halo_lo + x * channels;
+            uint16_t *to = rows + part * m->lo + x * m->stride;
+            long c = 0;
+            for (; c + 32 <= seen; c += 32) _mm512_store_si512(to + c, _mm512_loadu_si512(from + c));
+            if (c < seen) _mm512_store_si512(to + c, _mm512_maskz_loadu_epi16((1u << (seen - c)) - 1, from + c));
         }
-    }
 }
 
 /* The sums plus the bias of the 3x3 convolution, as rows of the linear layer behind it, with its constant 1. */
@@ -100,13 +103,16 @@ static void NAME(convolution_window)(const struct work *work, long index, void *
     const struct convolution_scratch *m = memory;
     const long channels = w->channels, side = w->window, tokens = side * side, seen = (side + 2) * (side + 2);
     const long width = m->width;
-    for (long i = 0; i < seen; i++) {
-        long row = work->table[index * seen + i];
-        NAME(spread_token)(row < 0 ? m->zeros : work->in + row * channels, i / (side + 2), i % (side + 2), w, m);
+    for (long y = 0; y < side + 2; y++) {
+        const float *halo[EDGE];
+        for (long x = 0; x < side + 2; x++) {
+            long row = work->table[index * seen + y * (side + 2) + x];
+            halo[x] = row < 0 ? m->zeros : work->in + row * channels;
+        }
+        NAME(spread_row)(halo, w, m, m->rows + y * side * m->stride);
     }
-    long places[9];
-    for (long tap = 0; tap < 9; tap++) places[tap] = (tap % 3 * SPAN + tap / 3 * side) * m->stride;
-    NAME(multiply_places)(m->rows, places, 9, m->lo, m->stride, w->packed->columns, width, m->sums);
+    const long places[3] = {0, side * m->stride, 2 * side * m->stride};
+    NAME(multiply_places)(m->rows, places, 3, m->lo, m->stride, w->packed->columns, width, m->sums);
     if (w->linear_weight) {
         const long none = 0;
         NAME(put_linear_rows)(w, m);

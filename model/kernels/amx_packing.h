@@ -106,14 +106,14 @@ void *swin_pack_block(const struct block *w, long kinds, int parts) {
 void *swin_pack_convolution(const struct convolution *w, int parts) {
     const long channels = w->channels;
     if (!swin_has_amx() || w->window * w->window > SLOTS) return NULL;
-    const struct matrix taps = {w->weight, NULL, 9 * channels, channels, channels};
+    const struct matrix taps = {w->weight, NULL, 9 * channels, channels, 3 * channels};
     const struct matrix linear = {w->linear_weight, w->linear_bias, channels, channels, channels};
     size_t used = 64;
-    char *memory = aligned_alloc(64, used + 9 * packed_bytes(&taps, parts) + packed_bytes(&linear, parts));
+    char *memory = aligned_alloc(64, used + 3 * packed_bytes(&taps, parts) + packed_bytes(&linear, parts));
     if (!memory) return NULL;
     struct packed_convolution *packed = (struct packed_convolution *)memory;
     packed->parts = parts;
-    packed->columns = pack_columns(&taps, 9, parts, take(memory, &used, 9 * packed_bytes(&taps, parts)));
+    packed->columns = pack_columns(&taps, 3, parts, take(memory, &used, 3 * packed_bytes(&taps, parts)));
     packed->linear_columns =
         w->linear_weight ? pack_columns(&linear, 1, parts, take(memory, &used, packed_bytes(&linear, parts))) : NULL;
     return packed;

@@ -12,7 +12,8 @@
 
 #define SLOTS 64 /* tokens of a window, rounded up to whole vectors */
 #define SPAN 80  /* tokens of a window of 8 with the rows above and below it */
-#define HALO 100 /* the same with the columns beside it too */
+#define EDGE 10  /* tokens in a row of the same with the columns beside it too */
+#define HALO 100 /* tokens of that */
 #define KINDS 4  /* kinds of attention mask */
 #define STEEP 58.0f /* largest factor on cosines, to the base of 2, with which no exponential leaves float32 */
 #define LEAST_LOGIT -100.0f /* below 2^-100 a weight is nothing beside the others, and would be a denormal soon */
