@@ -82,15 +82,11 @@ def fit_behind_body(
         ValueError: if ``flat`` is set and the network's head does not allow it.
     """
     network.eval()
-    device = next(network.parameters()).device
     fitted = {name: weight for name, weight in network.named_parameters() if is_behind_body(name)}
     if flat:
         fixed = {id(weight) for weight in fixed_parameters(network)}
         fitted = {name: weight for name, weight in fitted.items() if id(weight) not in fixed}
-    cached = []
-    for batch in batches:
-        degraded, clean, sharp = (image.to(device) for image in (batch.degraded, batch.clean, batch.sharp))
-        cached.append((BodyFeatures.compute(network, degraded.float() / 255), clean, sharp, batch.sizes.to(device)))
+    prepared = [_prepare(network, batch) for batch in batches]
     optimiser = torch.optim.LBFGS(
         list(fitted.values()),
         max_iter=iterations,
@@ -105,15 +101,10 @@ def fit_behind_body(
         if flat:
             balance(network)
         total = 0.0
-        for features, clean, sharp, sizes in cached:
-            loss = reconstruction_loss(
-                features.reconstruct(network),
-                sharp.float() / 255,
-                clean.float() / 255,
-                sizes,
-                aux_weight=aux_weight,
-                smoothing=SMOOTHING,
-            ) / len(cached)
+        for features, clean, sharp, sizes in prepared:
+            result = features.reconstruct(network)
+            loss = reconstruction_loss(result, sharp, clean, sizes, aux_weight=aux_weight, smoothing=SMOOTHING)
+            loss = loss / len(prepared)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
         if flat:
@@ -125,3 +116,10 @@ def fit_behind_body(
     if flat:
         balance(network)
     network.zero_grad(set_to_none=True)
+
+
+def _prepare(network: Swin2SR, batch: Batch) -> tuple[BodyFeatures, Tensor, Tensor, Tensor]:
+    """What the body makes of a batch; its clean input and its wanted output in [0, 1]; its sizes."""
+    device = next(network.parameters()).device
+    degraded, clean, sharp = (image.to(device).float() / 255 for image in (batch.degraded, batch.clean, batch.sharp))
+    return BodyFeatures.compute(network, degraded), clean, sharp, batch.sizes.to(device)

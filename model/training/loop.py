@@ -259,31 +259,22 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     losses: list[Tensor] = []
 
-    def report(progress: float) -> None:
-        loss = float(torch.stack(losses).mean()) if losses else None
+    def report(progress: float, *, unchanged: bool = False) -> None:
+        state, network = _measure(trainer, held_out, losses, progress)
         losses.clear()
-        if loss is not None and not math.isfinite(loss):
-            raise ValueError(f"the loss is {loss} at step {trainer.step}: lower the learning rate")
-        network = trainer.finish()
-        photos, graphics = held_out.measure(network)
-        if trainer.start is None:
-            trainer.start = photos.psnr, graphics.psnr
-        rate = learning_rate(trainer.recipe, trainer.step, progress)
-        state = Report(trainer.step, trainer.seconds, progress, rate, loss, photos, graphics, trainer.start)
-        if trainer.step or fitted:
+        if not unchanged:
             trainer.save(folder)
             export(network, folder / weights)
         with (folder / HISTORY_NAME).open("a", encoding="utf-8") as history:
             history.write(json.dumps(asdict(state)) + "\n")
         on_report(state)
 
-    fitted = False
     if trainer.start is None:
-        report(0.0)
+        report(0.0, unchanged=True)
         if fit_batches:
             began = clock()
             trainer.fit((crops.batch(-1 - number) for number in range(fit_batches)), fit_iterations)
-            trainer.seconds, fitted = clock() - began, True
+            trainer.seconds = clock() - began
             report(0.0)
     if limits is None:
         return
@@ -297,3 +288,21 @@ def train(
         progress = limits.progress(trainer.step, trainer.seconds)
         if progress >= 1 or trainer.step % every == 0:
             report(progress)
+
+
+def _measure(trainer: Trainer, held_out: HeldOut, losses: list[Tensor], progress: float) -> tuple[Report, Swin2SR]:
+    """The state of a run and the network that a file would hold now.
+
+    Raises:
+        ValueError: if the mean of ``losses`` is no longer finite.
+    """
+    loss = float(torch.stack(losses).mean()) if losses else None
+    if loss is not None and not math.isfinite(loss):
+        raise ValueError(f"the loss is {loss} at step {trainer.step}: lower the learning rate")
+    network = trainer.finish()
+    photos, graphics = held_out.measure(network)
+    if trainer.start is None:
+        trainer.start = photos.psnr, graphics.psnr
+    rate = learning_rate(trainer.recipe, trainer.step, progress)
+    state = Report(trainer.step, trainer.seconds, progress, rate, loss, photos, graphics, trainer.start)
+    return state, network
