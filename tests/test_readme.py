@@ -13,6 +13,7 @@ from PIL import Image
 
 from tests.browser import SAMPLE_SIZE
 from tests.documents import DOCUMENTS, README, ROOT, RUN, SHOWN, Block, blocks, rows, tables
+from tests.objects import s3_server
 from tests.server import ServerProcess
 
 ADDRESS = "http://127.0.0.1:8000"
@@ -125,6 +126,28 @@ def test_the_guide_to_fine_tuning_runs_as_written(workplace, tmp_path):
     options[options.index("models")] = str(tmp_path / "models")
     with ServerProcess(program=("-m", "app", *options)) as own:
         assert httpx.get(f"{own.url}/v1/variants/pages-x2").json()["state"] == "ready"
+
+
+@pytest.mark.slow
+def test_the_guide_to_object_storage_runs_as_written(server, workplace, tmp_path):
+    """All but the installation and the credentials: the first command upscales the bucket, the second skips it."""
+    [text] = [block.text for block in blocks(ROOT / "docs" / "operations.md")]
+    lines = [line.removeprefix("$ ") for line in text.splitlines()]
+    commands = [line for line in lines if line.startswith("swin2sr ")]
+    assert [line for line in lines if not line.startswith(("pip install ", "export AWS_"))] == commands
+    assert len(commands) == 2
+    with s3_server() as (bucket, storage):
+        bucket.upload_file(workplace / "photo.jpg", "in/one.jpg")
+        bucket.upload_file(workplace / "photo.jpg", "in/below/two.jpg")
+        environment = {**os.environ, **storage, "PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
+        environment |= {"PYTHONPATH": str(ROOT), "SWIN2SR_DEVICE": "cpu"}
+        for line in commands:
+            written = line.replace("https://upscaler.example", server.url).replace("s3://bucket", f"s3://{bucket.name}")
+            command = ["bash", "-euc", written]
+            result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+            assert result.returncode == 0, result.stdout + result.stderr
+            made = sorted(each.key for each in bucket.objects.filter(Prefix="out/"))
+            assert made == ["out/below/two-small-x2.png", "out/one-small-x2.png"]
 
 
 def test_what_the_server_offers_to_try_works(workplace, server):
