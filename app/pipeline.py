@@ -73,14 +73,14 @@ class Upscaled:
 
     Attributes:
         encoded: the file.
-        variant: of the first enlarging pass.
-        scale, precision: of that variant.
-        tiles: over all passes.
-        pixels: of the input.
-        seconds: by stage: decode, queue, forward, encode.
+        variant: the variant of the first enlarging pass.
+        scale, precision: those of that variant.
+        tiles: the number of tiles of all passes.
+        pixels: the number of pixels of the input.
+        seconds: the time of each stage: decode, queue, forward, encode.
         steps: the passes and the resizing, as a response header shows them.
-        restored: what removed compression artefacts first, if anything did.
-        quality: that was chosen for ``max_bytes``, if it was given.
+        restored: the variant that removed compression artefacts first; None if none did.
+        quality: the quality that fits ``max_bytes``; None without ``max_bytes``.
     """
 
     encoded: codec.Encoded

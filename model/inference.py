@@ -45,7 +45,7 @@ from model.scratch import Buffers, Scratch
 from model.windows import MASK_KINDS
 
 PACK_PIXELS = 2**16
-"""Pixels of a pack on a CPU. Larger packs leave its caches; in smaller ones starting the operators takes more time."""
+"""Pixels of a pack on a CPU. Larger packs do not fit its caches; in smaller ones, starting operators takes longer."""
 
 NORM_TOKENS = 2**12
 """Tokens that are normalised together in place."""
@@ -89,9 +89,9 @@ class WindowBody:
     def __call__(
         self, shallow: Tensor, index: WindowIndex, buffers: Buffers | None = None, stream: Tensor | None = None
     ) -> Tensor:
-        """Features (T, width) of the first convolution in window order to deep features, exact ones both.
+        """Compute deep features (T, width) from those of the first convolution, in window order and the exact dtype.
 
-        ``stream`` is what the embedding makes of them, if that is known.
+        ``stream`` is the output of the embedding, if it is known.
         """
         buffers = Buffers() if buffers is None else buffers
         if stream is None:
@@ -322,7 +322,7 @@ class Inference:
         return layout.images(deep)
 
     def _borrow(self, count: int) -> AbstractContextManager[Buffers]:
-        """Memory for so many tokens; what is computed in it has to be read before it is given back."""
+        """Borrow memory for ``count`` tokens. Read the results before the block ends."""
         if self.body.form.dtype is not torch.float32:
             return nullcontext(Buffers())
         tokens = torch.empty(count, self.body.channels, device="meta")
@@ -345,7 +345,7 @@ class Inference:
             for images in layout.images(pixels)
         ]
         whole = first[0] if len(first) == 1 else torch.cat(first)
-        del first  # a large image has room for few of these
+        del first  # for a large image, each copy needs much memory
         return whole.index_select(0, layout.windows_from_images)
 
     def run(self, pixels: Tensor, layout: PackedLayout) -> list[Reconstruction]:

@@ -192,7 +192,7 @@ class SwinTransformerBlock(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """The 1x1 convolution before the body (with a norm) and at the end of every stage (without)."""
+    """The 1x1 convolution before the first stage (with a norm) and at the end of every stage (without)."""
 
     def __init__(self, config: Swin2SRConfig, *, norm: bool) -> None:
         super().__init__()
@@ -339,7 +339,7 @@ class Swin2SRBody(nn.Module):
         return self.extract(pixel_values)
 
     def check(self, pixel_values: Tensor) -> None:
-        """Refuse what is no batch of images on the window grid."""
+        """Raise ValueError unless the input is a batch of images whose sides are multiples of the window."""
         channels, window = self.config.num_channels, self.config.window_size
         if is_tracing():
             return

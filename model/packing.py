@@ -68,7 +68,7 @@ def locate(grid: Tensor, side: int, *, border: int = 0, roll: int = 0, clamp: bo
         grid: (nW, FIELDS) int32.
         side: of a window at the scale of the tokens.
         border: pixels around the window, at that scale.
-        roll: pixels by which the tokens' order rolls every image up and to the left, above -side and below side.
+        roll: pixels by which images are shifted up and to the left, more than -side and less than side.
         clamp: whether a place outside of the image sees the nearest one inside.
 
     Returns:
@@ -88,8 +88,8 @@ def pixel_rows(grid: Tensor, window: int, scale: int = 1) -> Tensor:
     """Where the tokens' output goes in the images, which follow each other in reading order.
 
     Returns:
-        (nW * window * scale * window,) int64: a row is ``scale`` pixels of the output, the tokens' rows of each window
-        being in reading order.
+        (nW * window * scale * window,) int64: each entry is the place of ``scale`` pixels in a row. Entries follow
+        window by window, in reading order.
     """
     first, row, column, _, columns = grid[:, :, None].long().unbind(1)
     place = torch.arange(window * scale * window, device=grid.device)
@@ -165,7 +165,7 @@ class WindowIndex:
             self._from_shifted[self._to_shifted.long()] = torch.arange(len(self._to_shifted), dtype=torch.int32)
 
     def order(self, *, shifted: bool) -> Tensor:
-        """The token (T,) int32 that each becomes on the way to the shifted order, or back from there."""
+        """For each place (T,) int32 of the shifted order, the token that moves there; or of the order back."""
         return self._to_shifted if shifted else self._from_shifted
 
     def kinds_of(self, *, shifted: bool) -> Tensor:
@@ -261,7 +261,7 @@ class LayoutCache:
             if key in self._layouts:
                 self._layouts.move_to_end(key)
                 return self._layouts[key]
-        with torch.inference_mode(mode=False):  # a table made in inference mode cannot meet gradients later
+        with torch.inference_mode(mode=False):  # autograd cannot use tensors that were made in it
             layout = PackedLayout(sizes, self.window, self.shift)
         with self._lock:
             self._layouts.setdefault(key, layout)

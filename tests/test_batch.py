@@ -295,7 +295,7 @@ def test_a_half_whose_deadline_has_passed_is_answered():
 def test_other_results_than_jobs_resolve_nothing():
     """No caller gets another one's image."""
     batch = batch_of((1, None), (2, None))
-    with pytest.raises(RuntimeError, match="2 items gave 1 results"):
+    with pytest.raises(RuntimeError, match="The batch had 2 jobs, but the network returned 1 results"):
         batch.deliver([10], 1.0, 1.0)
     assert not any(job.future.done() for job in batch.jobs)
 

@@ -21,8 +21,8 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from app.batching.batch_budget import SUCCESSES_BEFORE_GROWTH, BatchBudget
 from app.batching.batcher import Batcher
-from app.batching.memory_budget import SUCCESSES_BEFORE_GROWTH, BatchBudget
 from app.errors import InternalError, NotReady, OutOfMemory, QueueFull
 from app.imaging import encoding
 from app.main import create_app

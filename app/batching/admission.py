@@ -22,9 +22,9 @@ BATCHES_REMEMBERED = 16
 class AdmissionQueue(Generic[T, R]):
     """A queue that is bounded in requests and in cost, and shared between named clients.
 
-    A client may fill the whole queue while no other client waits. While others wait, a client with a waiting request
-    may hold at most as much as it leaves free. What a client holds beyond half of the queue does not count against a
-    client that has nothing waiting, so no client can lock another one out.
+    A client may fill the whole queue while no other client waits. While others wait, a client that already has a
+    waiting request gets more only if it then holds at most as much as is still free. What a client holds beyond half of
+    the queue does not count against a client that has nothing waiting, so no client can lock another one out.
 
     Args:
         max_job_cost: largest cost of one job.
@@ -142,7 +142,7 @@ class AdmissionQueue(Generic[T, R]):
         return self._queue.take(budget)
 
     def report_positions(self) -> None:
-        """Report their new positions to requests that have not started."""
+        """Tell each request that has not started its new position."""
         for position, submission in enumerate(self._queue, 1):
             if submission.started_at is None and submission.position != position:
                 submission.position = position

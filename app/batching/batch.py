@@ -70,7 +70,7 @@ class Batch(Generic[T, R]):
             RuntimeError: if there is not one result for each job; then none is resolved.
         """
         if len(results) != len(self.jobs):
-            raise RuntimeError(f"{len(self.jobs)} items gave {len(results)} results")
+            raise RuntimeError(f"The batch had {len(self.jobs)} jobs, but the network returned {len(results)} results.")
         for submission in self.submissions:
             submission.forward_seconds += seconds
             submission.finished_at = now
@@ -141,4 +141,4 @@ class BatchReport:
     cost: int
     seconds: float
     waits: tuple[float, ...]
-    """Seconds that each request waited whose first batch this was."""
+    """Seconds that each request waited that started with this batch."""

@@ -23,8 +23,8 @@ from typing import Generic, TypeVar
 
 from app.batching.admission import AdmissionQueue
 from app.batching.batch import Batch, BatchReport, InFlight, Running
+from app.batching.batch_budget import BatchBudget
 from app.batching.jobs import Job, JobProgress, Reservation, Status, Submission
-from app.batching.memory_budget import BatchBudget
 from app.batching.supervision import Heartbeat, SupervisedThread
 from app.errors import Draining, InternalError, NotReady, OutOfMemory, ServiceError
 
@@ -98,9 +98,8 @@ class Batcher(Generic[T, R]):
             clock=clock,
             is_alive=lambda: self.alive,
         )
-        # All below is guarded by the queue's lock.
-        self._in_flight: InFlight[T, R] = InFlight()
-        self._ended_at = -math.inf  # of the worker alone
+        self._in_flight: InFlight[T, R] = InFlight()  # guarded by the queue's lock
+        self._ended_at = -math.inf  # when the latest batch on the device ended; only the worker uses it
 
     # Called by callers, in any thread.
 

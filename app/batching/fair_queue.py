@@ -83,7 +83,7 @@ class RoundRobin(Generic[T, R]):
         """Record which submissions had a turn in the latest batch."""
         for submission in itertools.chain(served, *self.clients.values()):
             submission.had_turn |= submission in served
-            submission.yielded = submission not in served
+            submission.left_out = submission not in served
 
     def _move_to_end(self, client: str) -> None:
         self.clients[client] = self.clients.pop(client)
@@ -97,7 +97,7 @@ class RoundRobin(Generic[T, R]):
 
 def _count_served(queue: deque[Submission[T, R]]) -> int:
     """How many submissions had a turn in the latest batch; they are at the end."""
-    return sum(each.had_turn and not each.yielded for each in queue)
+    return sum(each.had_turn and not each.left_out for each in queue)
 
 
 class FairQueue(Generic[T, R]):

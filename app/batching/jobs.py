@@ -55,7 +55,7 @@ class Job(Generic[T, R]):
 
 @dataclass(eq=False)
 class Submission(Generic[T, R]):
-    """An admitted request. Times are seconds of the batcher's clock."""
+    """The admitted jobs of one pass of a request. Times are seconds of the batcher's clock."""
 
     key: str
     client: str
@@ -67,7 +67,7 @@ class Submission(Generic[T, R]):
     on_cancel: Callable[[Submission[T, R]], None]
     on_release: Callable[[Submission[T, R], int], None]
     waiting: deque[Job[T, R]] = field(default_factory=deque)
-    """Jobs in the queue, in order. Guarded by the queue's lock, like ``unreleased``, ``had_turn`` and ``yielded``."""
+    """Jobs in the queue, in order. Guarded by the queue's lock, like ``unreleased``, ``had_turn`` and ``left_out``."""
     futures: deque[Future[R]] = field(default_factory=deque)
     """One per item, in order. Remove a future when its result was used, so that its memory is freed."""
     cost: int = 0
@@ -77,8 +77,8 @@ class Submission(Generic[T, R]):
     unreleased: int = 0
     had_turn: bool = False
     """Whether a batch with one of its jobs was taken."""
-    yielded: bool = False
-    """Whether a batch of its key was taken without it since its last turn."""
+    left_out: bool = False
+    """Whether a batch of the same key that was taken after its last turn had none of its jobs."""
     cancelled: bool = False
     position: int = 0
     started_at: float | None = None
