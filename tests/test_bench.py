@@ -430,11 +430,18 @@ def test_the_batcher_imports_no_other_package():
 
 @pytest.mark.long
 def test_the_service_is_measured(bench, monkeypatch):
-    """Against a real server: the batcher's row, two of the closed loop and one of the open loop."""
+    """Against a real server: rows of the batcher, a whole request, two of the closed loop and one of the open loop."""
     monkeypatch.setattr(service, "MIXED", (8, 8, 24))
+    monkeypatch.setattr(service, "REQUEST_SIDE", 16)
     monkeypatch.setattr(service, "WINDOW_SECONDS", 0.01)
     rows = list(service.measure_service(bench))
-    assert [row.work.split(",")[0] for row in rows] == ["batcher", "service", "service", "service"]
+    assert [row.work.split(",")[0] for row in rows] == [
+        "batcher",
+        "request of 16x16",
+        "service",
+        "service",
+        "service",
+    ]
     assert all(row.figure > 0 for row in rows)
 
 

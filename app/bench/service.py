@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from app.batching.batcher import Batcher
-from app.bench.load import Window, closed_loop, is_stable, middle, open_loop, percentile, until_stable
+from app.bench.load import Send, Window, closed_loop, is_stable, middle, open_loop, percentile, until_stable
 from app.bench.server import VARIANT, serve
 from model.bench.report import Row, describe, describe_machine, seconds, show, write_json
 from model.bench.sections import MIXED, SECTIONS, Bench, measure
@@ -34,6 +34,9 @@ SERVICE = "service"
 CONCURRENCY = 8
 WINDOW_SECONDS = 5.0
 """What a window lasts at least."""
+
+REQUEST_SIDE, REQUESTS = 512, 3
+"""Pixels a side of the image of a whole request, and how many requests are timed."""
 
 OPEN_LOAD = 0.7
 """Arrivals of the open loop over what the closed loop has finished."""
@@ -128,6 +131,7 @@ async def _measure_server(bench: Bench, upscaler: Upscaler, images: Sequence[Pix
     bodies = [encode_png(image) for image in images]
     work = list(bodies) * rounds
     async with serve(bench) as send:
+        request = await _compare_request(send, upscaler)
         alone = await until_stable(lambda: closed_loop(send, work, 1))
         direct: list[float] = []
 
@@ -141,7 +145,22 @@ async def _measure_server(bench: Bench, upscaler: Upscaler, images: Sequence[Pix
         busy = await until_stable(in_turns)
         rate = OPEN_LOAD * len(work) / middle(busy)
         arrivals = [await open_loop(send, work, rate, seed) for seed in range(len(busy))]
-    return _rows(len(work), alone=alone, busy=busy, direct=direct[-len(busy) :], rate=rate, arrivals=arrivals)
+    rows = _rows(len(work), alone=alone, busy=busy, direct=direct[-len(busy) :], rate=rate, arrivals=arrivals)
+    return [request, *rows]
+
+
+async def _compare_request(send: Send, upscaler: Upscaler) -> Row:
+    """A request with a PNG and its PNG response, over the forward pass of the image, in turns."""
+    [image] = draw_images([(REQUEST_SIDE, REQUEST_SIDE)])
+    body, whole, forward = encode_png(image), [], []
+    for _ in range(1 + REQUESTS):  # the first one warms up
+        whole.append((await closed_loop(send, [body], 1)).seconds)
+        started = time.perf_counter()
+        upscaler([image])
+        forward.append(time.perf_counter() - started)
+    here, there = (statistics.median(times[1:]) for times in (whole, forward))
+    work = f"request of {REQUEST_SIDE}x{REQUEST_SIDE}, PNG to PNG"
+    return Row(work, "the network alone", here / there, "times as long", seconds(here), seconds(there))
 
 
 def _rows(
