@@ -30,10 +30,12 @@ EXPLANATION = (
 
 
 def warnings(names: Iterable[str], known: Iterable[str]) -> list[str]:
-    """One sentence for each unknown variable with the prefix."""
+    """One sentence for each unknown variable with the prefix, except those that stop the start of a server."""
     settings = [name.upper() for name in known]
     sentences = []
     for name, setting in _unknown(names, settings):
+        if setting == "DTYPE" or _is_injected(setting) or _looks_like_a_secret(setting):
+            continue
         near = difflib.get_close_matches(setting, settings, 1, cutoff=SIMILARITY)
         hint = f" Did you mean {PREFIX}{near[0]}?" if near else ""
         sentences.append(f"Unknown setting {name} (ignored).{hint}")
@@ -58,7 +60,7 @@ def check(environment: Mapping[str, str], settings: HttpSettings, known: Iterabl
     """
     names = [name.upper() for name in known]
     for name, setting in _unknown(environment, names):
-        if re.fullmatch(r"SERVICE_.*|PORT_\d+_.*", setting) and INJECTED.fullmatch(setting):
+        if _is_injected(setting):
             raise ValueError(f"Unknown setting {name}. {EXPLANATION}")
         if _looks_like_a_secret(setting):
             near = difflib.get_close_matches(setting, names, 1, cutoff=SIMILARITY) or difflib.get_close_matches(
@@ -74,6 +76,10 @@ def check(environment: Mapping[str, str], settings: HttpSettings, known: Iterabl
         if setting in SECRET_SETTINGS and 0 < _edits(f"{prefix}_", PREFIX) <= MOST_EDITS:
             raise ValueError(f"{name} is not a setting. Rename it to {PREFIX}{setting}, or unset it.")
     return _check_client_key(environment, settings)
+
+
+def _is_injected(setting: str) -> bool:
+    return bool(re.fullmatch(r"SERVICE_.*|PORT_\d+_.*", setting) and INJECTED.fullmatch(setting))
 
 
 def _looks_like_a_secret(setting: str) -> bool:

@@ -150,7 +150,7 @@ class Pipeline:
         """
         try:
             async with asyncio.timeout(caller.deadline - time.monotonic()):
-                with codec_errors_as_refusals(), self._memory.open() as memory:
+                with codec_errors_as_refusals(upload.hint), self._memory.open() as memory:
                     return await self._upscale(upload, options, caller, caller.memory or memory)
         except TimeoutError:
             raise DeadlineExceeded("The deadline passed before the image was upscaled.") from None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+import reprlib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.fields import FieldInfo
 
 SMALLEST_TILE = 64
 """Lower limit of the option ``tile`` in pixels. With smaller tiles, overlap is most of the work."""
@@ -15,6 +18,23 @@ LOSSLESS = frozenset(("png", "tiff"))
 
 LONGEST_SENTENCE = 300
 """Characters of a sentence about an invalid option."""
+
+MOST_SENTENCES = 20
+"""Maximum number of faults of one request that are described."""
+
+LONGEST_VALUE = 50
+"""Characters of a value in a sentence."""
+
+_NUMBERS = ("width", "height", "factor", "megapixels", "strength", "quality", "max_bytes", "tile", "timeout_ms")
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = LONGEST_VALUE
+_BOUNDS = {
+    "gt": "above {}",
+    "ge": "of at least {}",
+    "le": "of at most {}",
+    "max_length": "of at most {} characters",
+    "pattern": "that matches {}",
+}
 
 State = Literal["absent", "loading", "ready", "failed"]
 
@@ -65,20 +85,17 @@ class UpscaleOptions(BaseModel):
     metadata: Literal["keep", "strip"] = Field(
         "keep", description="keep: keep EXIF, ICC profile and XMP; strip: convert to sRGB and remove all metadata."
     )
-    tile: int | Literal["auto"] = Field(
-        "auto",
-        description="Largest side of a tile in pixels, or auto.",
-        json_schema_extra={
-            "anyOf": [{"type": "integer", "minimum": SMALLEST_TILE}, {"type": "string", "const": "auto"}]
-        },
+    tile: Annotated[int, Field(ge=SMALLEST_TILE)] | Literal["auto"] = Field(
+        "auto", description="Largest side of a tile in pixels, or auto."
     )
     timeout_ms: int | None = Field(None, ge=1, description="Client deadline in milliseconds.")
 
-    @field_validator("tile")
+    @field_validator(*_NUMBERS, mode="before")
     @classmethod
-    def _large_enough(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < SMALLEST_TILE:
-            raise ValueError(f"must be auto or at least {SMALLEST_TILE}")
+    def _is_number(cls, value: object) -> object:
+        """Refuse true and false, which pydantic takes for 1 and 0."""
+        if isinstance(value, bool):
+            raise ValueError(f"{value} is not a number")  # noqa: TRY004 - pydantic reports a ValueError only
         return value
 
     @model_validator(mode="after")
@@ -97,14 +114,59 @@ class UpscaleOptions(BaseModel):
         return self
 
 
-def option_fault(fault: Mapping[str, object]) -> str:
-    """A sentence of limited length on an invalid option, from pydantic's fault."""
-    location = fault.get("loc")
-    parts = [str(part) for part in location if part != "query"] if isinstance(location, tuple | list) else []
-    name = ".".join(parts)[:100] or "options"
-    if fault.get("type") == "extra_forbidden":
+def option_faults(faults: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence of limited length on each invalid option, from pydantic's faults; at most ``MOST_SENTENCES``."""
+    sentences = list(dict.fromkeys(map(_option_fault, faults[:MOST_SENTENCES])))
+    return [*sentences, f"and {len(faults) - MOST_SENTENCES} more"] if len(faults) > MOST_SENTENCES else sentences
+
+
+def _option_fault(fault: Mapping[str, Any]) -> str:
+    parts = [str(part) for part in fault["loc"] if part != "query"]
+    name = parts[0][:100] if parts else "options"
+    if fault["type"] == "extra_forbidden":
         return f"{name}: unknown option; valid options: {', '.join(UpscaleOptions.model_fields)}"
-    return f"{name}: {str(fault.get('msg')).removeprefix('Value error, ')[:LONGEST_SENTENCE]}"
+    return f"{name}: {describe_fault(fault, UpscaleOptions.model_fields.get(name))[:LONGEST_SENTENCE]}"
+
+
+def describe_fault(fault: Mapping[str, Any], field: FieldInfo | None) -> str:
+    """What is wrong with a value: the value, shortened, and what is allowed. Secrets are never shown.
+
+    Args:
+        fault: of pydantic.
+        field: that the value is for, if it is known.
+    """
+    accepted = "" if field is None or fault["type"] == "value_error" else allowed(field)
+    if not accepted:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    return f"{shown(fault['input'])} is not {accepted}"
+
+
+def shown(value: object) -> str:
+    """A value as printable ASCII, shortened."""
+    if isinstance(value, int) and value.bit_length() > LONGEST_VALUE:
+        return "a number of many digits"
+    return _SHORT.repr(value).encode("ascii", "backslashreplace").decode()
+
+
+def allowed(field: FieldInfo) -> str:
+    """The values that a field accepts, for example ``an integer from 1 to 100``; empty if that cannot be said."""
+    return " or ".join(filter(None, _kinds(field.annotation, field.metadata)))
+
+
+def _kinds(annotation: Any, bounds: Sequence[object]) -> list[str]:  # noqa: ANN401 - a type
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kinds(parts[0], [*bounds, *(each for part in parts[1:] for each in getattr(part, "metadata", []))])
+    if origin in (Union, types.UnionType):
+        return [kind for part in parts if part is not types.NoneType for kind in _kinds(part, bounds)]
+    if origin is Literal:
+        return [", ".join(parts[:-1]), parts[-1]]
+    limits = {name: getattr(each, name) for each in bounds for name in _BOUNDS if hasattr(each, name)}
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "text"}
+    if {"ge", "le"} <= limits.keys():
+        return [f"{names[annotation]} from {limits['ge']} to {limits['le']}"]
+    words = [_BOUNDS[name].format(limit) for name, limit in limits.items()]
+    return [" ".join([names[annotation], *words])] if annotation in names else []
 
 
 class VariantDescription(BaseModel):

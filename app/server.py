@@ -219,9 +219,10 @@ def configure(app: Callable[..., object], settings: Settings) -> uvicorn.Config:
     try:
         config.load()
     except OSError as error:  # ssl.SSLError is one
+        key = settings.ssl_keyfile or settings.ssl_certfile
         raise ValueError(
-            f"SSL_CERTFILE {settings.ssl_certfile} and SSL_KEYFILE {settings.ssl_keyfile} cannot be used: {error} "
-            "(a key must not have a passphrase)"
+            f"SSL_CERTFILE {settings.ssl_certfile} with the key in {key} cannot be used: {error}. Both must be PEM "
+            "files that belong together, and the key must not have a passphrase"
         ) from None
     return config
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import NoDecode
 
-from app.http.settings import PREFIX, HttpSettings, split
+from app.http.settings import PREFIX, AutoOrPositive, HttpSettings, split
 from model.official.fetch import OfficialWeights
 from model.variants import RELEASE
 
@@ -43,7 +43,7 @@ class Settings(HttpSettings):
     precision: Literal["auto", "exact", "high", "fast"] = Field(
         "auto", description="exact (float32), high or fast (bfloat16); auto: fast on a GPU, high on a CPU with AMX"
     )
-    threads: int | Literal["auto"] = Field("auto", description="threads of the forward pass; auto: the CPU quota")
+    threads: AutoOrPositive = Field("auto", description="threads of the forward pass; auto: the CPU quota")
     max_body_bytes: int = Field(64 * MEBIBYTE, ge=1, description="largest upload, bytes; bounds memory per request")
     max_inflight_bytes: int = Field(
         512 * MEBIBYTE, ge=1, description="bytes of all uploads held at once; more is refused with 429"
@@ -51,7 +51,7 @@ class Settings(HttpSettings):
     max_response_bytes: int = Field(
         512 * MEBIBYTE, ge=1, description="bytes of encoded responses held while they are sent; further requests wait"
     )
-    max_memory_bytes: int | Literal["auto"] = Field(
+    max_memory_bytes: AutoOrPositive = Field(
         "auto",
         description=(
             "bytes of decoded images, results and encoders; auto: the memory limit of the container, else half of the "
@@ -62,7 +62,7 @@ class Settings(HttpSettings):
     max_output_pixels: int = Field(200_000_000, ge=1, description="largest upscaled image, pixels")
     tile_size: int = Field(544, ge=16, description="largest side computed at once, pixels; more memory, fewer seams")
     tile_overlap: int = Field(64, ge=0, description="pixels shared by neighbouring tiles; more work, fainter seams")
-    max_batch_pixels: int | Literal["auto"] = Field(
+    max_batch_pixels: AutoOrPositive = Field(
         "auto", description="pixels of one forward pass; larger batches are faster up to a point and need more memory"
     )
     max_queue_delay_ms: int = Field(0, ge=0, le=10_000, description="time that an idle worker waits for a fuller batch")
@@ -120,13 +120,6 @@ class Settings(HttpSettings):
     def _find_folder(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_dir():
             raise ValueError(f"{value} is not a folder")
-        return value
-
-    @field_validator("threads", "max_batch_pixels", "max_memory_bytes")
-    @classmethod
-    def _positive(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1, or auto")
         return value
 
     @model_validator(mode="after")

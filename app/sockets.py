@@ -19,7 +19,12 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         OSError: if the address cannot be used; the message contains it.
     """
-    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise OSError(errno.EADDRNOTAVAIL, f"Cannot listen on HOST {host[:100]!r}: {reason}.") from None
+    family, _, _, _, address = found[0]
     # With the protocol named, asyncio sets TCP_NODELAY. Otherwise Nagle's algorithm delays a response by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -90,9 +90,9 @@ def test_every_setting_is_an_option_of_serve(run):
 @pytest.mark.parametrize(
     ("arguments", "environment", "message"),
     [
-        (("--port", "many"), {}, "--port: Input should be a valid integer"),
-        ((), {"SWIN2SR_PORT": "many"}, "SWIN2SR_PORT: Input should be a valid integer"),
-        (("--port", "many"), {"SWIN2SR_PORT": "8000"}, "--port: Input should be a valid integer"),
+        (("--port", "many"), {}, "--port: 'many' is not an integer from 0 to 65535"),
+        ((), {"SWIN2SR_PORT": "many"}, "SWIN2SR_PORT: 'many' is not an integer from 0 to 65535"),
+        (("--port", "many"), {"SWIN2SR_PORT": "8000"}, "--port: 'many' is not an integer from 0 to 65535"),
         (("--tile-overlap", "544"), {}, "--tile-overlap"),
         (("--tile-overlap", "544"), {"SWIN2SR_TILE_SIZE": "500"}, "SWIN2SR_TILE_SIZE"),
     ],
@@ -444,3 +444,11 @@ def test_evaluate_names_a_photo_that_it_cannot_read(run, tmp_path):
     assert answer.stderr.startswith("swin2sr: ")
     assert "broken.png cannot be read as an image" in answer.stderr
     assert "Traceback" not in answer.output
+
+
+def test_output_that_cannot_be_written_is_one_sentence():
+    """A full disk is no traceback."""
+    command = [sys.executable, "-m", "app", "--version"]
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "swin2sr: No space left on device\n")

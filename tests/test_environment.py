@@ -77,6 +77,12 @@ def test_settings_are_settings(name):
     assert environment.warnings([f"SWIN2SR_{name}", "OTHER_TOKEN"], KNOWN) == []
 
 
+@pytest.mark.parametrize("name", ["KEYS", "SERVICE_HOST", "DTYPE"])
+def test_what_stops_the_start_is_not_called_ignored(name):
+    """The error alone says what it is."""
+    assert environment.warnings([f"SWIN2SR_{name}"], KNOWN) == []
+
+
 def test_other_unknown_variables_are_reported():
     """With the closest setting, if one is similar."""
     assert check({"SWIN2SR_COLOUR": "blue"}) == []

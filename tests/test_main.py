@@ -219,6 +219,15 @@ def test_a_path_cannot_forge_a_log_line(ask, caplog):
     assert "\n" not in TextFormatter().format(record)
 
 
+def test_a_long_path_or_method_is_shortened(ask, caplog):
+    """In the log and in the response, because a request may have 64 KiB of it."""
+    caplog.set_level(logging.INFO, "app.access")
+    answers = [ask("GET", "/" + "x" * 60_000), ask("M" * 60_000, "/health/live")]
+    assert [answer.status_code for answer in answers] == [404, 405]
+    assert all(len(answer.content) < 1000 for answer in answers)
+    assert all(len(record.getMessage()) < 2000 for record in caplog.records if record.name == "app.access")
+
+
 def test_a_log_line_with_an_exception_has_its_traceback():
     """In text below the line, in JSON within it."""
     try:

@@ -420,6 +420,7 @@ CHUNKED = b"POST /thing HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\
         (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\nx", 400, "bad_request"),
         (b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: odd\r\n\r\nx", 400, "bad_request"),
         (CHUNKED + b"zz\r\n\r\n", 400, "bad_request"),
+        (CHUNKED.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n") + b"0\r\n\r\n", 400, "bad_request"),
         (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"x" * HEADER_BYTES + b"\r\n\r\n", 431, "headers_too_large"),
         (b"GET /" + b"x" * 1_000_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", 431, "headers_too_large"),
         (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 50_000 + b"\r\n", 431, "headers_too_large"),
@@ -442,6 +443,7 @@ def test_malformed_http_gets_a_problem_document(data, status, code, caplog):
     assert b"connection: close" in head.lower()
     problem = json.loads(body)
     assert (problem["status"], problem["code"]) == (status, code)
+    assert "bytearray" not in problem["detail"]
     assert f"x-request-id: {problem['request_id']}".encode() in head.lower()
     [record] = [each for each in caplog.records if each.name.startswith("app")]
     assert record.getMessage() == "malformed request"
@@ -723,6 +725,14 @@ def test_most_headers_are_served():
             await response(reader)
 
     run(scenario)
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "999.1.1.1", "x" * 300, "a b", "[::1]"])
+def test_a_host_that_does_not_exist_is_named(host):
+    """With the setting."""
+    with pytest.raises(OSError, match="Cannot listen on HOST") as error:
+        sockets.listen(host, 0)
+    assert host[:100] in str(error.value)
 
 
 def test_a_busy_unix_socket_is_not_taken(tmp_path):

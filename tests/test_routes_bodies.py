@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import io
 
 import pytest
+from PIL import Image
 
 from tests.scripted import ScriptedUpscaler
 from tests.service import noise, pixels_of, png, running, scripted_app
@@ -65,6 +67,18 @@ def test_what_is_no_image_is_refused(post, kind):
     assert (answer.status_code, answer.json()["code"]) == (415, "unsupported_format")
 
 
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP"])
+def test_a_file_that_curl_has_damaged_is_explained(post, name):
+    """``curl -d @photo`` removes line breaks and zero bytes; the error names the option that does not."""
+    file = io.BytesIO()
+    Image.fromarray(noise(40, 40)).save(file, name)
+    damaged = file.getvalue().translate(None, b"\r\n\0")
+    answer = post(damaged, {"content-type": "application/x-www-form-urlencoded"})
+    assert answer.status_code in (400, 415)
+    assert "--data-binary" in answer.json()["detail"]
+    assert "--data-binary" not in post(damaged, {"content-type": "image/png"}).json()["detail"]
+
+
 @pytest.mark.parametrize("coding", ["gzip", "GZIP", "identity, gzip", "br", "nonsense"])
 def test_an_encoding_is_refused_by_its_name(post, coding):
     """Not as a broken image."""
@@ -80,8 +94,8 @@ def test_identity_is_no_encoding(post):
 
 
 def test_text_fields_are_options(send_form):
-    """Before and behind the file; the last of two counts, as in a query."""
-    answer = send_form(text("format", "png"), FILE, text("format", "jpeg"), text("width", "10"))
+    """Before and behind the file."""
+    answer = send_form(text("format", "jpeg"), FILE, text("width", "10"))
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "image/jpeg"
     assert pixels_of(answer.content).shape[1] == 10
@@ -112,6 +126,18 @@ def test_fields_are_checked_as_a_query_is(send_form, fields, query):
     answer = send_form(FILE, *(text(*each) for each in fields), query=query)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_option")
     assert len(answer.json()["errors"]) == 1
+
+
+def test_of_several_values_the_last_counts(send_form):
+    """In the query and in a form; the notice says so, unless they are equal."""
+    for answer in (
+        send_form(FILE, text("format", "png"), text("format", "jpeg")),
+        send_form(FILE, query="?format=png&format=jpeg"),
+    ):
+        assert answer.headers["content-type"] == "image/jpeg"
+        assert "several values, of which the last counts: format" in answer.headers["x-swin2sr-notice"]
+    same = send_form(FILE, text("format", "png"), text("format", "png"), query="?tile=auto&tile=auto")
+    assert "x-swin2sr-notice" not in same.headers
 
 
 def test_a_field_sets_the_deadline(send_form):

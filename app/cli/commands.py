@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
@@ -75,7 +76,7 @@ def main() -> None:
     typed = re.search(r"--log-format[= ](\w+)", " ".join(sys.argv))
     options = {"log_format": typed[1]} if typed else {}
     if sys.argv[1:2] not in (["serve"], ["ray"]) or logs.chosen_format(options.get("log_format"), os.environ) != "json":
-        build()()
+        _run()
         return
     try:
         sys.exit(build()(standalone_mode=False))
@@ -84,6 +85,17 @@ def main() -> None:
             raise
         failure(error.format_message(), _reporter(options))
         sys.exit(getattr(error, "exit_code", 1))
+
+
+def _run() -> None:
+    """Run the command. If its output cannot be written, the error is one sentence."""
+    try:
+        build()()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise
+        logs.report(f"swin2sr: {_reason(error)}", "text")
+        os._exit(1)  # the interpreter would try to write the output again
 
 
 def serve(sample: str, **options: str | bool | None) -> None:
@@ -216,7 +228,7 @@ def _failures_reported() -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        raise failure("; ".join(map(option_fault, error.errors()))) from None
+        raise failure("; ".join(dict.fromkeys(map(option_fault, error.errors())))) from None
     except (ValueError, ServiceError, OSError) as error:
         raise failure(_reason(error)) from None
 

@@ -18,7 +18,7 @@ from pydantic.fields import FieldInfo
 from app import environment
 from app.http.settings import PREFIX
 from app.ray.settings import RaySettings
-from app.schemas import UpscaleOptions
+from app.schemas import UpscaleOptions, describe_fault
 from app.settings import Settings
 
 S = TypeVar("S", bound=Settings)
@@ -150,13 +150,15 @@ def read_settings(kind: type[S], *, report: Report = print_error, **values: obje
     try:
         return kind(**{name: value for name, value in values.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
-        raise failure("\n".join(_settings_fault(kind, values, fault) for fault in error.errors()), report) from None
+        faults = dict.fromkeys(_settings_fault(kind, values, fault) for fault in error.errors())
+        raise failure("\n".join(faults), report) from None
 
 
 def option_fault(fault: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
     """A fault of request options, with the option as it is typed."""
-    name = "".join(f"{option_name(str(part))}: " for part in fault["loc"][:1])
-    return f"{name}{_fault_text(fault)}"
+    name = str(fault["loc"][0]) if fault["loc"] else ""
+    text = describe_fault(fault, UpscaleOptions.model_fields.get(name))
+    return f"{option_name(name)}: {text}" if name else text
 
 
 def option_name(field: str) -> str:
@@ -225,12 +227,10 @@ def _settings_fault(kind: type[Settings], values: dict[str, object], fault: Any)
         return variable if in_environment else otherwise
 
     known = "|".join(sorted((name.upper() for name in kind.model_fields), key=len, reverse=True))
-    text = re.sub(
-        rf"(?<![\w-])({known})(?![\w-])", lambda match: given_as(match[1].lower(), match[1]), _fault_text(fault)
-    )
     name = str(fault["loc"][0]) if fault["loc"] else ""
+    text = re.sub(
+        rf"(?<![\w-])({known})(?![\w-])",
+        lambda match: given_as(match[1].lower(), match[1]),
+        describe_fault(fault, kind.model_fields.get(name)),
+    )
     return f"{given_as(name, PREFIX + name.upper())}: {text}" if name else text
-
-
-def _fault_text(fault: Any) -> str:  # noqa: ANN401 - pydantic's own dictionary
-    return str(fault["msg"]).removeprefix("Value error, ")

@@ -14,7 +14,7 @@ import httpx
 from pydantic import ValidationError
 
 from ..errors import InvalidOption
-from ..schemas import UpscaleOptions, option_fault
+from ..schemas import UpscaleOptions, option_faults
 from .response import OnProgress, ResponseReader
 from .retries import Retries, Server
 
@@ -67,7 +67,7 @@ def build_query(variant: str | None, options: Options, request_id: str) -> dict[
     try:
         chosen = UpscaleOptions.model_validate(values).model_dump(mode="json", exclude_unset=True, exclude_none=True)
     except ValidationError as error:
-        sentences = [option_fault(fault) for fault in error.errors()]
+        sentences = option_faults(error.errors())
         invalid = InvalidOption("; ".join(sentences), errors=sentences)
         invalid.request_id = request_id
         raise invalid from None

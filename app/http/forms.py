@@ -31,7 +31,7 @@ class Form:
 
     Attributes:
         body, filename: of the one file.
-        fields: text fields by name; of several with one name the last.
+        fields: names and values of the text fields, in order.
 
     Raises:
         InvalidUpload: if the boundary is missing or malformed.
@@ -40,7 +40,7 @@ class Form:
     boundary: bytes
     body: bytearray = field(default_factory=bytearray)
     filename: str = ""
-    fields: dict[str, str] = field(default_factory=dict)
+    fields: list[tuple[str, str]] = field(default_factory=list)
     _files: int = 0
     _parts: int = 0
     _ended: bool = False
@@ -161,7 +161,7 @@ class Form:
 
     def _end_part(self) -> None:
         if self._text is not None:
-            self.fields[self._part] = self._text.decode("utf-8", "replace")
+            self.fields.append((self._part, self._text.decode("utf-8", "replace")))
             self._text = None
 
     def _end(self) -> None:

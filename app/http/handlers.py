@@ -13,10 +13,7 @@ from starlette.responses import Response
 
 from app.errors import InvalidOption, MethodNotAllowed, NotFound, OutOfMemory, RequestError, ServiceError
 from app.http.middleware import PROBLEM, add_log_fields, extra_headers, problem_document, route_path
-from app.schemas import option_fault
-
-MOST_SENTENCES = 20
-"""Maximum number of faults of one request that are described."""
+from app.schemas import option_faults
 
 CLIENT_CLOSED_REQUEST = 499
 """Status in the log of a request whose client has disconnected. It is never sent."""
@@ -31,7 +28,7 @@ async def answer_service_error(request: Request, error: Exception) -> Response:
 async def answer_http_exception(request: Request, error: Exception) -> Response:
     """Respond to an error of Starlette: an unknown path or a wrong method."""
     assert isinstance(error, HTTPException)
-    method, path = request.method, request.url.path
+    method, path = request.method[:50], request.url.path
     if error.status_code == 404:
         return problem_response(request, NotFound(f"No such endpoint: {path[:200]}. See GET /docs."))
     if error.status_code == 405:
@@ -76,11 +73,9 @@ def problem_response(request: Request, error: ServiceError, headers: Mapping[str
     return JSONResponse(problem_document(request.scope, error), error.status, more, PROBLEM)
 
 
-def invalid_option(faults: Sequence[Mapping[str, object]]) -> InvalidOption:
+def invalid_option(faults: Sequence[Mapping[str, Any]]) -> InvalidOption:
     """The error for invalid options, from pydantic's faults. Its length is limited."""
-    sentences = [option_fault(fault) for fault in faults[:MOST_SENTENCES]]
-    if len(faults) > MOST_SENTENCES:
-        sentences.append(f"and {len(faults) - MOST_SENTENCES} more")
+    sentences = option_faults(faults)
     return InvalidOption("; ".join(sentences), errors=sentences)
 
 

@@ -27,6 +27,9 @@ PROBLEM = "application/problem+json"
 SLICE = 256 * 1024
 """Bytes of a body that are sent at once."""
 
+LONGEST_PATH = 1000
+"""Characters of a path in the log."""
+
 PROBES = ("/health/", "/v2/health/", "/metrics")
 """Paths of probes, which come every few seconds. Successful ones are logged at DEBUG."""
 
@@ -186,7 +189,8 @@ def _address(scope: Scope) -> str:
 
 def _log(scope: Scope, status: int, log_fields: Mapping[str, object]) -> None:
     level = logging.DEBUG if status < 400 and route_path(scope).startswith(PROBES) else logging.INFO
-    logger.log(level, "%s %s", scope["method"], quote(scope["path"]), extra={"status": status, **log_fields})
+    path = quote(scope["path"][:LONGEST_PATH])
+    logger.log(level, "%s %s", scope["method"][:50], path, extra={"status": status, **log_fields})
 
 
 def _slices(message: Message) -> Iterator[Message]:

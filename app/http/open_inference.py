@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.errors import InvalidOption, InvalidUpload
-from app.schemas import UpscaleOptions
+from app.schemas import UpscaleOptions, option_faults
 
 TENSOR = "image"
 """The name of the only input and of the only output."""
@@ -197,4 +197,4 @@ def _options(parameters: dict[str, Any], model: str) -> UpscaleOptions:
     try:
         return UpscaleOptions.model_validate({**parameters, "variant": model})
     except ValidationError as error:
-        raise InvalidOption(_faults(error)) from None
+        raise InvalidOption("; ".join(option_faults(error.errors()))) from None

@@ -66,6 +66,7 @@ class Parser(h11.Connection):
             event = super().next_event()
             if isinstance(event, h11.Request):
                 _check_size(event)
+                _check_framing(event)
                 event = _in_origin_form(event)
                 self._on_request(event)
         except h11.RemoteProtocolError as error:
@@ -91,7 +92,8 @@ def describe(fault: h11.RemoteProtocolError | None) -> ServiceError:
         return HeadersTooLarge(
             f"The request line and headers exceed {HEADER_BYTES} bytes. Send shorter headers.", limit=HEADER_BYTES
         )
-    return BadRequest(f"This is not well-formed HTTP/1.1: {str(fault)[:200]}.")
+    reason = re.sub(r"\bbytearray\((.*)\)", r"\1", str(fault))
+    return BadRequest(f"This is not well-formed HTTP/1.1: {reason[:200]}.")
 
 
 def _blank(received: bytes) -> int:
@@ -105,6 +107,12 @@ def _check_size(request: h11.Request) -> None:
     size = len(request.target) + sum(len(name) + len(value) + 4 for name, value in request.headers)
     if size > HEADER_BYTES:
         raise h11.RemoteProtocolError("the headers are too long", error_status_hint=431)
+
+
+def _check_framing(request: h11.Request) -> None:
+    """Refuse a body with two lengths, because a proxy may have used the other one (RFC 9112, 6.1)."""
+    if {name for name, _ in request.headers} >= {b"content-length", b"transfer-encoding"}:
+        raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
 
 
 def _in_origin_form(request: h11.Request) -> h11.Request:

@@ -24,6 +24,9 @@ PATH_PREFIX = r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~-]+)+"
 """Path prefixes that ROOT_PATH and X-Forwarded-Prefix may have; no part may be ``.`` or ``..``."""
 
 
+AutoOrPositive = Annotated[int, Field(ge=1)] | Literal["auto"]
+
+
 class HttpSettings(BaseSettings):
     """The settings that do not concern models.
 
@@ -61,7 +64,7 @@ class HttpSettings(BaseSettings):
         ge=1,
         description="time in which a client must read 64 KiB of its response, or the rest; else it is aborted",
     )
-    max_connections: int | Literal["auto"] = Field(
+    max_connections: AutoOrPositive = Field(
         "auto", description="open connections; auto: the limit of open files, less a reserve"
     )
     api_keys: Annotated[tuple[Secret, ...], NoDecode] = Field(
@@ -151,13 +154,6 @@ class HttpSettings(BaseSettings):
     def _find_file(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_file():
             raise ValueError(f"{value} is not a file")
-        return value
-
-    @field_validator("max_connections")
-    @classmethod
-    def _at_least_one(cls, value: int | str) -> int | str:
-        if isinstance(value, int) and value < 1:
-            raise ValueError("must be at least 1, or auto")
         return value
 
     @model_validator(mode="after")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
@@ -15,20 +15,27 @@ from app.errors import BodyTooLarge, DeadlineExceeded, InvalidUpload, QueueFull,
 from app.http.byte_budget import ByteReservation
 from app.http.forms import PART, Form, file_name
 
+DAMAGED = " curl -d removes line breaks and zero bytes from a file, which damages it. Use curl --data-binary."
+
 PARSED_AT_ONCE = 16 * 1024
 """Bytes of a form that are parsed before other tasks of the event loop run."""
 
-UNSPECIFIC = frozenset({b"application/octet-stream", b"binary/octet-stream", b"application/x-www-form-urlencoded"})
+URL_ENCODED = b"application/x-www-form-urlencoded"
+UNSPECIFIC = frozenset({b"application/octet-stream", b"binary/octet-stream", URL_ENCODED})
 """Default content types of curl, S3 and PHP. The bytes decide whether the body is an image."""
 
 
 @dataclass
 class Upload:
-    """One uploaded file: its bytes, its name (may be empty), and the text fields of the form."""
+    """One uploaded file: its bytes, its name (may be empty), and names and values of the form's text fields.
+
+    ``hint`` is for the error of an image that cannot be read.
+    """
 
     body: bytes
     filename: str
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Sequence[tuple[str, str]] = ()
+    hint: str = ""
 
     def discard(self) -> None:
         """Free the bytes after the image was decoded."""
@@ -68,11 +75,12 @@ async def read_upload(
         form.finish()
         upload = Upload(bytes(form.body), form.filename, form.fields)
     else:
-        upload = Upload(body, file_name(request.headers.get("content-disposition", "")))
+        hint = DAMAGED if content_type == URL_ENCODED else ""
+        upload = Upload(body, file_name(request.headers.get("content-disposition", "")), hint=hint)
     if not upload.body:
         raise InvalidUpload("The upload is empty. Send the bytes of one image.")
-    if content_type == b"application/x-www-form-urlencoded" and not _is_image(upload.body):
-        raise _unread(content_type)
+    if content_type == URL_ENCODED and not _is_image(upload.body):
+        raise _unread(content_type, DAMAGED)
     return upload
 
 
@@ -131,10 +139,10 @@ def _is_image(body: bytes) -> bool:
     return True
 
 
-def _unread(content_type: bytes) -> UnsupportedFormat:
+def _unread(content_type: bytes, hint: str = "") -> UnsupportedFormat:
     return UnsupportedFormat(
         f"Unsupported Content-Type {content_type.decode('latin-1')[:100]!r}. Send multipart/form-data with a part "
-        f"{PART!r}, or the image itself with its image/* content type."
+        f"{PART!r}, or the image itself with its image/* content type.{hint}"
     )
 
 

@@ -21,9 +21,14 @@ _SERVICE_ERRORS: Mapping[type[codec_errors.CodecError], type[RequestError]] = Ma
 
 
 @contextmanager
-def codec_errors_as_refusals() -> Iterator[None]:
-    """Raise an error of the codec as the service's error of the same meaning."""
+def codec_errors_as_refusals(hint: str = "") -> Iterator[None]:
+    """Raise an error of the codec as the service's error of the same meaning.
+
+    Args:
+        hint: appended if the image cannot be read.
+    """
     try:
         yield
     except codec_errors.CodecError as error:
-        raise _SERVICE_ERRORS[type(error)](error.detail, **error.facts) from error
+        unread = isinstance(error, codec_errors.BrokenImage | codec_errors.UnsupportedImage)
+        raise _SERVICE_ERRORS[type(error)](error.detail + (hint if unread else ""), **error.facts) from error

@@ -77,8 +77,8 @@ EXAMPLE_ERRORS = (
         "The host 'images.example' is not accepted. If the name is right, add it to SWIN2SR_ALLOWED_HOSTS."
     ),
     errors.InvalidOption(
-        "quality: Input should be greater than or equal to 1",
-        errors=["quality: Input should be greater than or equal to 1"],
+        "quality: '0' is not an integer from 1 to 100",
+        errors=["quality: '0' is not an integer from 1 to 100"],
     ),
     errors.QueueFull(
         "The queue is full: 256 requests. Try again after the time in Retry-After.",
