@@ -39,6 +39,7 @@ __all__ = [
     "infer_config",
     "load_network",
     "load_weights",
+    "plain_names",
     "read_checkpoint",
     "write_official",
     "write_pretrained",
@@ -302,7 +303,7 @@ def _read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             with safe_open(file, "pt") as opened:
                 state = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
-                return _plain(state), opened.metadata() or {}
+                return plain_names(state), opened.metadata() or {}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file} is not a readable safetensors file: {error}") from error
     if file.suffix not in _PICKLED:
@@ -312,7 +313,7 @@ def _read_file(file: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except _BROKEN as error:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise CheckpointError(f"{file} cannot be read as a file of weights alone: {reason}") from error
-    return _plain(_unwrap(content, file)), {}
+    return plain_names(_unwrap(content, file)), {}
 
 
 def _unwrap(content: object, file: Path) -> dict[str, Tensor]:
@@ -326,7 +327,7 @@ def _unwrap(content: object, file: Path) -> dict[str, Tensor]:
     return cast("dict[str, Tensor]", content)
 
 
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def plain_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Remove the prefix of DataParallel from names, and add the prefix that Transformers omits for a body alone."""
     plain = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     if "first_convolution.weight" in plain:
@@ -339,14 +340,17 @@ def _find_config(file: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     beside = file.with_name("config.json") if in_folder else file.with_suffix(".json")
     try:
         if "config" in metadata:
-            return cast("Swin2SRConfig", Swin2SRConfig.from_dict(json.loads(metadata["config"])))
-        if beside.is_file():
-            return Swin2SRConfig.from_json_file(beside)
-        if is_huggingface(state):
+            config = cast("Swin2SRConfig", Swin2SRConfig.from_dict(json.loads(metadata["config"])))
+        elif beside.is_file():
+            config = Swin2SRConfig.from_json_file(beside)
+        elif is_huggingface(state):
             raise CheckpointError(f"weights with Hugging Face's names need {beside.name} in the same folder")
-        return infer_config(state)
+        else:
+            config = infer_config(state)
+        config.validate()
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: {error}") from error
+    return config
 
 
 def _portable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -362,7 +366,8 @@ def _decisive(config: Swin2SRConfig) -> dict[str, object]:
         "drop_path_rate",
         "initializer_range",
     }
-    return {field.name: getattr(config, field.name) for field in fields(config) if field.name not in training}
+    values = config.to_dict()
+    return {field.name: values[field.name] for field in fields(config) if field.name not in training}
 
 
 def _derived_buffers(config: Swin2SRConfig) -> dict[str, Tensor]:

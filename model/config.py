@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -36,8 +36,9 @@ GENERIC: dict[str, Any] = {
     "tie_word_embeddings": False,
     "chunk_size_feed_forward": 0,
     "torchscript": False,
+    "_attn_implementation": "eager",
 }
-"""Attributes that every configuration of Transformers has, and their defaults."""
+"""Attributes that every configuration of Transformers has, and their defaults. Files omit those with an underscore."""
 
 _BOOKKEEPING = ("architectures", "dtype", "transformers_version")
 """Attributes that are ignored when two configurations are compared."""
@@ -87,12 +88,19 @@ class Swin2SRConfig:
     """
 
     model_type: ClassVar[str] = "swin2sr"
+    sub_configs: ClassVar[dict[str, Any]] = {}
+    is_composition: ClassVar[bool] = False
+    has_no_defaults_at_init: ClassVar[bool] = False
+    keys_to_ignore_at_inference: ClassVar[list[str]] = []
+    base_model_tp_plan: ClassVar[None] = None
+    base_model_pp_plan: ClassVar[None] = None
     attribute_map: ClassVar[dict[str, str]] = {
         "hidden_size": "embed_dim",
         "num_attention_heads": "num_heads",
         "torch_dtype": "dtype",
         "use_return_dict": "return_dict",
         "name_or_path": "_name_or_path",
+        "attn_implementation": "_attn_implementation",
     }
 
     image_size: int = 64
@@ -100,8 +108,8 @@ class Swin2SRConfig:
     num_channels: int = 3
     num_channels_out: int | None = None
     embed_dim: int = 180
-    depths: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
-    num_heads: tuple[int, ...] = (6, 6, 6, 6, 6, 6)
+    depths: Sequence[int] = (6, 6, 6, 6, 6, 6)
+    num_heads: Sequence[int] = (6, 6, 6, 6, 6, 6)
     window_size: int = 8
     mlp_ratio: float = 2.0
     qkv_bias: bool = True
@@ -123,6 +131,7 @@ class Swin2SRConfig:
         output_hidden_states: bool = False
         dtype: Any = None
         architectures: list[str] | None = None
+        _attn_implementation: str | None = "eager"
 
     def __init__(self, *values: Any, **options: Any) -> None:  # noqa: ANN401 (fields of several types)
         names = [field.name for field in dataclasses.fields(self)]
@@ -132,21 +141,28 @@ class Swin2SRConfig:
         given = {self.attribute_map.get(name, name): value for name, value in given.items() if name not in _DERIVED}
         count = options.get("num_labels") or 2
         labels = given.pop("id2label", None) or {number: f"LABEL_{number}" for number in range(count)}
+        self._set_labels(labels, given.pop("label2id", None))
         self._name_or_path = str(given.pop("_name_or_path", ""))
-        self.id2label = {int(number): name for number, name in labels.items()}
-        self.label2id = given.pop("label2id", None) or {name: number for number, name in self.id2label.items()}
         defaults = {field.name: field.default for field in dataclasses.fields(self)} | GENERIC
         for name, value in (defaults | given).items():
             setattr(self, name, value)
-        self.validate()
+        self._complete()
 
     def validate(self) -> None:
-        """Check all fields, after a change too.
+        """Check all fields, after a change too, and whether a network can be built with them.
 
         Raises:
             ValueError: if a value is impossible, naming the field.
         """
-        self.depths, self.num_heads = tuple(self.depths), tuple(self.num_heads)
+        self._complete()
+        if any(self.embed_dim % heads for heads in self.num_heads):
+            raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}.")
+
+    def _complete(self) -> None:
+        """Bring all fields to their form and check each; lists stay lists, as code for Transformers compares them."""
+        for name in ("depths", "num_heads"):
+            given = getattr(self, name)
+            setattr(self, name, list(given) if isinstance(given, list) else tuple(given))
         self.upsampler = self.upsampler or None
         if self.num_channels_out is None:
             self.num_channels_out = self.num_channels
@@ -164,7 +180,8 @@ class Swin2SRConfig:
 
     def _compared(self) -> dict[str, Any]:
         hidden = ("_", *_BOOKKEEPING)
-        return {name: value for name, value in vars(self).items() if not name.startswith(hidden)}
+        lists = {"depths": tuple(self.depths), "num_heads": tuple(self.num_heads)}
+        return {name: value for name, value in vars(self).items() if not name.startswith(hidden)} | lists
 
     def _refuse_unsupported(self) -> None:
         if self.patch_size != 1:
@@ -192,8 +209,6 @@ class Swin2SRConfig:
             raise ValueError(
                 f"depths {self.depths} and num_heads {self.num_heads} must be of the same length, 1 or more."
             )
-        if any(self.embed_dim % heads for heads in self.num_heads):
-            raise ValueError(f"num_heads {self.num_heads} must divide embed_dim {self.embed_dim}.")
         if self.resi_connection == "3conv" and self.embed_dim % 4:
             raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of 4 with resi_connection 3conv.")
         if self.window_size < 2:
@@ -226,12 +241,14 @@ class Swin2SRConfig:
     use_return_dict = _alias("return_dict")
     name_or_path = _alias("_name_or_path")
 
-    _attn_implementation: ClassVar[str] = "eager"
-
     @property
     def num_layers(self) -> int:
         """Number of stages, as Transformers counts layers."""
         return len(self.depths)
+
+    @num_layers.setter
+    def num_layers(self, number: int) -> None:
+        raise NotImplementedError(f"the number of layers, {number}, follows from depths: set depths and num_heads")
 
     num_hidden_layers = num_layers
 
@@ -239,6 +256,15 @@ class Swin2SRConfig:
     def num_labels(self) -> int:
         """Number of entries of ``id2label``; networks for images do not use it."""
         return len(self.id2label)
+
+    @num_labels.setter
+    def num_labels(self, number: int) -> None:
+        if number != self.num_labels:
+            self._set_labels({label: f"LABEL_{label}" for label in range(number)})
+
+    def _set_labels(self, labels: Mapping[Any, str], numbers: Mapping[str, Any] | None = None) -> None:
+        self.id2label = {int(number): name for number, name in labels.items()}
+        self.label2id = dict(numbers or {name: number for number, name in self.id2label.items()})
 
     def get_text_config(self, **_: Any) -> Self:  # noqa: ANN401
         """The configuration itself: there is no network for text."""
@@ -284,13 +310,14 @@ class Swin2SRConfig:
         return {"model_type": self.model_type, **found}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """The attributes that differ from the defaults, and ``model_type``."""
+        """``model_type``, the fields of the network, and the other attributes that differ from the defaults."""
         default = Swin2SRConfig().to_dict()
-        found = self.to_dict().items()
-        return {name: value for name, value in found if name == "model_type" or value != default.get(name, _MISSING)}
+        for name in ("model_type", *_field_names()):
+            del default[name]
+        return {name: value for name, value in self.to_dict().items() if value != default.get(name, _MISSING)}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """The configuration as JSON: the attributes that differ from the defaults, or all."""
+        """The configuration as JSON: ``to_diff_dict``, or all attributes."""
         values = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(values, indent=2, sort_keys=True, default=str) + "\n"
 
@@ -315,8 +342,8 @@ class Swin2SRConfig:
     def update(self, config_dict: Mapping[str, Any]) -> None:
         """Change attributes; aliases of Transformers are understood."""
         for name, value in config_dict.items():
-            setattr(self, name, value)
-        self.validate()
+            setattr(self, self.attribute_map.get(name, name), value)
+        self._complete()
 
     def update_from_string(self, update_str: str) -> None:
         """Change attributes by a string such as ``"upscale=4,qkv_bias=false"``; each keeps its type.
@@ -332,7 +359,7 @@ class Swin2SRConfig:
                 raise ValueError(f"{name} must be true or false, not {text}")
             truth = text.lower() in ("true", "1", "y", "yes")
             setattr(self, name, truth if isinstance(before, bool) else type(before)(text))
-        self.validate()
+        self._complete()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
@@ -378,10 +405,8 @@ class Swin2SRConfig:
         """
         refuse_push(push_to_hub)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        extras = {name: value for name, value in self.to_diff_dict().items() if name not in _DERIVED}
-        whole = {name: value for name, value in self.to_dict().items() if name in _field_names()}
-        kept = {"architectures": self.to_dict()["architectures"], "model_type": self.model_type}
-        text = json.dumps({**kept, **whole, **extras}, indent=2, sort_keys=True, default=str)
+        values = {"architectures": self.to_dict()["architectures"], **self.to_diff_dict()}
+        text = json.dumps(values, indent=2, sort_keys=True, default=str)
         (Path(save_directory) / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
 
 

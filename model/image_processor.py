@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from model.config import refuse_push
@@ -60,11 +60,12 @@ class ProcessedImages(UserDict[str, PixelValues]):
         vars(self).update(state)
 
     def to(self, *args: Any, **options: Any) -> Self:  # noqa: ANN401 (as Tensor.to)
-        """Move the tensors to a device or convert them to a type, in place; arrays are not changed."""
+        """Move the tensors to a device, and convert those of floating point to a type, in place."""
         options.pop("non_blocking", None)
         for key, value in self.data.items():
             if isinstance(value, Tensor):
-                self.data[key] = value.to(*args, **options)
+                where = torch.empty(0, device=value.device).to(*args, **options).device
+                self.data[key] = value.to(*args, **options) if value.is_floating_point() else value.to(where)
         return self
 
     def convert_to_tensors(self, tensor_type: str | None = None) -> Self:
@@ -86,10 +87,12 @@ class Swin2SRImageProcessor:
         do_rescale: whether to multiply pixel values by ``rescale_factor``.
         rescale_factor: 1/255 brings 8-bit values to [0, 1].
         do_pad: whether to pad.
-        pad_size: what sides become multiples of, in pixels; the network's window.
+        pad_size: what sides become multiples of, in pixels; the network's window. Transformers 5 calls it
+            ``size_divisor``; files contain the name that was given.
     """
 
     model_input_names: ClassVar[list[str]] = ["pixel_values"]
+    is_fast: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -102,6 +105,7 @@ class Swin2SRImageProcessor:
         self.do_rescale = do_rescale
         self.rescale_factor = rescale_factor
         self.do_pad = do_pad
+        self._size_name = "size_divisor" if options.get("size_divisor") is not None else "pad_size"
         self.pad_size = _checked_pad_size(_pad_size(options, pad_size))
         _warn_unknown(type(self).__name__, options)
 
@@ -174,7 +178,8 @@ class Swin2SRImageProcessor:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings, with the class's name, as Transformers writes them."""
-        return {"image_processor_type": "Swin2SRImageProcessor", **vars(self)}
+        found = {name: getattr(self, name) for name in ("do_rescale", "rescale_factor", "do_pad", self._size_name)}
+        return {"image_processor_type": "Swin2SRImageProcessor", **found}
 
     def to_json_string(self) -> str:
         """The settings as JSON."""
@@ -184,15 +189,17 @@ class Swin2SRImageProcessor:
         """Write the settings to a file."""
         Path(json_file_path).write_text(self.to_json_string(), encoding="utf-8")
 
-    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> None:  # noqa: ANN401
-        """Write ``preprocessor_config.json`` as Transformers does, creating the folder.
+    def save_pretrained(self, save_directory: str | Path, push_to_hub: bool = False, **_: Any) -> list[str]:  # noqa: ANN401
+        """Write ``preprocessor_config.json`` as Transformers does, creating the folder; returns the file's path.
 
         Raises:
             ValueError: if ``push_to_hub`` is true.
         """
         refuse_push(push_to_hub)
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        self.to_json_file(Path(save_directory) / CONFIG_NAME)
+        file = Path(save_directory) / CONFIG_NAME
+        self.to_json_file(file)
+        return [str(file)]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__} {self.to_json_string()}"
@@ -216,12 +223,13 @@ class Swin2SRImageProcessor:
         """Scale and pad images; unknown options are ignored with a warning.
 
         Args:
-            images: a PIL image, an array or a PyTorch tensor of one or several images, or a list of these; pixel
-                values from 0 to 255 unless ``do_rescale`` is False.
+            images: a PIL image, an image file's path, an array or a PyTorch tensor of one or several images, or a list
+                of these; pixel values from 0 to 255 unless ``do_rescale`` is False.
             do_rescale, rescale_factor, do_pad, pad_size: None uses the processor's own.
             return_tensors: ``"pt"``, ``"np"``, or None for a list of arrays; the first two need equal sizes.
             data_format: ``"channels_first"``, ``"channels_last"``, or None for the format of the input.
             input_data_format: the format of the input; None infers it from the shape; ``"none"`` is (H, W).
+            options: ``do_convert_rgb`` converts PIL images to RGB; ``size_divisor`` is another name of ``pad_size``.
 
         Returns:
             ``pixel_values``, float32 if they were scaled; one grey plane if the input has no channels.
@@ -237,9 +245,10 @@ class Swin2SRImageProcessor:
         do_pad = self.do_pad if do_pad is None else do_pad
         given = _pad_size(options, pad_size)
         window = self.pad_size if given is None else _checked_pad_size(given)
+        convert = bool(options.pop("do_convert_rgb", False))
         _warn_unknown("preprocess", options)
         values, sizes = [], []
-        for image, known in _flatten(images):
+        for image, known in _flatten(images, convert=convert):
             found = known or source or _infer_format(image)
             planes = _planes(image, found)
             sizes.append((planes.shape[1], planes.shape[2]))
@@ -352,14 +361,21 @@ def _option(name: str, value: object, allowed: tuple[str | None, ...]) -> str | 
     return value
 
 
-def _flatten(images: object) -> Iterator[tuple[np.ndarray, str | None]]:
-    """Every image of a nested list or a batch, an array of two or three dimensions, and its format if known."""
+def _flatten(images: object, *, convert: bool) -> Iterator[tuple[np.ndarray, str | None]]:
+    """Every image of a nested list or a batch, an array of two or three dimensions, and its format if known.
+
+    PIL images are converted to RGB if ``convert``, and those of files in any case.
+    """
     if isinstance(images, (list, tuple)):
         if not images:
             raise ValueError("the list of images is empty")
         for image in images:
-            yield from _flatten(image)
+            yield from _flatten(image, convert=convert)
         return
+    if isinstance(images, (str, Path)):
+        images = _open(images)
+    elif convert and isinstance(images, Image.Image):
+        images = images.convert("RGB")
     array = _array(images)
     if array.ndim == 4:
         yield from ((image, None) for image in array)
@@ -368,6 +384,17 @@ def _flatten(images: object) -> Iterator[tuple[np.ndarray, str | None]]:
         yield array, known
     else:
         raise ValueError(f"an image has two or three dimensions, a batch four; got shape {array.shape}")
+
+
+def _open(file: str | Path) -> Image.Image:
+    """Read an image file, upright, in RGB."""
+    if str(file).startswith(("http://", "https://")):
+        raise ValueError(f"{file} is not downloaded: give the path of an image file, or a PIL image")
+    try:
+        with Image.open(file) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file} is not an image file that can be read: {error}") from error
 
 
 def _array(image: object) -> np.ndarray:

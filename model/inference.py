@@ -22,7 +22,14 @@ from torch import Tensor, nn
 from model import cpu_kernel
 from model.fingerprint import Kept, fingerprint_of
 from model.hooks import has_observers, is_tracing
-from model.network import Embeddings, Encoder, PatchEmbedding, PatchUnembedding, Swin2SR, Swin2SRBody
+from model.network import (
+    Swin2SR,
+    Swin2SRBody,
+    Swin2SREmbeddings,
+    Swin2SREncoder,
+    Swin2SRPatchEmbeddings,
+    Swin2SRPatchUnEmbeddings,
+)
 from model.operators import PLAIN, EndStage, NormWeights, Operators, add_norm, attend
 from model.packed_weights import (
     Block,
@@ -68,14 +75,14 @@ class WindowBody:
 
     @torch.no_grad()
     def __init__(self, body: Swin2SRBody, form: Form, operators: Operators = PLAIN) -> None:
-        embeddings = expect(expect(body.embeddings, Embeddings).patch_embeddings, PatchEmbedding)
-        expect(body.patch_unembed, PatchUnembedding)
+        embeddings = expect(expect(body.embeddings, Swin2SREmbeddings).patch_embeddings, Swin2SRPatchEmbeddings)
+        expect(body.patch_unembed, Swin2SRPatchUnEmbeddings)
         self.channels, self.form, self.operators = body.config.embed_dim, form, operators
         self.width = form.width(self.channels)
         self.embed = pack_linear(embeddings.projection, form)
         self.embed_norm = pack_norm(embeddings.layernorm, form.exact)
         self.norm = pack_norm(body.layernorm, form.exact)
-        stages = list(expect(body.encoder, Encoder).stages)
+        stages = list(expect(body.encoder, Swin2SREncoder).stages)
         behind = [None] * (len(stages) - 1) + [self.norm]
         self.stages = tuple(pack_stage(stage, form, norm) for stage, norm in zip(stages, behind, strict=True))
         self.after_body = pack_end(body.conv_after_body, None, form, body.config.window_size)

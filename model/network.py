@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import Swin2SRConfig
 from model.hooks import is_tracing
+from model.outputs import Swin2SREncoderOutput
 from model.reconstruction import Reconstruction, build_head, conv3x3, mean_of
 from model.windows import merge, partition, relative_coords_table, relative_position_index, shift_mask
 
@@ -35,7 +37,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 MAX_LOGIT_SCALE = float(torch.log(torch.tensor(100.0)))
 
 
-class SelfAttention(nn.Module):
+class Swin2SRSelfAttention(nn.Module):
     """Window attention of SwinV2: scaled cosine similarity and a continuous relative position bias."""
 
     relative_coords_table: Tensor
@@ -56,6 +58,12 @@ class SelfAttention(nn.Module):
         self.register_buffer("relative_coords_table", relative_coords_table(self.window_size), persistent=False)
         self.register_buffer("relative_position_index", relative_position_index(self.window_size), persistent=False)
 
+    def reset(self) -> None:
+        """Set the scale and the tables as they are in a new network."""
+        nn.init.constant_(self.logit_scale, math.log(10.0))
+        self.relative_coords_table.copy_(relative_coords_table(self.window_size))
+        self.relative_position_index.copy_(relative_position_index(self.window_size))
+
     def position_bias(self) -> Tensor:
         """The continuous relative position bias (nH, N, N), within (0, 16)."""
         table = 16 * torch.sigmoid(self.continuous_position_bias_mlp(self.relative_coords_table))  # ((2w - 1)^2, nH)
@@ -67,35 +75,42 @@ class SelfAttention(nn.Module):
         return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
 
     def forward(
-        self, windows: Tensor, mask: Tensor | None = None, head_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, ...]:
         """Attend among the tokens of each window.
 
         Args:
-            windows: (B * nW, N, C).
-            mask: (nW, N, N), added to the logits.
+            hidden_states: (B * nW, N, C).
+            attention_mask: (nW, N, N), added to the logits.
             head_mask: (nH,), a factor on the attention of each head.
+            output_attentions: whether to return the attention probabilities too.
 
         Returns:
-            (B * nW, N, C) and the attention probabilities (B * nW, nH, N, N).
+            (B * nW, N, C), and the probabilities (B * nW, nH, N, N) if asked for.
         """
         query, key, value = (
-            projection(windows).view(*windows.shape[:2], self.num_attention_heads, -1).transpose(1, 2)
+            projection(hidden_states).view(*hidden_states.shape[:2], self.num_attention_heads, -1).transpose(1, 2)
             for projection in (self.query, self.key, self.value)  # (B nW, nH, N, C/nH)
         )
         exact = torch.promote_types(query.dtype, torch.float32)
         cosines = F.normalize(query.to(exact), dim=-1) @ F.normalize(key.to(exact), dim=-1).transpose(-2, -1)
         logits = cosines * self.scale() + self.position_bias()  # (B nW, nH, N, N)
-        if mask is not None:
-            logits = (logits.view(-1, mask.shape[0], *logits.shape[1:]) + mask[:, None].to(logits.dtype)).flatten(0, 1)
+        if attention_mask is not None:
+            mask = attention_mask[:, None].to(logits.dtype)  # (nW, 1, N, N)
+            logits = (logits.view(-1, mask.shape[0], *logits.shape[1:]) + mask).flatten(0, 1)
         probabilities = self.dropout(torch.softmax(logits, dim=-1, dtype=exact).to(value.dtype))
         if head_mask is not None:
             probabilities = probabilities * head_mask[:, None, None]
-        return (probabilities @ value).transpose(1, 2).flatten(2), probabilities
+        attended = (probabilities @ value).transpose(1, 2).flatten(2)
+        return (attended, probabilities) if output_attentions else (attended,)
 
 
-class Projection(nn.Module):
-    """A linear layer that ends a branch, with dropout."""
+class Swin2SROutput(nn.Module):
+    """The linear layer that ends the MLP, with dropout."""
 
     def __init__(self, dim_in: int, dim_out: int, dropout: float) -> None:
         super().__init__()
@@ -107,21 +122,31 @@ class Projection(nn.Module):
         return self.dropout(self.dense(tokens))
 
 
-class Attention(nn.Module):
+class Swin2SRSelfOutput(Swin2SROutput):
+    """The linear layer that ends the attention."""
+
+
+class Swin2SRAttention(nn.Module):
     """Window attention and the projection of its result."""
 
     def __init__(self, config: Swin2SRConfig, heads: int) -> None:
         super().__init__()
-        self.self = SelfAttention(config, heads)
-        self.output = Projection(config.embed_dim, config.embed_dim, config.hidden_dropout_prob)
+        self.self = Swin2SRSelfAttention(config, heads)
+        self.output = Swin2SRSelfOutput(config.embed_dim, config.embed_dim, config.hidden_dropout_prob)
 
-    def forward(self, windows: Tensor, mask: Tensor | None, head_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """As ``SelfAttention.forward``."""
-        attended, probabilities = self.self(windows, mask, head_mask)
-        return self.output(attended), probabilities
+    def forward(
+        self,
+        hidden_states: Tensor,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        output_attentions: bool = False,
+    ) -> tuple[Tensor, ...]:
+        """As ``Swin2SRSelfAttention.forward``."""
+        attended, *probabilities = self.self(hidden_states, attention_mask, head_mask, output_attentions)
+        return self.output(attended), *probabilities
 
 
-class Intermediate(nn.Module):
+class Swin2SRIntermediate(nn.Module):
     """The first half of the MLP."""
 
     def __init__(self, config: Swin2SRConfig) -> None:
@@ -134,7 +159,7 @@ class Intermediate(nn.Module):
         return self.intermediate_act_fn(self.dense(tokens))
 
 
-class DropPath(nn.Module):
+class Swin2SRDropPath(nn.Module):
     """Stochastic depth: drops the branch of some images in training, scaled so that the expectation stays."""
 
     def __init__(self, probability: float) -> None:
@@ -149,63 +174,77 @@ class DropPath(nn.Module):
         return branch * kept.to(branch.dtype) / (1 - self.probability)
 
 
-class SwinTransformerBlock(nn.Module):
+class Swin2SRLayer(nn.Module):
     """Window attention and an MLP, each normalised at its end and added (res-post-norm)."""
 
     def __init__(self, config: Swin2SRConfig, heads: int, shift: int, drop_path: float) -> None:
         super().__init__()
         dim, self.window_size, self.shift_size = config.embed_dim, config.window_size, shift
-        self.attention = Attention(config, heads)
+        self.input_resolution = (config.image_size, config.image_size)  # of training; any size is computed
+        self.attention = Swin2SRAttention(config, heads)
         self.layernorm_before = nn.LayerNorm(dim, eps=config.layer_norm_eps)
-        self.drop_path = DropPath(drop_path)
-        self.intermediate = Intermediate(config)
-        self.output = Projection(int(config.mlp_ratio * dim), dim, config.hidden_dropout_prob)
+        self.drop_path = Swin2SRDropPath(drop_path)
+        self.intermediate = Swin2SRIntermediate(config)
+        self.output = Swin2SROutput(int(config.mlp_ratio * dim), dim, config.hidden_dropout_prob)
         self.layernorm_after = nn.LayerNorm(dim, eps=config.layer_norm_eps)
 
     def forward(
-        self, tokens: Tensor, size: tuple[int, int], mask: Tensor | None = None, head_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        hidden_states: Tensor,
+        input_dimensions: tuple[int, int],
+        head_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        *,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, ...]:
         """Run all windows through the block.
 
         Args:
-            tokens: (B, H * W, C).
-            size: H and W.
-            mask: (nW, N, N), of the shifted grid; computed where None.
+            hidden_states: tokens (B, H * W, C).
+            input_dimensions: H and W.
             head_mask: (nH,), a factor on the attention of each head.
+            output_attentions: whether to return the attention probabilities too.
+            mask: (nW, N, N), of the shifted grid; computed where None.
 
         Returns:
-            (B, H * W, C) and the attention probabilities (B * nW, nH, N, N).
+            (B, H * W, C), and the attention probabilities (B * nW, nH, N, N) if asked for.
         """
+        tokens, size = hidden_states, input_dimensions
         image = tokens.view(-1, *size, tokens.shape[2])  # (B, H, W, C)
         if self.shift_size:
             image = torch.roll(image, (-self.shift_size, -self.shift_size), (1, 2))
         windows = partition(image, self.window_size)  # (B nW, N, C)
         if self.shift_size and mask is None:
             mask = shift_mask(*size, self.window_size, self.shift_size, tokens.device)
-        windows, probabilities = self.attention(windows, mask if self.shift_size else None, head_mask)
+        windows, *probabilities = self.attention(
+            windows, mask if self.shift_size else None, head_mask, output_attentions
+        )
         image = merge(windows, self.window_size, *size)  # (B, H, W, C)
         if self.shift_size:
             image = torch.roll(image, (self.shift_size, self.shift_size), (1, 2))
         tokens = tokens + self.drop_path(self.layernorm_before(image.flatten(1, 2)))  # (B, HW, C)
         tokens = tokens + self.drop_path(self.layernorm_after(self.output(self.intermediate(tokens))))
-        return tokens, probabilities
+        return tokens, *probabilities
 
 
-class PatchEmbedding(nn.Module):
+class Swin2SRPatchEmbeddings(nn.Module):
     """The 1x1 convolution before the first stage (with a norm) and at the end of every stage (without)."""
 
     def __init__(self, config: Swin2SRConfig, *, norm: bool) -> None:
         super().__init__()
+        self.patches_resolution = [config.image_size, config.image_size]  # of training; any size is computed
+        self.num_patches = config.image_size**2
         self.projection = nn.Conv2d(config.embed_dim, config.embed_dim, 1)
         self.layernorm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps) if norm else None
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Image (B, C, H, W) to tokens (B, H * W, C)."""
+    def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Image (B, C, H, W) to tokens (B, H * W, C); returns H and W too."""
         tokens = to_tokens(self.projection(image))
-        return tokens if self.layernorm is None else self.layernorm(tokens)
+        tokens = tokens if self.layernorm is None else self.layernorm(tokens)
+        return tokens, (image.shape[2], image.shape[3])
 
 
-class PatchUnembedding(nn.Module):
+class Swin2SRPatchUnEmbeddings(nn.Module):
     """Tokens (B, H * W, C) to an image (B, C, H, W)."""
 
     def forward(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
@@ -213,52 +252,53 @@ class PatchUnembedding(nn.Module):
         return tokens.transpose(1, 2).reshape(*tokens.shape[::2], *size)
 
 
-class Embeddings(nn.Module):
+class Swin2SREmbeddings(nn.Module):
     """From the first features (B, C, H, W) to tokens (B, H * W, C)."""
 
     def __init__(self, config: Swin2SRConfig) -> None:
         super().__init__()
         self.window_size = config.window_size
-        self.patch_embeddings = PatchEmbedding(config, norm=True)
+        self.patch_embeddings = Swin2SRPatchEmbeddings(config, norm=True)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, image: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Embed every pixel; returns H and W too."""
-        return self.dropout(self.patch_embeddings(image)), (image.shape[2], image.shape[3])
+        tokens, size = self.patch_embeddings(image)
+        return self.dropout(tokens), size
 
 
-class Stage(nn.Module):
+class Swin2SRStage(nn.Module):
     """A residual Swin transformer block: layers, convolution and 1x1 convolution, added to the input."""
 
     def __init__(self, config: Swin2SRConfig, heads: int, drop_paths: Sequence[float]) -> None:
         super().__init__()
+        self.config, self.dim = config, config.embed_dim
         self.layers = nn.ModuleList(
-            SwinTransformerBlock(config, heads, config.shift_size if index % 2 else 0, drop_path)
+            Swin2SRLayer(config, heads, config.shift_size if index % 2 else 0, drop_path)
             for index, drop_path in enumerate(drop_paths)
         )
         self.conv = residual_connection(config)
-        self.patch_embed = PatchEmbedding(config, norm=False)
-        self.patch_unembed = PatchUnembedding()
+        self.patch_embed = Swin2SRPatchEmbeddings(config, norm=False)
+        self.patch_unembed = Swin2SRPatchUnEmbeddings()
 
     def forward(
-        self, tokens: Tensor, size: tuple[int, int], mask: Tensor | None = None, head_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """As ``SwinTransformerBlock.forward``; the attention is that of the last layer."""
-        deep = tokens
+        self,
+        hidden_states: Tensor,
+        input_dimensions: tuple[int, int],
+        head_mask: Tensor | None = None,
+        output_attentions: bool = False,
+        *,
+        mask: Tensor | None = None,
+    ) -> tuple[Any, ...]:
+        """As ``Swin2SRLayer.forward``; behind the tokens are H, W, H and W; the attention is that of the last layer."""
+        deep, probabilities = hidden_states, []
         for layer in self.layers:
-            deep, probabilities = layer(deep, size, mask, head_mask)
-        return tokens + self.patch_embed(self.conv(self.patch_unembed(deep, size))), probabilities
+            deep, *probabilities = layer(deep, input_dimensions, head_mask, output_attentions, mask=mask)
+        embedded, _ = self.patch_embed(self.conv(self.patch_unembed(deep, input_dimensions)))
+        return hidden_states + embedded, (*input_dimensions, *input_dimensions), *probabilities
 
 
-class EncoderOutput(NamedTuple):
-    """Tokens (B, H * W, C); if asked for, those before and after every stage, and each stage's last attention."""
-
-    last_hidden_state: Tensor
-    hidden_states: tuple[Tensor, ...] = ()
-    attentions: tuple[Tensor, ...] = ()
-
-
-class Encoder(nn.Module):
+class Swin2SREncoder(nn.Module):
     """All stages."""
 
     def __init__(self, config: Swin2SRConfig) -> None:
@@ -268,28 +308,43 @@ class Encoder(nn.Module):
         rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu")
         drop_paths = torch.split(rates, list(config.depths))
         self.stages = nn.ModuleList(
-            Stage(config, heads, each.tolist()) for heads, each in zip(config.num_heads, drop_paths, strict=True)
+            Swin2SRStage(config, heads, each.tolist()) for heads, each in zip(config.num_heads, drop_paths, strict=True)
         )
 
-    def forward(
+    def forward(  # noqa: PLR0917 (the order of Transformers)
         self,
-        tokens: Tensor,
-        size: tuple[int, int],
-        head_masks: Sequence[Tensor | None] | None = None,
+        hidden_states: Tensor,
+        input_dimensions: tuple[int, int],
+        head_mask: Sequence[Tensor | None] | None = None,
         output_attentions: bool = False,
         output_hidden_states: bool = False,
-    ) -> EncoderOutput:
-        """Run tokens (B, H * W, C) through all stages, with a factor (nH,) on the heads of each stage."""
-        mask = shift_mask(*size, self.config.window_size, self.config.shift_size, tokens.device)  # (nW, N, N)
-        hidden_states, attentions = [tokens], []
-        for stage, head_mask in zip(self.stages, head_masks or [None] * len(self.stages), strict=True):
+        return_dict: bool = True,
+    ) -> Swin2SREncoderOutput | tuple[Any, ...]:
+        """Run tokens through all stages.
+
+        Args:
+            hidden_states: tokens (B, H * W, C).
+            input_dimensions: H and W.
+            head_mask: for each stage a factor (nH,) on the attention of its heads.
+            output_attentions, output_hidden_states: whether to return these.
+            return_dict: False for a tuple of what was asked for.
+        """
+        tokens, size, window = hidden_states, input_dimensions, self.config.window_size
+        mask = shift_mask(*size, window, self.config.shift_size, tokens.device)  # (nW, N, N)
+        states, attentions = [tokens], []
+        for stage, factor in zip(self.stages, head_mask or [None] * len(self.stages), strict=True):
+            call: Callable[..., Any] = stage
             if self.gradient_checkpointing and self.training:
-                tokens, attention = checkpoint(stage, tokens, size, mask, head_mask, use_reentrant=False)
-            else:
-                tokens, attention = stage(tokens, size, mask, head_mask)
-            hidden_states += [tokens] if output_hidden_states else []
-            attentions += [attention] if output_attentions else []
-        return EncoderOutput(tokens, tuple(hidden_states) if output_hidden_states else (), tuple(attentions))
+                call = partial(checkpoint, stage, use_reentrant=False)
+            tokens, _, *attention = call(tokens, size, factor, output_attentions, mask=mask)
+            states += [tokens] if output_hidden_states else []
+            attentions += attention
+        output = Swin2SREncoderOutput(
+            last_hidden_state=tokens,
+            hidden_states=tuple(states) if output_hidden_states else None,
+            attentions=tuple(attentions) if output_attentions else None,
+        )
+        return output if return_dict else output.to_tuple()
 
 
 class Swin2SRBody(nn.Module):
@@ -298,13 +353,14 @@ class Swin2SRBody(nn.Module):
     mean: Tensor
 
     def __init__(self, config: Swin2SRConfig) -> None:
+        config.validate()
         super().__init__()
         self.config = config
         self.first_convolution = conv3x3(config.num_channels, config.embed_dim)
-        self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
+        self.embeddings = Swin2SREmbeddings(config)
+        self.encoder = Swin2SREncoder(config)
         self.layernorm = nn.LayerNorm(config.embed_dim, eps=config.layer_norm_eps)
-        self.patch_unembed = PatchUnembedding()
+        self.patch_unembed = Swin2SRPatchUnEmbeddings()
         self.conv_after_body = residual_connection(config)
         self.register_buffer("mean", mean_of(config.num_channels), persistent=False)
         self.apply(self._init_weights)
@@ -315,13 +371,18 @@ class Swin2SRBody(nn.Module):
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
 
+    @property
+    def img_range(self) -> float:
+        """The factor on pixels in [0, 1]."""
+        return self.config.img_range
+
     def normalise(self, pixel_values: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in [0, 1] to what the first convolution takes."""
         return (pixel_values - self.mean) * self.config.img_range
 
     def extract(
         self, pixel_values: Tensor, head_masks: Sequence[Tensor | None] | None = None, **outputs: bool
-    ) -> EncoderOutput:
+    ) -> Swin2SREncoderOutput:
         """Pixels (B, C, H, W) in [0, 1] to deep features (B, embed_dim, H, W), and what was asked of the encoder.
 
         Raises:
@@ -330,11 +391,12 @@ class Swin2SRBody(nn.Module):
         self.check(pixel_values)
         shallow = self.first_convolution(self.normalise(pixel_values))  # (B, C, H, W)
         tokens, size = self.embeddings(shallow)  # (B, HW, C)
-        encoded = self.encoder(tokens, size, head_masks, **outputs)
+        encoded: Swin2SREncoderOutput = self.encoder(tokens, size, head_masks, **outputs)
         deep = self.patch_unembed(self.layernorm(encoded.last_hidden_state), size)  # (B, C, H, W)
-        return encoded._replace(last_hidden_state=self.conv_after_body(deep) + shallow)
+        encoded.last_hidden_state = self.conv_after_body(deep) + shallow
+        return encoded
 
-    def forward(self, pixel_values: Tensor) -> EncoderOutput:
+    def forward(self, pixel_values: Tensor) -> Swin2SREncoderOutput:
         """As ``extract``."""
         return self.extract(pixel_values)
 

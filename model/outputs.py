@@ -39,6 +39,8 @@ class ModelOutput(OrderedDict[str, Any]):
 
     def __init_subclass__(cls) -> None:
         cls.names = tuple(cls.__annotations__)
+        # torch.jit treats outputs as dictionaries only if it cannot compile their class: here for this method.
+        cls.to_tuple = ModelOutput.to_tuple  # type: ignore[method-assign]
         name = f"{cls.__module__}.{cls.__qualname__}"
         pytree.register_pytree_node(cls, _flatten, cls._unflatten, serialized_type_name=name)
 
@@ -69,6 +71,20 @@ class ModelOutput(OrderedDict[str, Any]):
 
 def _flatten(output: ModelOutput) -> tuple[list[Any], list[str]]:
     return list(output.values()), list(output.keys())
+
+
+@dataclass(init=False, repr=False, eq=False)
+class Swin2SREncoderOutput(ModelOutput):
+    """What the encoder returns.
+
+    Attributes:
+        last_hidden_state: tokens (B, H * W, embed_dim).
+        hidden_states, attentions: as of ``BaseModelOutput``.
+    """
+
+    last_hidden_state: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...] | None
+    attentions: tuple[torch.Tensor, ...] | None
 
 
 @dataclass(init=False, repr=False, eq=False)

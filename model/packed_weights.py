@@ -17,16 +17,17 @@ from torch import Tensor, nn
 
 from model import cpu_kernel
 from model.network import (
-    Attention,
-    DropPath,
-    Intermediate,
-    PatchEmbedding,
-    PatchUnembedding,
-    Projection,
-    SelfAttention,
-    Stage,
     Swin2SR,
-    SwinTransformerBlock,
+    Swin2SRAttention,
+    Swin2SRDropPath,
+    Swin2SRIntermediate,
+    Swin2SRLayer,
+    Swin2SROutput,
+    Swin2SRPatchEmbeddings,
+    Swin2SRPatchUnEmbeddings,
+    Swin2SRSelfAttention,
+    Swin2SRSelfOutput,
+    Swin2SRStage,
 )
 from model.operators import AttentionTables, NormWeights
 from model.reconstruction import DirectHead
@@ -103,24 +104,24 @@ class PackedStage:
 
 def pack_stage(stage: nn.Module, form: Form, norm: NormWeights | None = None) -> PackedStage:
     """Pack a stage, and the norm behind it if there is one."""
-    stage = expect(stage, Stage)
-    expect(stage.patch_unembed, PatchUnembedding)
+    stage = expect(stage, Swin2SRStage)
+    expect(stage.patch_unembed, Swin2SRPatchUnEmbeddings)
     blocks = tuple(pack_block(block, form) for block in stage.layers)
-    embed = expect(stage.patch_embed, PatchEmbedding)
+    embed = expect(stage.patch_embed, Swin2SRPatchEmbeddings)
     if embed.layernorm is not None:
         raise NotPlainError
-    window = expect(stage.layers[0], SwinTransformerBlock).window_size
+    window = expect(stage.layers[0], Swin2SRLayer).window_size
     return PackedStage(blocks, pack_end(stage.conv, embed.projection, form, window, norm))
 
 
 def pack_block(block: nn.Module, form: Form) -> Block:
     """Pack a block and compute its attention tables."""
-    block = expect(block, SwinTransformerBlock)
-    attention, output = expect(block.attention, Attention), expect(block.output, Projection)
-    inner, projection = expect(attention.self, SelfAttention), expect(attention.output, Projection)
-    intermediate = expect(block.intermediate, Intermediate)
+    block = expect(block, Swin2SRLayer)
+    attention, output = expect(block.attention, Swin2SRAttention), expect(block.output, Swin2SROutput)
+    inner, projection = expect(attention.self, Swin2SRSelfAttention), expect(attention.output, Swin2SRSelfOutput)
+    intermediate = expect(block.intermediate, Swin2SRIntermediate)
     activation = expect(intermediate.intermediate_act_fn, *_ACTIVATIONS)
-    expect(block.drop_path, DropPath)
+    expect(block.drop_path, Swin2SRDropPath)
     for dropout in (inner.dropout, projection.dropout, output.dropout):
         expect(dropout, nn.Dropout)
     packed = Block(
@@ -145,7 +146,7 @@ def _pack_for_kernel(block: Block, precision: str) -> cpu_kernel.BlockWeights | 
     return cpu_kernel.pack_block(block.tables.bias, block.tables.scale, weights, block.norm1.eps, precision)
 
 
-def pack_tables(attention: SelfAttention, shift: int, dtype: torch.dtype) -> AttentionTables:
+def pack_tables(attention: Swin2SRSelfAttention, shift: int, dtype: torch.dtype) -> AttentionTables:
     """The tables that depend on an attention's weights: position bias with masks, and scale."""
     bias = attention.position_bias()[None]  # (1, nH, N, N)
     if shift:
@@ -166,7 +167,7 @@ def _pad(tensor: Tensor, padding: tuple[int, ...]) -> Tensor:
     return F.pad(tensor, padding) if any(padding) else tensor
 
 
-def _pack_qkv(attention: SelfAttention, form: Form) -> Weights:
+def _pack_qkv(attention: Swin2SRSelfAttention, form: Form) -> Weights:
     layers = [expect(layer, nn.Linear) for layer in (attention.query, attention.key, attention.value)]
     fill = form.width(layers[0].in_features) - layers[0].in_features
     weights = [_pad(layer.weight, (0, fill, 0, fill)) for layer in layers]

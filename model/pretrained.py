@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import Swin2SRConfig
-from model.network import EncoderOutput, Swin2SR, Swin2SRBody
-from model.outputs import BaseModelOutput, ImageSuperResolutionOutput
+from model.network import Swin2SR, Swin2SRBody
+from model.outputs import BaseModelOutput, ImageSuperResolutionOutput, Swin2SREncoderOutput
 from model.pretrained_model import PreTrained
 
 __all__ = ["BaseModelOutput", "ImageSuperResolutionOutput", "Swin2SRForImageSuperResolution", "Swin2SRModel"]
@@ -57,7 +57,7 @@ class Swin2SRModel(PreTrained, Swin2SRBody):
         fast = None if attentions or states or head_mask is not None else self._fast(padded)
         if fast is not None:
             inference, layout, pixels = fast
-            seen = EncoderOutput(inference.features(pixels, layout)[0])
+            seen = Swin2SREncoderOutput(inference.features(pixels, layout)[0])
         else:
             masks = self._head_masks(head_mask)
             seen = self.extract(padded, masks, output_attentions=attentions, output_hidden_states=states)
@@ -66,8 +66,8 @@ class Swin2SRModel(PreTrained, Swin2SRBody):
             features = features[:, :, : pixel_values.shape[2], : pixel_values.shape[3]]
         output = BaseModelOutput(
             last_hidden_state=features,
-            hidden_states=seen.hidden_states if states else None,
-            attentions=seen.attentions if attentions else None,
+            hidden_states=seen.hidden_states,
+            attentions=seen.attentions,
         )
         return output if self._flag("return_dict", return_dict) else output.to_tuple()
 
@@ -83,6 +83,7 @@ class Swin2SRForImageSuperResolution(PreTrained, Swin2SR):
 
     def __init__(self, config: Swin2SRConfig) -> None:
         super().__init__(config)
+        self.upscale, self.upsampler = config.upscale, config.upsampler
         self.init_weights()
 
     def forward(  # type: ignore[override]  # noqa: PLR0917 (the order of Transformers)

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from model.checkpoints import Checkpoint, load_body_weights, load_weights, read_checkpoint, write_pretrained
+from model.adapters import WithAdapters
+from model.checkpoints import write_pretrained
 from model.config import GENERIC, Swin2SRConfig, refuse_push
 from model.hooks import is_tracing
 from model.inference import Inference, Workspace, can_infer, infer_again
-from model.network import Swin2SR, Swin2SRBody
+from model.loading import device_of, dtype_of, find_checkpoint, load_all, load_what_fits
+from model.network import Swin2SR, Swin2SRBody, Swin2SRSelfAttention
 from model.packing import PackedLayout
 from model.padding import pad_tensor
-from model.repository import FOLDER_OPTIONS, find_folder
-from model.state_dict_keys import is_head, is_huggingface, to_huggingface
+from model.reconstruction import mean_of
+from model.repository import FOLDER_OPTIONS
 
 _REFUSED = ("from_tf", "from_flax", "quantization_config", "gguf_file")
 
 
-class PreTrained(nn.Module):
+class PreTrained(WithAdapters):
     """Base of both model classes: loading, saving, and the choice of the forward pass."""
 
     config_class: ClassVar[type[Swin2SRConfig]] = Swin2SRConfig
@@ -32,16 +32,27 @@ class PreTrained(nn.Module):
     main_input_name: ClassVar[str] = "pixel_values"
     supports_gradient_checkpointing: ClassVar[bool] = True
     framework: ClassVar[str] = "pt"
-    _no_split_modules: ClassVar[list[str]] = ["Stage"]
-    _keep_in_fp32_modules: ClassVar[None] = None
+    _no_split_modules: ClassVar[list[str]] = ["Swin2SRStage"]
+    _keep_in_fp32_modules: ClassVar[frozenset[str]] = frozenset()
+    _keep_in_fp32_modules_strict: ClassVar[frozenset[str]] = frozenset()
     _keys_to_ignore_on_load_missing: ClassVar[None] = None
+    _keys_to_ignore_on_load_unexpected: ClassVar[None] = None
+    _keys_to_ignore_on_save: ClassVar[None] = None
     _tied_weights_keys: ClassVar[None] = None
+    _can_record_outputs: ClassVar[None] = None
+    _skip_keys_device_placement: ClassVar[None] = None
+    _supports_sdpa: ClassVar[bool] = False
+    _supports_flash_attn: ClassVar[bool] = False
+    _supports_flex_attn: ClassVar[bool] = False
+    _supports_attention_backend: ClassVar[bool] = False
 
     config: Swin2SRConfig
 
     def __init__(self, config: Swin2SRConfig) -> None:
         config.validate()
+        _check_attention(config._attn_implementation)  # noqa: SLF001 (the name that Transformers gives it)
         super().__init__(config)
+        self._trunk.encoder.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
         self.workspace = Workspace(config.window_size, config.shift_size)
         self.name_or_path = config.name_or_path
 
@@ -75,9 +86,9 @@ class PreTrained(nn.Module):
             state_dict: used instead of the weights in the folder.
             dtype, torch_dtype: of the weights; None is float32, ``"auto"`` the type in the file.
             device_map, device: one device for the model.
-            output_loading_info: whether to return the names of missing and unexpected weights too.
-            ignore_mismatched_sizes: whether weights that are missing, or have another shape, stay new, with a warning,
-                and unexpected ones are left out.
+            output_loading_info: whether to return a dictionary of missing, unexpected and mismatched weights too.
+                Missing ones stay new, with a warning, and unexpected ones are left out, instead of an error.
+            ignore_mismatched_sizes: the same without the dictionary, for weights of another shape too.
             variant: of the files in the folder: ``fp16`` for ``model.fp16.safetensors``.
             options: those of ``model.repository.find_folder``, and attributes of the configuration. Others of
                 Transformers (``low_cpu_mem_usage``, ``use_safetensors``) have no effect.
@@ -85,58 +96,33 @@ class PreTrained(nn.Module):
         Raises:
             ValueError: if the name does not exist, or an option is not supported.
             CheckpointError: if the weights are broken, or do not fit their configuration.
+            RuntimeError: in a context manager of the meta device.
         """
         if refused := [name for name in _REFUSED if options.get(name)]:
             raise ValueError(
                 f"{', '.join(refused)} is not supported: weights are read from safetensors or PyTorch files"
             )
+        if torch.get_default_device().type == "meta":
+            raise RuntimeError(
+                "You are using `from_pretrained` with a meta device context manager, which cannot hold weights. "
+                "Build the model from its configuration there, or load it outside of the context manager"
+            )
         folder_options = {name: options.pop(name) for name in FOLDER_OPTIONS if name in options}
-        checkpoint = _read(pretrained_model_name_or_path, config, state_dict, variant, folder_options)
-        known = set(vars(checkpoint.config)) | GENERIC.keys()
+        checkpoint = find_checkpoint(pretrained_model_name_or_path, config, state_dict, variant, folder_options)
+        known = set(vars(checkpoint.config)) | GENERIC.keys() | cls.config_class.attribute_map.keys()
         checkpoint.config.update({name: value for name, value in options.items() if name in known})
         checkpoint.config.name_or_path = str(pretrained_model_name_or_path or "")
         wanted = torch_dtype if dtype is None else dtype
         if wanted == "auto":
             wanted = next(iter(checkpoint.state.values())).dtype
         model = cls(checkpoint.config)
-        missing = model._load_what_fits(checkpoint) if ignore_mismatched_sizes else model._load(checkpoint)
-        model = model.to(device=_one_device(device_map, device), dtype=_dtype_of(wanted)).eval()
-        info = {"missing_keys": missing, "unexpected_keys": [], "mismatched_keys": [], "error_msgs": []}
-        return (model, info) if output_loading_info else model
-
-    def _load(self, checkpoint: Checkpoint) -> list[str]:
-        """Load weights and return the names of those that are new."""
-        if isinstance(self, Swin2SRBody):
-            load_body_weights(self, checkpoint)
-            return []
-        network = cast("Swin2SR", self)
-        new: dict[str, Tensor] = {}
-        if not any(is_head(key) for key in checkpoint.state):
-            new = {key: tensor for key, tensor in self.state_dict().items() if is_head(key)}
-            warnings.warn(
-                f"{checkpoint.file} has no head. These weights are newly initialised and must be trained: "
-                f"{', '.join(new)}",
-                stacklevel=3,
-            )
-            state = checkpoint.state
-            if not is_huggingface(state):
-                state = to_huggingface(state, self.config)
-            checkpoint = replace(checkpoint, state={**state, **new})
-        load_weights(network, checkpoint)
-        return list(new)
-
-    def _load_what_fits(self, checkpoint: Checkpoint) -> list[str]:
-        """Load the weights whose names and shapes are the model's, and return the names of the others."""
-        state, own = checkpoint.state, self.state_dict()
-        state = state if is_huggingface(state) else to_huggingface(state, self.config)
-        if isinstance(self, Swin2SRBody):
-            state = {key.removeprefix(f"{self.base_model_prefix}."): tensor for key, tensor in state.items()}
-        found = {key: tensor for key, tensor in state.items() if key in own and own[key].shape == tensor.shape}
-        new = [key for key in own if key not in found]
-        if new:
-            warnings.warn(f"{checkpoint.file} does not fit: these weights are new: {', '.join(new)}", stacklevel=3)
-        self.load_state_dict(found, strict=False)
-        return new
+        network = cast("Swin2SR", model)
+        if ignore_mismatched_sizes or output_loading_info:
+            info = load_what_fits(network, checkpoint, ignore_mismatched_sizes=ignore_mismatched_sizes)
+        else:
+            info = load_all(network, checkpoint)
+        model = model.to(device=device_of(device_map, device), dtype=dtype_of(wanted)).eval()
+        return (model, vars(info)) if output_loading_info else model
 
     def save_pretrained(  # noqa: PLR0917 (the order of Transformers)
         self,
@@ -150,7 +136,7 @@ class PreTrained(nn.Module):
         variant: str | None = None,
         **_: Any,  # noqa: ANN401
     ) -> None:
-        """Write ``config.json`` and weights in a form that Transformers loads too.
+        """Write ``config.json`` and weights in a form that Transformers loads too; with adapters only the one in use.
 
         Args:
             save_directory: the folder; created if it is missing.
@@ -168,6 +154,9 @@ class PreTrained(nn.Module):
         refuse_push(push_to_hub)
         if not is_main_process:
             return
+        if self._hf_peft_config_loaded:
+            self.save_adapter(Path(save_directory))
+            return
         self.config.architectures = [type(self).__name__]
         write_pretrained(
             cast("Swin2SR", self),
@@ -184,16 +173,21 @@ class PreTrained(nn.Module):
 
     @classmethod
     def _from_config(cls, config: Swin2SRConfig, **options: Any) -> Self:  # noqa: ANN401
-        return cls(config).to(dtype=_dtype_of(options.get("dtype", options.get("torch_dtype"))))
+        _check_attention(options.get("attn_implementation"))
+        return cls(config).to(dtype=dtype_of(options.get("dtype", options.get("torch_dtype"))))
 
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
         """Accepted for code written for Transformers; has no effect."""
 
+    def add_model_tags(self, tags: str | list[str]) -> None:
+        """Keep tags for a model card; nothing here writes one."""
+        self.model_tags = [*getattr(self, "model_tags", []), *([tags] if isinstance(tags, str) else tags)]
+
     # Weights.
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as Transformers does, including convolutions."""
+        """Initialise as Transformers does, including convolutions and tables."""
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
             if module.bias is not None:
@@ -201,9 +195,15 @@ class PreTrained(nn.Module):
         elif isinstance(module, nn.LayerNorm):
             nn.init.zeros_(module.bias)
             nn.init.ones_(module.weight)
+        elif isinstance(module, Swin2SRSelfAttention):
+            module.reset()
+        elif isinstance(module, Swin2SRBody):
+            module.mean.copy_(mean_of(self.config.num_channels))
+        elif isinstance(module, Swin2SR):
+            module.mean_out.copy_(mean_of(self.config.out_channels))
 
     def init_weights(self) -> None:
-        """Initialise all weights."""
+        """Initialise all weights and buffers, for example after ``to_empty``."""
         self.apply(self._init_weights)
 
     def post_init(self) -> None:
@@ -271,10 +271,18 @@ class PreTrained(nn.Module):
         Raises:
             ValueError: if it is not ``"eager"``, the only one.
         """
-        if attn_implementation != "eager":
-            raise ValueError(f"attn_implementation={attn_implementation!r} is not supported: use 'eager'")
+        _check_attention(attn_implementation)
 
-    def can_generate(self) -> bool:
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return False
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return False
+
+    @classmethod
+    def can_generate(cls) -> bool:
         """Return False: the network does not generate text."""
         return False
 
@@ -302,7 +310,7 @@ class PreTrained(nn.Module):
     def enable_input_require_grads(self) -> None:
         """Let gradients reach the output of the embedding, for adapters in frozen networks."""
         self._input_hook = self.get_input_embeddings().register_forward_hook(
-            lambda _module, _inputs, output: output.requires_grad_()
+            lambda _module, _inputs, output: (output[0].requires_grad_(), output[1])
         )
 
     def disable_input_require_grads(self) -> None:
@@ -356,49 +364,6 @@ class PreTrained(nn.Module):
         return list(masks.to(device=self.device, dtype=self.dtype).unbind())
 
 
-def _read(
-    name: str | Path | None,
-    config: Swin2SRConfig | str | Path | None,
-    state: Mapping[str, Tensor] | None,
-    variant: str | None,
-    options: Mapping[str, Any],
-) -> Checkpoint:
-    """The checkpoint of a name, with the given configuration and weights instead of its own."""
-    given = Swin2SRConfig.from_pretrained(config) if isinstance(config, str | Path) else config
-    if name is None:
-        if given is None or state is None:
-            raise ValueError("from_pretrained needs a name, or config and state_dict")
-        return Checkpoint(Path("state_dict"), given, state)
-    path = find_folder(name, **options)
-    if path.is_dir() and state is not None and given is not None:
-        return Checkpoint(path, given, state)
-    checkpoint = read_checkpoint(path, given, variant)
-    return checkpoint if state is None else replace(checkpoint, state=state)
-
-
-def _one_device(device_map: Any, device: str | torch.device | None) -> torch.device:  # noqa: ANN401
-    """The device in a ``device_map`` of Transformers.
-
-    Raises:
-        ValueError: if it contains several.
-    """
-    if isinstance(device_map, Mapping):
-        named = set(device_map.values())
-        if len(named) != 1:
-            raise ValueError(f"device_map={device_map} names {len(named)} devices. The network runs on one device")
-        device_map = named.pop()
-    if device_map in ("auto", "balanced", "balanced_low_0", "sequential"):
-        device_map = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = device if device_map is None else device_map
-    return torch.device("cpu" if chosen is None else chosen)
-
-
-def _dtype_of(name: torch.dtype | str | None) -> torch.dtype:
-    found = getattr(torch, name.removeprefix("torch."), None) if isinstance(name, str) else name
-    if found is None and name is None:
-        return torch.float32
-    if not isinstance(found, torch.dtype):
-        raise ValueError(  # noqa: TRY004 (as any unknown option)
-            f"dtype={name!r} is not a type of PyTorch, such as 'float32' or 'bfloat16'"
-        )
-    return found
+def _check_attention(name: str | None) -> None:
+    if name not in (None, "eager"):
+        raise ValueError(f"attn_implementation={name!r} is not supported: use 'eager'")

@@ -4,7 +4,11 @@ import json
 import math
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from model import Swin2SRModel
+from model.checkpoints import CheckpointError, read_checkpoint
 from model.config import Swin2SRConfig
 
 
@@ -50,7 +54,6 @@ def test_unknown_fields_are_passed_over():
         ({"depths": (), "num_heads": ()}, "depths"),
         ({"depths": (6, 0), "num_heads": (6, 6)}, "depths"),
         ({"depths": (6.5,), "num_heads": (6,)}, "depths"),
-        ({"num_heads": (7,) * 6}, "num_heads"),
         ({"num_heads": (3.0,) * 6}, "num_heads"),
         ({"embed_dim": 0}, "embed_dim"),
         ({"embed_dim": -12}, "embed_dim"),
@@ -68,6 +71,18 @@ def test_the_impossible_is_refused_by_name(fields, named):
     """Every impossible value is a ValueError that names its field, before any network is built."""
     with pytest.raises(ValueError, match=named):
         Swin2SRConfig.from_dict(fields)
+
+
+def test_heads_that_do_not_divide_the_width_are_refused_when_a_network_is_built(tmp_path):
+    """Configurations of Transformers can be built and written first; a file of weights is named."""
+    config = Swin2SRConfig(embed_dim=37)
+    assert Swin2SRConfig.from_dict(config.to_dict()) == config
+    with pytest.raises(ValueError, match="must divide embed_dim 37"):
+        Swin2SRModel(config)
+    config.save_pretrained(tmp_path)
+    save_file({"swin2sr.layernorm.weight": torch.zeros(37)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: num_heads"):
+        read_checkpoint(tmp_path)
 
 
 @pytest.mark.parametrize(

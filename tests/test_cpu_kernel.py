@@ -20,7 +20,7 @@ from model import cpu_kernel
 from model.config import Swin2SRConfig
 from model.inference import CHUNK, Inference, compute_block, run_block
 from model.kernels import library
-from model.network import Swin2SR, SwinTransformerBlock, residual_connection
+from model.network import Swin2SR, Swin2SRLayer, residual_connection
 from model.operators import PLAIN, NormWeights
 from model.packed_weights import Form, pack_block, pack_embedding, pack_end, pack_linear
 from model.packing import PackedLayout
@@ -32,24 +32,24 @@ FLOAT32 = Form(torch.float32, torch.float32)
 FLOAT64 = Form(torch.float64, torch.float64)
 
 
-def random_block(dim: int, heads: int, window: int, shift: int, hidden: float = 2.0, **fields) -> SwinTransformerBlock:
+def random_block(dim: int, heads: int, window: int, shift: int, hidden: float = 2.0, **fields) -> Swin2SRLayer:
     torch.manual_seed(dim + heads + window)
     config = Swin2SRConfig(
         embed_dim=dim, num_heads=(heads,), depths=(2,), window_size=window, mlp_ratio=hidden, **fields
     )
-    block = SwinTransformerBlock(config, heads, shift, 0.0).requires_grad_(False)
+    block = Swin2SRLayer(config, heads, shift, 0.0).requires_grad_(False)
     for parameter in block.parameters():
         parameter.add_(torch.randn_like(parameter), alpha=0.05)
     return block.eval()
 
 
-def kernel_of(block: SwinTransformerBlock) -> cpu_kernel.BlockWeights:
+def kernel_of(block: Swin2SRLayer) -> cpu_kernel.BlockWeights:
     packed = pack_block(block, FLOAT32).kernel
     assert packed is not None
     return packed
 
 
-def plain(block: SwinTransformerBlock, tokens: torch.Tensor, counts: tuple[int, ...], form: Form = FLOAT64):
+def plain(block: Swin2SRLayer, tokens: torch.Tensor, counts: tuple[int, ...], form: Form = FLOAT64):
     """What PyTorch's operators give, in float64 unless another form is asked for."""
     packed = pack_block(copy.deepcopy(block).to(form.dtype), form)
     kinds = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).int()

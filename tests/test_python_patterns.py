@@ -72,6 +72,14 @@ PARTS = {
         for name in ("_no_split_modules", "_keep_in_fp32_modules", "_keys_to_ignore_on_load_missing")
     ),
     "attention": lambda lib, _: lib.build().set_attn_implementation("eager"),
+    "class names": lambda lib, _: class_names(lib.build()),
+    "sizes": lambda lib, _: sizes(lib.build()),
+    "what the encoder returns": lambda lib, _: encoded(lib.body().encoder),
+    "what attention returns": lambda lib, _: attended(lib.body().encoder.stages[1].layers[1]),
+    "hook of the embedding": lambda lib, _: tuple(hooked(lib, "swin2sr.embeddings.patch_embeddings")[0].shape),
+    "trace": lambda lib, tmp: traced(lib.build(), tmp / "traced.pt"),
+    "export of one window": lambda lib, _: exported(lib.build(), torch.rand(1, 3, 4, 4)),
+    "tags": lambda lib, _: lib.build().add_model_tags(["upscaling"]),
     "checkpointing": lambda lib, _: lib.build().gradient_checkpointing_enable(
         gradient_checkpointing_kwargs={"use_reentrant": False}
     ),
@@ -145,6 +153,55 @@ def hooked(lib, name):
     return seen[0]
 
 
+def class_names(network):
+    """The names of the parts' classes, which policies of accelerate and FSDP select by."""
+    parts = ("swin2sr.encoder.stages.0", "swin2sr.encoder.stages.0.layers.0", "swin2sr.embeddings.patch_embeddings")
+    inner = ("attention", "attention.self", "attention.output", "intermediate", "output")
+    return [type(network.get_submodule(name)).__name__ for name in (*parts, *(f"{parts[1]}.{each}" for each in inner))]
+
+
+def sizes(network):
+    body = network.swin2sr
+    stage, embeddings = body.encoder.stages[0], body.embeddings.patch_embeddings
+    found = (stage.dim, stage.config.embed_dim, embeddings.num_patches, list(embeddings.patches_resolution))
+    return *found, tuple(stage.layers[0].input_resolution), network.upscale, network.upsampler, body.img_range
+
+
+def encoded(encoder):
+    tokens, size = torch.rand(1, 96, 8), (8, 12)
+    output = encoder(hidden_states=tokens, input_dimensions=size, output_hidden_states=True, return_dict=True)
+    one = encoder.stages[0](tokens, size)
+    return (
+        list(output), len(output["hidden_states"]), output.attentions, len(encoder(tokens, size, return_dict=False)),
+        len(one), tuple(one[1]),
+    )  # fmt: skip
+
+
+def attended(layer):
+    tokens, windows = torch.rand(1, 96, 8), torch.rand(6, 16, 8)
+    outputs = (
+        layer(hidden_states=tokens, input_dimensions=(8, 12), output_attentions=True), layer(tokens, (8, 12)),
+        layer.attention(windows, output_attentions=True), layer.attention(windows), layer.attention.self(windows),
+    )  # fmt: skip
+    return [[tuple(tensor.shape) for tensor in output] for output in outputs]
+
+
+@torch.no_grad()
+def traced(network, file):
+    """A trace gives a dictionary, or a tuple if the configuration says so."""
+    by_name = torch.jit.trace(network, PIXELS, strict=False)(PIXELS)
+    network.config.return_dict = False
+    torch.jit.save(torch.jit.trace(network, PIXELS), file)
+    assert torch.allclose(torch.jit.load(file)(PIXELS)[0], by_name["reconstruction"], atol=1e-5)
+    return list(by_name)
+
+
+def exported(network, pixels):
+    found = torch.export.export(network, (pixels,)).module()(pixels).reconstruction
+    assert torch.allclose(found, network(pixels).reconstruction, atol=1e-5)
+    return tuple(found.shape)
+
+
 def in_float64(call):
     torch.set_default_dtype(torch.float64)
     try:
@@ -192,7 +249,8 @@ def test_weights_that_do_not_fit_are_named():
         _, info = model.Swin2SRForImageSuperResolution.from_pretrained(
             None, ignore_mismatched_sizes=True, output_loading_info=True, **options
         )
-    assert "swin2sr.first_convolution.weight" in info["missing_keys"]
+    assert ("swin2sr.first_convolution.weight", (8, 3, 3, 3), (8, 1, 3, 3)) in info["mismatched_keys"]
+    assert info["missing_keys"] == info["unexpected_keys"] == set()
     with pytest.raises(ValueError, match="misshaped"):
         model.Swin2SRForImageSuperResolution.from_pretrained(None, **options)
 
