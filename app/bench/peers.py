@@ -102,9 +102,11 @@ async def compare(bench: Bench, precisions: Sequence[str], callers: int, rounds:
         servers |= {f"LitServe, {peer}": serve_peer(peer, folder, bench.threads, largest) for peer in PEERS}
         sends = {name: await stack.enter_async_context(server) for name, server in servers.items()}
         windows: dict[str, list[Window]] = {name: [] for name in sends}
-        for _ in range(rounds):
+        for number in range(1, rounds + 1):
             for name, send in sends.items():
                 windows[name].append(await closed_loop(send, bodies, callers))
+                taken = seconds(windows[name][-1].seconds)
+                print(f"turn {number} of {rounds}, {name}: {count} images in {taken}", file=sys.stderr)
     return tabulate(windows, count, len(precisions))
 
 
