@@ -13,6 +13,9 @@ from pydantic.fields import FieldInfo
 SMALLEST_TILE = 64
 """Lower limit of the option ``tile`` in pixels. With smaller tiles, overlap is most of the work."""
 
+LARGEST = 10**9
+"""Upper limit of sizes and factors, because their products must fit into floating point."""
+
 LOSSLESS = frozenset(("png", "tiff"))
 """Output formats whose size does not depend on a quality."""
 
@@ -47,12 +50,12 @@ class UpscaleOptions(BaseModel):
     variant: str | None = Field(
         None, max_length=100, description="Variant or task alias; default: the first of VARIANTS."
     )
-    width: int | None = Field(None, ge=1, description="Width of the result in pixels.")
-    height: int | None = Field(None, ge=1, description="Height of the result in pixels.")
-    factor: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    width: int | None = Field(None, ge=1, le=LARGEST, description="Width of the result in pixels.")
+    height: int | None = Field(None, ge=1, le=LARGEST, description="Height of the result in pixels.")
+    factor: Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False)] | None = Field(
         None, description="Side of the result over side of the input."
     )
-    megapixels: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = Field(
+    megapixels: Annotated[float, Field(gt=0, le=LARGEST, allow_inf_nan=False)] | None = Field(
         None, description="Size of the result in millions of pixels."
     )
     fit: Literal["inside", "cover", "exact"] = Field(
@@ -80,7 +83,10 @@ class UpscaleOptions(BaseModel):
     )
     quality: int = Field(95, ge=1, le=100, description="Quality for lossy formats, 1 to 100.")
     max_bytes: int | None = Field(
-        None, ge=1, description="Largest response in bytes for lossy formats: the best quality that fits is used."
+        None,
+        ge=1,
+        le=LARGEST**2,
+        description="Largest response in bytes for lossy formats: the best quality that fits is used.",
     )
     metadata: Literal["keep", "strip"] = Field(
         "keep", description="keep: keep EXIF, ICC profile and XMP; strip: convert to sRGB and remove all metadata."
@@ -88,7 +94,7 @@ class UpscaleOptions(BaseModel):
     tile: Annotated[int, Field(ge=SMALLEST_TILE)] | Literal["auto"] = Field(
         "auto", description="Largest side of a tile in pixels, or auto."
     )
-    timeout_ms: int | None = Field(None, ge=1, description="Client deadline in milliseconds.")
+    timeout_ms: int | None = Field(None, ge=1, le=LARGEST**2, description="Client deadline in milliseconds.")
 
     @field_validator(*_NUMBERS, mode="before")
     @classmethod
@@ -166,7 +172,7 @@ def _kinds(annotation: Any, bounds: Sequence[object]) -> list[str]:  # noqa: ANN
     if {"ge", "le"} <= limits.keys():
         return [f"{names[annotation]} from {limits['ge']} to {limits['le']}"]
     words = [_BOUNDS[name].format(limit) for name, limit in limits.items()]
-    return [" ".join([names[annotation], *words])] if annotation in names else []
+    return [f"{names[annotation]} {' and '.join(words)}".rstrip()] if annotation in names else []
 
 
 class VariantDescription(BaseModel):

@@ -127,6 +127,31 @@ def test_the_variants_are_listed(run):
         assert name in answer.output
 
 
+def test_the_list_of_variants_fits_80_columns(tmp_path):
+    """Names of own variants are complete, however long they are."""
+    name = "own-" + "abcdefghi-" * 8
+    (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    words = ["variants", "--device", "cpu", "--model-dir", str(tmp_path)]
+    lines = CliRunner().invoke(build(), words, env={"COLUMNS": "80"}).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert name in "".join(line.partition("│")[0].strip() for line in lines)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "export", "upscale"])
+def test_missing_weights_are_missing_on_this_machine(run, tmp_path, command):
+    """Commands mention no server, and name the command that downloads the weights."""
+    (tmp_path / "in.png").write_bytes(png(noise(8, 8)))
+    words = {
+        "evaluate": ["evaluate", tmp_path, "--variant", "classical-x2"],
+        "export": ["export", "classical-x2", tmp_path / "out.onnx"],
+        "upscale": ["upscale", tmp_path / "in.png", "--variant", "classical-x2"],
+    }
+    answer = run(*words[command], "--cache-dir", tmp_path / "cache")
+    assert answer.exit_code == 1
+    assert "are not on this machine. Download them with: swin2sr fetch classical-x2" in answer.stderr
+    assert "server" not in answer.stderr
+
+
 @needs_weights
 def test_an_image_is_upscaled_by_the_real_network(run, tmp_path):
     """The format is the output's name."""

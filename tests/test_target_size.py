@@ -29,6 +29,7 @@ X1, X2, X4 = Pass("jpeg", 1), Pass("x2", 2), Pass("x4", 4)
         ({"megapixels": 0.08}, (200, 400), 2),
         ({"width": 1}, (1, 1), 1 / 200),
         ({"factor": 0.001}, (1, 1), 0.001),
+        ({"factor": 2.001}, (200, 400), 2),
     ],
 )
 def test_each_option_asks_for_its_size(options, size, ratio):
@@ -125,7 +126,7 @@ def test_the_cheapest_sequence_is_found(factor, others, side):
         return sum(product(passes[:index]) ** 2 for index in range(len(passes)))
 
     every = [[X2, *more] for count in range(MAX_PASSES) for more in itertools.product(others, repeat=count)]
-    fitting = [each for each in every if product(each) >= factor and (100 * product(each)) ** 2 <= limit]
+    fitting = [each for each in every if 100 * product(each) >= round(100 * factor) and (100 * product(each)) ** 2 <= limit]
     try:
         chosen = choose({"factor": factor}, others=others, limit=limit)
     except (InvalidOption, ImageTooLarge):

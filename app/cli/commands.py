@@ -16,8 +16,9 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
+from rich.box import MINIMAL
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from app import logs
@@ -252,7 +253,8 @@ def list_variants(
         described = _described(device, model_dir, cache_dir) if url is None else _described_by(url, api_key)
     except (ValueError, ServiceError, OSError) as error:
         raise failure(_reason(error)) from None
-    table = Table("variant", "available", "aliases", "scale", "description")
+    columns = [Column(name, overflow="fold") for name in ("variant", "available", "aliases", "scale", "description")]
+    table = Table(*columns, box=MINIMAL, pad_edge=False)
     for each in described:
         available = "yes" if each.available else "no" if each.state == "absent" else each.state
         table.add_row(each.name, available, ", ".join(each.aliases), str(each.scale or "?"), each.summary)
@@ -303,7 +305,7 @@ def evaluate(
     settings = read_settings(Settings, device=device, precision=precision, model_dir=model_dir, cache_dir=cache_dir)
     try:
         catalogue = Catalogue(settings.model_dir, find_device(device).type, settings.official_weights())
-        found = catalogue.resolve(variant)
+        found = catalogue.resolve(variant, serves=False)
         assert found.path is not None, "resolve raises for absent weights"
         catalogue.verify(found)
         upscaler = Upscaler.from_pretrained(found.path, device, precision)
@@ -328,7 +330,7 @@ def export(
     settings = read_settings(Settings, model_dir=model_dir, cache_dir=cache_dir)
     try:
         catalogue = Catalogue(settings.model_dir, "cpu", settings.official_weights())
-        found = catalogue.resolve(variant)
+        found = catalogue.resolve(variant, serves=False)
         assert found.path is not None, "resolve raises for absent weights"
         catalogue.verify(found)
         write(load_network(found.path), file)

@@ -8,7 +8,6 @@ from typing import Self
 
 from app import client
 from app.batching import jobs
-from app.errors import NotReady
 from app.http.uploads import Upload
 from app.pipeline import Caller
 from app.schemas import UpscaleOptions
@@ -56,8 +55,7 @@ class LocalBackend:
         registry = self._service.registry
         variant = registry.find(self._options.variant or registry.default)
         if variant.path is None and variant.origin == "official":
-            fetch = f"swin2sr fetch {variant.name}"
-            raise NotReady(f"The weights of {variant.name!r} are not on this machine. Download them with: {fetch}")
+            raise variant.absent(serves=False)
         return registry.resolve(variant.name).name
 
     async def upscale(self, body: bytes, name: str, on_progress: client.response.OnProgress) -> client.UpscaledImage:

@@ -139,7 +139,10 @@ def _unreachable(target: Target, variant: str, size: tuple[int, int], largest: i
 
 
 def _scaled(height: int, width: int, ratio: float, option: str) -> Target:
-    return Target(max(1, round(height * ratio)), max(1, round(width * ratio)), ratio, (0.0, 0.0, 1.0, 1.0), option)
+    rows, columns = max(1, round(height * ratio)), max(1, round(width * ratio))
+    # Bounded by that of whole pixels: factor=2.001 may need no more than one pass of scale 2.
+    ratio = min(ratio, max(rows / height, columns / width))
+    return Target(rows, columns, ratio, (0.0, 0.0, 1.0, 1.0), option)
 
 
 def _product(passes: Sequence[Pass]) -> int:

@@ -40,8 +40,12 @@ class Catalogue:
         self.aliases: Mapping[str, str | None] = {}
         self.bind_aliases()
 
-    def resolve(self, name: str) -> ServedVariant:
+    def resolve(self, name: str, *, serves: bool = True) -> ServedVariant:
         """The variant of a name or alias.
+
+        Args:
+            name: in any case.
+            serves: whether a server needs it, not a command.
 
         Raises:
             UnknownVariant: if there is no such name.
@@ -49,7 +53,7 @@ class Catalogue:
         """
         variant = self.find(name)
         if variant.path is None:
-            raise variant.absent(name.lower())
+            raise variant.absent(name.lower(), serves=serves)
         return variant
 
     def find(self, name: str) -> ServedVariant:

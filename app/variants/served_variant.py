@@ -67,11 +67,12 @@ class ServedVariant:
             raise self.absent()
         return self.row
 
-    def absent(self, requested: str = "") -> NotReady:
+    def absent(self, requested: str = "", *, serves: bool = True) -> NotReady:
         """The error for missing weights, which says how to get them.
 
         Args:
             requested: the alias that was requested, if it was one.
+            serves: whether a server needs them, not a command.
         """
         advice = (
             f"Run `swin2sr fetch {self.name}` on the server and restart it, or ask its administrator to POST "
@@ -79,7 +80,10 @@ class ServedVariant:
         )
         if self.row is not None and self.row.embedded:
             advice = "They should be part of the package, but are missing from this installation. Reinstall it."
-        text = f"The weights of {requested or self.name!r} are not on this server. {advice}"
+        elif not serves:
+            advice = f"Download them with: swin2sr fetch {self.name}"
+        place = "server" if serves else "machine"
+        text = f"The weights of {requested or self.name!r} are not on this {place}. {advice}"
         return NotReady(text, retry_after=60, variant=self.name)
 
     def describe(self, aliases: list[str]) -> VariantDescription:
