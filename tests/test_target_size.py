@@ -126,7 +126,8 @@ def test_the_cheapest_sequence_is_found(factor, others, side):
         return sum(product(passes[:index]) ** 2 for index in range(len(passes)))
 
     every = [[X2, *more] for count in range(MAX_PASSES) for more in itertools.product(others, repeat=count)]
-    fitting = [each for each in every if 100 * product(each) >= round(100 * factor) and (100 * product(each)) ** 2 <= limit]
+    sides = [100 * product(each) for each in every]
+    fitting = [each for each, last in zip(every, sides, strict=True) if round(100 * factor) <= last <= side]
     try:
         chosen = choose({"factor": factor}, others=others, limit=limit)
     except (InvalidOption, ImageTooLarge):

@@ -161,6 +161,23 @@ def test_every_pass_counts_for_the_estimate(visit, upscaler):
         assert "about 256 kB" in page.locator("#shown-facts").inner_text()
 
 
+def test_quality_and_restoring_count_for_the_estimate(visit, upscaler):
+    """A lower quality makes a smaller file, and removing compression artefacts first is a pass of its own."""
+    with visit() as page:
+        with_speed(page, 1000.0)
+        upscaler.gate.close()
+        page.get_by_text("Options", exact=True).click()
+        page.locator("#format").select_option("jpeg")
+        choose(page, given(pixels=noise(100, 100)))
+        page.locator("#shown-facts").filter(has_text="about 18 kB").wait_for()
+        page.locator("#quality").fill("50")
+        page.locator("#restore").select_option("always")
+        choose(page, given("other.png", noise(100, 100)))
+        row(page, "other.png").click()
+        page.locator("#shown-facts").filter(has_text="about 20 s").wait_for()
+        assert "about 5 kB" in page.locator("#shown-facts").inner_text()
+
+
 def test_every_format_has_a_file_size():
     """The page can estimate each format that is measured."""
     [table] = re.findall(r"BYTES_PER_PIXEL = \{(.*)\}", (WEB / "choices.js").read_text("utf-8"))
