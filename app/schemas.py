@@ -34,7 +34,7 @@ _SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = LONGEST_VALUE
 _BOUNDS = {
     "gt": "above {}",
     "ge": "of at least {}",
-    "le": "of at most {}",
+    "le": "up to {}",
     "max_length": "of at most {} characters",
     "pattern": "that matches {}",
 }
@@ -127,7 +127,7 @@ def option_faults(faults: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _option_fault(fault: Mapping[str, Any]) -> str:
-    parts = [str(part) for part in fault["loc"] if part != "query"]
+    parts = [str(part) for part in fault["loc"] if part not in ("query", "header")]
     name = parts[0][:100] if parts else "options"
     if fault["type"] == "extra_forbidden":
         return f"{name}: unknown option; valid options: {', '.join(UpscaleOptions.model_fields)}"
@@ -142,6 +142,8 @@ def describe_fault(fault: Mapping[str, Any], field: FieldInfo | None) -> str:
         field: that the value is for, if it is known.
     """
     accepted = "" if field is None or fault["type"] == "value_error" else allowed(field)
+    if field is None and fault["type"] != "value_error":
+        return f"{fault['msg']}, not {shown(fault['input'])}"
     if not accepted:
         return str(fault["msg"]).removeprefix("Value error, ")
     return f"{shown(fault['input'])} is not {accepted}"

@@ -240,6 +240,13 @@ def test_a_trusted_prefix_counts_for_one_request(ask):
     assert servers(untrusted) == []
 
 
+def test_of_two_prefixes_the_proxys_counts(ask):
+    """The client's is in front of it, if the proxy adds its own."""
+    sent = [("x-forwarded-prefix", "/forged"), ("x-forwarded-prefix", "/tools")]
+    (document,) = ask(("GET", "/openapi.json", sent), trusted_proxies="127.0.0.1")
+    assert servers(document) == ["/tools"]
+
+
 @pytest.mark.parametrize("prefix", ["/v1", "/health/x", "/..", "/a/../b", "/a//b", "javascript:x"])
 def test_a_prefix_that_would_hide_paths_is_ignored(ask, prefix):
     """A path of the service, or one that leads elsewhere, also from a trusted proxy."""

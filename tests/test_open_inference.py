@@ -170,6 +170,15 @@ def test_a_body_that_is_no_request_is_400(ask, fault):
     assert len(response.content) < 3000
 
 
+@pytest.mark.parametrize("length", ["-1", "abc", "1.5"])
+def test_a_length_of_the_json_that_is_no_length_is_named(ask, length):
+    """With the header and the value."""
+    response = ask("POST", f"{MODEL}/infer", content=b"{}", headers={LENGTH: length})
+    assert response.status_code == 422
+    assert response.json()["error"].startswith(f"{LENGTH}: Input should be")
+    assert f"not {length!r}" in response.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

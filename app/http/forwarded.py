@@ -37,7 +37,9 @@ class Forwarded(ProxyHeadersMiddleware):
             scope = {**scope, "client": _peer(scope)}
             prefix = self.root_path
             if scope["client"][0] in self.trusted_hosts:
-                sent = Headers(scope=scope).get("x-forwarded-prefix", "").strip().rstrip("/")
+                # The last one is the proxy's, if it did not replace what the client had sent.
+                *_, last = "", *Headers(scope=scope).getlist("x-forwarded-prefix")
+                sent = last.strip().rstrip("/")
                 prefix = sent if re.fullmatch(PATH_PREFIX, sent) and not is_own_path(sent) else prefix
             if prefix:
                 _mount(scope, prefix)
