@@ -122,7 +122,9 @@ class WithAdapters(nn.Module):
     ) -> dict[str, Tensor]:
         """The weights of an adapter; of the first in use if no name is given."""
         name = adapter_name or self.active_adapters()[0]
-        found = _peft().get_peft_model_state_dict(self, state_dict=state_dict, adapter_name=name)
+        found = _peft().get_peft_model_state_dict(
+            self, state_dict=state_dict, adapter_name=name, save_embedding_layers=False
+        )
         return cast("dict[str, Tensor]", found)
 
     def save_adapter(self, folder: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -278,7 +279,7 @@ class Swin2SRConfig:
             ValueError: as ``from_pretrained``.
         """
         folder = {key: options.pop(key) for key in FOLDER_OPTIONS if key in options}
-        return _read(_find(name, **folder)), options
+        return _read(_find(name, **folder), cls.model_type), options
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], *, return_unused_kwargs: bool = False, **options: Any) -> Any:  # noqa: ANN401 (with return_unused_kwargs a pair)
@@ -334,7 +335,7 @@ class Swin2SRConfig:
         """
         file = Path(json_file)
         try:
-            found: Self = cls.from_dict(_read(file))
+            found: Self = cls.from_dict(_read(file, cls.model_type))
         except ValueError as error:
             raise ValueError(f"{file}: {error}" if str(file) not in str(error) else str(error)) from error
         return found
@@ -393,7 +394,7 @@ class Swin2SRConfig:
             force_download=force_download, subfolder=subfolder,
         )  # fmt: skip
         try:
-            return cls.from_dict(_read(file) | {"_name_or_path": str(name)}, **options)
+            return cls.from_dict(_read(file, cls.model_type) | {"_name_or_path": str(name)}, **options)
         except ValueError as error:
             raise ValueError(f"{file}: {error}" if str(file) not in str(error) else str(error)) from error
 
@@ -425,14 +426,14 @@ def _find(name: str | Path, **options: Any) -> Path:  # noqa: ANN401 (those of f
     return file / CONFIG_NAME if file.is_dir() else file
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path, model_type: str) -> dict[str, Any]:
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}.") from error
     except ValueError as error:
         raise ValueError(f"{file} is not JSON: {error}.") from error
-    if not isinstance(values, dict) or values.get("model_type", "swin2sr") != "swin2sr":
+    if not isinstance(values, dict) or values.get("model_type", "swin2sr") not in ("swin2sr", model_type):
         raise ValueError(f"{file} is not the configuration of a Swin2SR network.")
     return values
 
@@ -445,3 +446,9 @@ def refuse_push(push: bool) -> None:
     """
     if push:
         raise ValueError("push_to_hub is not supported: save to a folder and upload it, for example with 'hf upload'")
+
+
+def warn_unknown(where: str, options: Iterable[str]) -> None:
+    """Warn that the options of a call are ignored, if there are any."""
+    if names := sorted(options):
+        warnings.warn(f"{where} does not have the options {', '.join(names)}; they are ignored", stacklevel=3)

@@ -4,7 +4,6 @@ Source: Transformers 4.37.2, ``Swin2SRImageProcessor``, which does not crop afte
 """
 
 import json
-import warnings
 from collections import UserDict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,13 +14,13 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from model.config import refuse_push
+from model.config import refuse_push, warn_unknown
 from model.padding import pad_tensor, padded_size, source_indices
 from model.repository import FOLDER_OPTIONS, find_folder
 
 CONFIG_NAME = "preprocessor_config.json"
 _FIRST, _LAST, _NONE = "channels_first", "channels_last", "none"
-_IGNORED = ("image_processor_type", "processor_class", "_processor_class", "feature_extractor_type")
+_IGNORED = {"image_processor_type", "processor_class", "_processor_class", "feature_extractor_type"}
 _FIELDS = ("do_rescale", "rescale_factor", "do_pad", "pad_size", "size_divisor")
 _FOREIGN = ("tensorflow", "jax", "jaxlib", "mlx")
 
@@ -107,7 +106,7 @@ class Swin2SRImageProcessor:
         self.do_pad = do_pad
         self._size_name = "size_divisor" if options.get("size_divisor") is not None else "pad_size"
         self.pad_size = _checked_pad_size(_pad_size(options, pad_size))
-        _warn_unknown(type(self).__name__, options)
+        warn_unknown(type(self).__name__, options.keys() - _IGNORED)
 
     @property
     def size_divisor(self) -> int:
@@ -246,7 +245,7 @@ class Swin2SRImageProcessor:
         given = _pad_size(options, pad_size)
         window = self.pad_size if given is None else _checked_pad_size(given)
         convert = bool(options.pop("do_convert_rgb", False))
-        _warn_unknown("preprocess", options)
+        warn_unknown("preprocess", options.keys() - _IGNORED)
         values, sizes = [], []
         for image, known in _flatten(images, convert=convert):
             found = known or source or _infer_format(image)
@@ -327,12 +326,6 @@ def _pad_size(options: dict[str, Any], pad_size: Any) -> Any:  # noqa: ANN401
     """Take the pad size under either name out of the options."""
     other = options.pop("size_divisor", None)
     return pad_size if other is None else other
-
-
-def _warn_unknown(where: str, options: Mapping[str, Any]) -> None:
-    unknown = sorted(name for name in options if name not in _IGNORED)
-    if unknown:
-        warnings.warn(f"{where} does not have the options {', '.join(unknown)}; they are ignored", stacklevel=3)
 
 
 def _read(file: Path) -> dict[str, Any]:

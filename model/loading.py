@@ -17,6 +17,10 @@ from model.network import Swin2SR, Swin2SRBody
 from model.repository import find_folder
 from model.state_dict_keys import BODY_PREFIX, CheckpointError, is_head, is_huggingface, to_huggingface
 
+_BODY_PARTS = ("first_convolution", "embeddings", "encoder", "layernorm", "conv_after_body")
+_PARTS = ("swin2sr", "upsample", "final_convolution")
+"""The parts of a network that have weights; subclasses may add others."""
+
 
 @dataclass
 class LoadingInfo:
@@ -61,25 +65,34 @@ def find_checkpoint(
 
 
 def load_all(model: Swin2SR | Swin2SRBody, checkpoint: Checkpoint) -> LoadingInfo:
-    """Load weights that must all exist. One exception: a network whose checkpoint has no head gets a new one.
+    """Load weights that must all exist.
+
+    Two kinds stay new, with a warning: a head, if the checkpoint has none, and what a subclass adds to the network.
 
     Raises:
         CheckpointError: if weights are missing, unexpected or misshaped.
     """
-    if isinstance(model, Swin2SRBody):
-        load_body_weights(model, checkpoint)
-        return LoadingInfo()
-    new: dict[str, Tensor] = {}
-    if not any(is_head(key) for key in checkpoint.state):
-        new = {key: tensor for key, tensor in model.state_dict().items() if is_head(key)}
+    is_body = isinstance(model, Swin2SRBody)
+    parts, prefix = (_BODY_PARTS, BODY_PREFIX) if is_body else (_PARTS, "")
+    headless = not is_body and not any(is_head(key) for key in checkpoint.state)
+    new = {
+        key: tensor
+        for key, tensor in model.state_dict().items()
+        if (headless and is_head(key)) or (key.partition(".")[0] not in parts and prefix + key not in checkpoint.state)
+    }
+    if new:
         warnings.warn(
-            f"{checkpoint.file} has no head. These weights are newly initialised and must be trained: {', '.join(new)}",
+            f"{checkpoint.file} has {'no head' if headless else 'not all weights of the class'}. "
+            f"These weights are newly initialised and must be trained: {', '.join(new)}",
             stacklevel=3,
         )
         state = checkpoint.state
         state = state if is_huggingface(state) else to_huggingface(state, model.config)
-        checkpoint = replace(checkpoint, state={**state, **new})
-    load_weights(model, checkpoint)
+        checkpoint = replace(checkpoint, state={**state, **{prefix + key: tensor for key, tensor in new.items()}})
+    if isinstance(model, Swin2SRBody):
+        load_body_weights(model, checkpoint)
+    else:
+        load_weights(model, checkpoint)
     return LoadingInfo(missing_keys=set(new))
 
 

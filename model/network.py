@@ -45,7 +45,8 @@ class Swin2SRSelfAttention(nn.Module):
 
     def __init__(self, config: Swin2SRConfig, heads: int) -> None:
         super().__init__()
-        dim, self.num_attention_heads, self.window_size = config.embed_dim, heads, config.window_size
+        dim, window, self.num_attention_heads = config.embed_dim, config.window_size, heads
+        self.window_size = (window, window)
         self.attention_head_size, self.all_head_size = dim // heads, dim
         self.logit_scale = nn.Parameter(torch.full((heads, 1, 1), math.log(10.0)))
         self.continuous_position_bias_mlp = nn.Sequential(
@@ -55,14 +56,14 @@ class Swin2SRSelfAttention(nn.Module):
         self.key = nn.Linear(dim, dim, bias=False)
         self.value = nn.Linear(dim, dim, bias=config.qkv_bias)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
-        self.register_buffer("relative_coords_table", relative_coords_table(self.window_size), persistent=False)
-        self.register_buffer("relative_position_index", relative_position_index(self.window_size), persistent=False)
+        self.register_buffer("relative_coords_table", relative_coords_table(window), persistent=False)
+        self.register_buffer("relative_position_index", relative_position_index(window), persistent=False)
 
     def reset(self) -> None:
         """Set the scale and the tables as they are in a new network."""
         nn.init.constant_(self.logit_scale, math.log(10.0))
-        self.relative_coords_table.copy_(relative_coords_table(self.window_size))
-        self.relative_position_index.copy_(relative_position_index(self.window_size))
+        self.relative_coords_table.copy_(relative_coords_table(self.window_size[0]))
+        self.relative_position_index.copy_(relative_position_index(self.window_size[0]))
 
     def position_bias(self) -> Tensor:
         """The continuous relative position bias (nH, N, N), within (0, 16)."""
@@ -142,7 +143,10 @@ class Swin2SRAttention(nn.Module):
         output_attentions: bool = False,
     ) -> tuple[Tensor, ...]:
         """As ``Swin2SRSelfAttention.forward``."""
-        attended, *probabilities = self.self(hidden_states, attention_mask, head_mask, output_attentions)
+        options = {} if head_mask is None else {"head_mask": head_mask}
+        attended, *probabilities = self.self(
+            hidden_states, attention_mask, output_attentions=output_attentions, **options
+        )
         return self.output(attended), *probabilities
 
 
@@ -215,9 +219,10 @@ class Swin2SRLayer(nn.Module):
             image = torch.roll(image, (-self.shift_size, -self.shift_size), (1, 2))
         windows = partition(image, self.window_size)  # (B nW, N, C)
         if self.shift_size and mask is None:
-            mask = shift_mask(*size, self.window_size, self.shift_size, tokens.device)
+            mask = self.get_attn_mask(*size, device=tokens.device)
+        options = {} if head_mask is None else {"head_mask": head_mask}
         windows, *probabilities = self.attention(
-            windows, mask if self.shift_size else None, head_mask, output_attentions
+            windows, mask if self.shift_size else None, output_attentions=output_attentions, **options
         )
         image = merge(windows, self.window_size, *size)  # (B, H, W, C)
         if self.shift_size:
@@ -225,6 +230,22 @@ class Swin2SRLayer(nn.Module):
         tokens = tokens + self.drop_path(self.layernorm_before(image.flatten(1, 2)))  # (B, HW, C)
         tokens = tokens + self.drop_path(self.layernorm_after(self.output(self.intermediate(tokens))))
         return tokens, *probabilities
+
+    def get_attn_mask(
+        self, height: int, width: int, dtype: torch.dtype = torch.float32, device: torch.device | None = None
+    ) -> Tensor | None:
+        """The attention mask (nW, N, N) of an image, or None if the block does not shift its windows."""
+        if not self.shift_size:
+            return None
+        return shift_mask(height, width, self.window_size, self.shift_size, device).to(dtype)
+
+    def maybe_pad(self, hidden_states: Tensor, height: int, width: int) -> tuple[Tensor, tuple[int, ...]]:
+        """Pad an image (B, H, W, C) with zeros to the window grid; returns the padding too.
+
+        For code that computes a block by hand. Models pad images before they compute.
+        """
+        padding = (0, 0, 0, -width % self.window_size, 0, -height % self.window_size)
+        return F.pad(hidden_states, padding), padding
 
 
 class Swin2SRPatchEmbeddings(nn.Module):
@@ -293,7 +314,8 @@ class Swin2SRStage(nn.Module):
         """As ``Swin2SRLayer.forward``; behind the tokens are H, W, H and W; the attention is that of the last layer."""
         deep, probabilities = hidden_states, []
         for layer in self.layers:
-            deep, *probabilities = layer(deep, input_dimensions, head_mask, output_attentions, mask=mask)
+            options = _options(layer, head_mask, mask)
+            deep, *probabilities = layer(deep, input_dimensions, output_attentions=output_attentions, **options)
         embedded, _ = self.patch_embed(self.conv(self.patch_unembed(deep, input_dimensions)))
         return hidden_states + embedded, (*input_dimensions, *input_dimensions), *probabilities
 
@@ -336,7 +358,8 @@ class Swin2SREncoder(nn.Module):
             call: Callable[..., Any] = stage
             if self.gradient_checkpointing and self.training:
                 call = partial(checkpoint, stage, use_reentrant=False)
-            tokens, _, *attention = call(tokens, size, factor, output_attentions, mask=mask)
+            options = _options(stage, factor, mask)
+            tokens, _, *attention = call(tokens, size, output_attentions=output_attentions, **options)
             states += [tokens] if output_hidden_states else []
             attentions += attention
         output = Swin2SREncoderOutput(
@@ -372,6 +395,12 @@ class Swin2SRBody(nn.Module):
                 nn.init.zeros_(module.bias)
 
     @property
+    def num_channels(self) -> int:
+        """Channels of the images: those of the first convolution, which may have been replaced."""
+        channels: int = getattr(self.first_convolution, "in_channels", self.config.num_channels)
+        return channels
+
+    @property
     def img_range(self) -> float:
         """The factor on pixels in [0, 1]."""
         return self.config.img_range
@@ -402,7 +431,7 @@ class Swin2SRBody(nn.Module):
 
     def check(self, pixel_values: Tensor) -> None:
         """Raise ValueError unless the input is a batch of images whose sides are multiples of the window."""
-        channels, window = self.config.num_channels, self.config.window_size
+        channels, window = self.num_channels, self.config.window_size
         if is_tracing():
             return
         if pixel_values.ndim != 4 or pixel_values.shape[1] != channels:
@@ -461,6 +490,13 @@ class Swin2SR(nn.Module):
     def denormalise(self, image: Tensor) -> Tensor:
         """What the head gives (B, C, H, W) to the range of the pixels."""
         return image / self.config.img_range + self.mean_out
+
+
+def _options(part: nn.Module, head_mask: Tensor | None, mask: Tensor | None) -> dict[str, Tensor | None]:
+    """What a stage or a layer takes beside its arguments: a replaced one has the parameters of Transformers only."""
+    options: dict[str, Tensor | None] = {} if head_mask is None else {"head_mask": head_mask}
+    replaced = type(part) not in (Swin2SRStage, Swin2SRLayer) or vars(part).keys() & {"forward", "get_attn_mask"}
+    return options if replaced else {**options, "mask": mask}
 
 
 def residual_connection(config: Swin2SRConfig) -> nn.Module:

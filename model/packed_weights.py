@@ -150,7 +150,7 @@ def pack_tables(attention: Swin2SRSelfAttention, shift: int, dtype: torch.dtype)
     """The tables that depend on an attention's weights: position bias with masks, and scale."""
     bias = attention.position_bias()[None]  # (1, nH, N, N)
     if shift:
-        bias = bias + _masks(attention.window_size, shift).to(bias)[:, None]
+        bias = bias + _masks(attention.window_size[0], shift).to(bias)[:, None]
     return AttentionTables(
         bias.to(dtype).contiguous(),
         attention.scale().flatten().to(dtype),

@@ -12,7 +12,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import Swin2SRConfig
+from model.config import Swin2SRConfig, warn_unknown
 from model.network import Swin2SR, Swin2SRBody
 from model.outputs import BaseModelOutput, ImageSuperResolutionOutput, Swin2SREncoderOutput
 from model.pretrained_model import PreTrained
@@ -38,6 +38,7 @@ class Swin2SRModel(PreTrained, Swin2SRBody):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **options: Any,  # noqa: ANN401
     ) -> BaseModelOutput | tuple[Any, ...]:
         """Compute deep features.
 
@@ -47,10 +48,12 @@ class Swin2SRModel(PreTrained, Swin2SRBody):
             head_mask: (heads,) or (stages, heads), a factor in [0, 1] on every head's attention.
             output_attentions, output_hidden_states: whether to return these; None uses the configuration's.
             return_dict: False for a tuple; None uses the configuration's.
+            options: ignored, with a warning.
 
         Raises:
             ValueError: if an input has another shape or type.
         """
+        warn_unknown(type(self).__name__, options)
         padded, is_padded = self._pad(pixel_values)
         attentions = self._flag("output_attentions", output_attentions)
         states = self._flag("output_hidden_states", output_hidden_states)
@@ -94,6 +97,7 @@ class Swin2SRForImageSuperResolution(PreTrained, Swin2SR):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        **options: Any,  # noqa: ANN401
     ) -> ImageSuperResolutionOutput | tuple[Any, ...]:
         """Reconstruct images.
 
@@ -104,10 +108,12 @@ class Swin2SRForImageSuperResolution(PreTrained, Swin2SR):
             labels: (B, C, s * H, s * W), what the reconstruction should be; adds the loss.
             output_attentions, output_hidden_states: whether to return these; None uses the configuration's.
             return_dict: False for a tuple; None uses the configuration's.
+            options: ignored, with a warning.
 
         Raises:
             ValueError: if an input has another shape or type.
         """
+        warn_unknown(type(self).__name__, options)
         padded, is_padded = self._pad(pixel_values)
         attentions = self._flag("output_attentions", output_attentions)
         states = self._flag("output_hidden_states", output_hidden_states)

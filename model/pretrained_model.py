@@ -32,6 +32,7 @@ class PreTrained(WithAdapters):
     main_input_name: ClassVar[str] = "pixel_values"
     supports_gradient_checkpointing: ClassVar[bool] = True
     framework: ClassVar[str] = "pt"
+    accepts_loss_kwargs: ClassVar[bool] = False
     _no_split_modules: ClassVar[list[str]] = ["Swin2SRStage"]
     _keep_in_fp32_modules: ClassVar[frozenset[str]] = frozenset()
     _keep_in_fp32_modules_strict: ClassVar[frozenset[str]] = frozenset()
@@ -76,8 +77,9 @@ class PreTrained(WithAdapters):
     ) -> Any:  # noqa: ANN401 (a model; with output_loading_info a pair)
         """Load weights. The model is in evaluation mode.
 
-        Weights are read without running code from the file. All weights must exist, with one exception: a body without
-        a head loads into ``Swin2SRForImageSuperResolution`` with a new head, and a warning names the new weights.
+        Weights are read without running code from the file. All weights must exist, with two exceptions, which a
+        warning names: a body without a head loads into ``Swin2SRForImageSuperResolution`` with a new head, and what a
+        subclass adds to the network is new where the file lacks it.
 
         Args:
             pretrained_model_name_or_path: a folder, an official ``.pth`` or ``.safetensors`` file, or a hub id; None
@@ -108,6 +110,8 @@ class PreTrained(WithAdapters):
                 "Build the model from its configuration there, or load it outside of the context manager"
             )
         folder_options = {name: options.pop(name) for name in FOLDER_OPTIONS if name in options}
+        if config is None and cls.config_class is not Swin2SRConfig:
+            config = cls.config_class.from_pretrained(pretrained_model_name_or_path or "", **folder_options)
         checkpoint = find_checkpoint(pretrained_model_name_or_path, config, state_dict, variant, folder_options)
         known = set(vars(checkpoint.config)) | GENERIC.keys() | cls.config_class.attribute_map.keys()
         checkpoint.config.update({name: value for name, value in options.items() if name in known})
@@ -324,7 +328,7 @@ class PreTrained(WithAdapters):
 
     def _pad(self, pixel_values: Tensor) -> tuple[Tensor, bool]:
         """Check the input and pad it to the window grid; return it and whether padding was added."""
-        channels = self.config.num_channels
+        channels = self._trunk.num_channels
         if not isinstance(pixel_values, Tensor):
             raise ValueError(f"pixel_values must be a PyTorch tensor, not {type(pixel_values).__name__}")  # noqa: TRY004 (as the shape)
         if pixel_values.ndim != 4 or not pixel_values.is_floating_point():

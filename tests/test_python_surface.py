@@ -88,6 +88,14 @@ def test_flags_of_the_configuration_take_effect():
     assert isinstance(model.swin2sr(PIXELS), tuple)
 
 
+@torch.no_grad()
+def test_unknown_options_of_a_call_are_ignored_with_a_warning():
+    """As in Transformers, which gives no warning."""
+    for model in (tiny(), tiny().swin2sr):
+        with pytest.warns(UserWarning, match="does not have the options bar, foo; they are ignored"):
+            model(PIXELS, foo=1, bar=2)
+
+
 # Outputs.
 
 
