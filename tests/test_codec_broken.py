@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 import struct
+import sys
 import threading
 import tracemalloc
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +38,11 @@ FILES = {
     "png": lambda: written(image()),
     "png palette": lambda: saved(photograph().quantize(32), "PNG"),
     "png bits": lambda: saved(photograph("1"), "PNG"),
-    "png deep": lambda: written(image(dtype=np.uint16, alpha=True)),
+    "png alpha": lambda: written(image(1, alpha=True)),
+    "png deep": lambda: written(image(dtype=np.uint16)),
+    "png deep gray": lambda: written(image(1, np.uint16)),
+    "png deep alpha": lambda: written(image(dtype=np.uint16, alpha=True)),
+    "png deep gray alpha": lambda: written(image(1, np.uint16, alpha=True)),
     "jpeg": lambda: saved(photograph(), "JPEG"),
     "jpeg progressive": lambda: saved(photograph(), "JPEG", progressive=True),
     "jpeg restarts": lambda: saved(photograph(), "JPEG", restart_marker_rows=1),
@@ -105,6 +111,18 @@ def test_mutated_files_are_read_or_refused_and_never_crash(kind):
             continue
         for name in ("png", "tiff", "jpeg"):
             assert codec.encode(decoded, codec.EncodeOptions(name)).body
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_broken_file_releases_nothing_that_python_holds(kind):
+    """A decoder that releases None once too often ends Python after some thousands of broken files."""
+    body = FILES[kind]()
+    before = sys.getrefcount(None)
+    for _ in range(40):
+        for end in (len(body) // 3, len(body) * 2 // 3):
+            with suppress(codec.CodecError):
+                codec.decode(body[:end], LIMITS)
+    assert sys.getrefcount(None) > before - 40
 
 
 def test_nothing_is_not_an_image():
@@ -198,6 +216,8 @@ def test_more_pixels_than_pillow_likes_are_read_where_the_limit_allows_them():
     """The only limit is ours: Pillow's warning for 90 million pixels and its error for 179 do not exist here."""
     body = saved(Image.new("1", (20_000, 9_000)), "PNG")
     assert codec.decode(body, codec.DecodeLimits(max_pixels=180_000_000)).pixels.shape == (9_000, 20_000, 1)
+    deep = tiff(np.zeros((1000, 30_000, 3), np.uint16), compression=8)
+    assert codec.decode(deep, codec.DecodeLimits()).pixels.shape == (1000, 30_000, 3)
 
 
 def test_a_tile_far_larger_than_its_picture_is_refused():

@@ -126,6 +126,24 @@ def test_a_gif_without_its_trailer_is_read(cut):
         codec.decode(body[:-6], LIMITS)
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_stray_bytes_between_the_blocks_of_a_gif_are_forgiven(before):
+    """Skipped before the picture, and the end of the file behind it."""
+    body = saved(photograph().quantize(64), "GIF")
+    at = body.index(b"\x2c\0\0\0\0", 13) if before else len(body) - 1
+    read = codec.decode(body[:at] + b"\0\1\2" + body[at:], LIMITS)
+    assert np.array_equal(read.pixels, codec.decode(body, LIMITS).pixels)
+
+
+def test_metadata_that_may_be_missing_behind_the_pixels_of_a_png_is_named():
+    """The file ends where a text begins."""
+    body = written(image())
+    cut = body[:-12] + chunk(b"tEXt", b"Title\0picture")[:-6]
+    for end in (0, 4, 12):
+        notices = codec.decode(cut[: len(body) - 12 + end], LIMITS).notices
+        assert notices == ("the file has no end: metadata behind its pixels may be missing",)
+
+
 def gif_on_screen(width, height, left, top):
     """A red frame of 40x30 somewhere on a larger screen."""
     body = bytearray(saved(photograph().quantize(8).resize((40, 30)), "GIF"))

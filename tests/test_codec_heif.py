@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from app import codec
-from tests.boxes import coded, container, photo
+from tests.boxes import box, coded, container, photo
 from tests.pictures import LIMITS, adobe_rgb, photograph
 
 DEPTH = {"AVIF": b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", "HEIF": b"urn:mpeg:hevc:2015:auxid:2"}
@@ -66,6 +66,65 @@ def test_the_clean_aperture_is_what_is_shown(kind):
     assert pixels.shape == (24, 32, 3)
     assert pixels[3:-3, 3:-3, 0].min() > 150
     assert pixels[3:-3, 3:-3, 2].max() < 100
+
+
+def aperture(width, height, right=0, below=0):
+    """A clean aperture whose middle lies off the picture's, in pixels."""
+    return b"clap", struct.pack(">IIIIiIiI", width, 1, height, 1, right, 1, below, 1)
+
+
+def turned(number):
+    return b"irot", bytes((number,))
+
+
+def mirrored(columns):
+    return b"imir", bytes((columns,))
+
+
+def cut(pixels, width, height, right=0, below=0):
+    left, top = (pixels.shape[1] - width) // 2 + right, (pixels.shape[0] - height) // 2 + below
+    return pixels[top : top + height, left : left + width]
+
+
+SHOWN = {
+    "small": ([aperture(100, 80, -20, 10)], lambda whole: cut(whole, 100, 80, -20, 10)),
+    "turned": ([aperture(100, 80, -20, 10), turned(1)], lambda whole: np.rot90(cut(whole, 100, 80, -20, 10))),
+    "turned before": ([turned(3), aperture(80, 100, 6, -8)], lambda whole: cut(np.rot90(whole, 3), 80, 100, 6, -8)),
+    "rows": ([aperture(100, 80, 4, 10), mirrored(0)], lambda whole: cut(whole, 100, 80, 4, 10)[::-1]),
+    "columns": (
+        [aperture(100, 80, -20, 10), turned(2), mirrored(1)],
+        lambda whole: np.rot90(cut(whole, 100, 80, -20, 10), 2)[:, ::-1],
+    ),
+    "invalid": ([aperture(1000, 80)], lambda whole: whole),
+    "no aperture": ([turned(1), mirrored(0)], lambda whole: np.rot90(whole)[::-1]),
+}
+
+
+@pytest.mark.parametrize("case", SHOWN)
+def test_the_transformations_of_a_heif_are_applied_in_their_order(case):
+    """Crops far smaller than the picture, which libheif takes for its limit of memory; turned and mirrored."""
+    properties, expected = SHOWN[case]
+    each = coded(photo(256, 192), "HEIF")
+    whole = codec.decode(container([each], b"heic"), LIMITS).pixels
+    body = container([each | {"properties": [*each["properties"], *properties]}], b"heic")
+    header = codec.read_header(body, LIMITS)
+    assert np.array_equal(codec.decode(body, LIMITS, header).pixels, expected(whole))
+    assert (header.height, header.width) == expected(whole).shape[:2]
+
+
+@pytest.mark.parametrize("kind", [b"jpeg", b"avc1", b"unci", b"vvc1"])
+def test_a_heif_of_another_coding_is_refused_by_name(kind):
+    """It is valid, and unsupported."""
+    body = container([coded(photo(64, 64), "HEIF") | {"kind": kind}], b"mif1")
+    with pytest.raises(codec.UnsupportedImage, match=kind.decode()):
+        codec.decode(body, LIMITS)
+
+
+def test_an_image_sequence_without_a_picture_is_refused_by_name():
+    """It has tracks and no items."""
+    body = box(b"ftyp", b"msf1", bytes(4), b"hevc", b"msf1") + box(b"moov", box(b"mvhd", bytes(100)))
+    with pytest.raises(codec.UnsupportedImage, match="sequence"):
+        codec.decode(body, LIMITS)
 
 
 @pytest.mark.parametrize("kind", ["AVIF", "HEIF"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from base64 import b64decode
 
 import numpy as np
 import pytest
@@ -20,6 +21,11 @@ JPEGS = {
     "4:4:4": {"subsampling": 0, "quality": 95},
 }
 EOI = b"\xff\xd9"
+ARITHMETIC = b64decode(
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDAAgGBgcGBQgHBwcJCQgKDBQNDAsLDBkSEw8UHRofHh0aHBwgJC4nICIsIxwcKDcpLDAxNDQ0Hyc5PTgy"
+    "PC4zNDL/yQALCAAQABABAREA/8wABgAQEAX/2gAIAQEAAD8A0qRxJj5eaqdw6WjhJPtH9k/76NOdb2ZfmvIb2yDrjzf3NNBkv/UyhWH0qFD4fP/Z"
+)
+"""A gray picture of 16x16, coded arithmetically by libjpeg-turbo's cjpeg."""
 
 
 def jpeg(**options):
@@ -29,9 +35,21 @@ def jpeg(**options):
 
 @pytest.mark.parametrize("kind", JPEGS)
 def test_a_complete_jpeg_without_its_end_marker_is_read(kind):
-    """EOI says nothing about pixels."""
+    """EOI says nothing about pixels, and half of it is no other data."""
     body = jpeg(**JPEGS[kind])
-    assert np.array_equal(codec.decode(body[:-2], LIMITS).pixels, codec.decode(body, LIMITS).pixels)
+    for cut in (1, 2):
+        decoded = codec.decode(body[:-cut], LIMITS)
+        assert np.array_equal(decoded.pixels, codec.decode(body, LIMITS).pixels)
+        assert decoded.notices == ()
+
+
+def test_an_arithmetic_jpeg_is_complete_only_with_its_end_marker():
+    """Such a scan lacks its last zero bytes, so a cut one looks like a complete one."""
+    whole = codec.decode(ARITHMETIC, LIMITS)
+    assert whole.pixels.std() > 20
+    for end in range(3, len(ARITHMETIC)):
+        with pytest.raises(codec.BrokenImage):
+            codec.decode(ARITHMETIC[:end], LIMITS)
 
 
 @pytest.mark.parametrize("kind", JPEGS)

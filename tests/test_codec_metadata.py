@@ -11,7 +11,7 @@ from io import BytesIO
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -296,6 +296,7 @@ def test_the_thumbnail_is_kept_unless_the_picture_is_rotated():
     assert len(kept) == len(turned) == len(block(1))
 
 
+@settings(deadline=None)
 @given(
     st.binary(max_size=80),
     st.sampled_from([b"", b"II*\0\x08\0\0\0", b"MM\0*\0\0\0\x08", b"II+\0\x08\0\0\0\x10\0\0\0\0\0\0\0"]),

@@ -66,15 +66,21 @@ def test_bmp_of_ten_bits_a_sample_is_read_as_sixteen():
     assert image.pixels[0, 0].tolist() == [65535, round(512 * 65535 / 1023), round(65535 / 1023)]
 
 
-def test_bmp_keeps_alpha_and_ignores_one_that_is_nowhere():
-    """An alpha mask of one bit or eight; a channel of zeros is opaque, as in browsers, with a notice."""
+def test_bmp_keeps_alpha():
+    """An alpha mask of one bit; where all of it is 0 the picture is transparent, as in Chromium and Pillow."""
     row = np.arange(WIDTH) % 2
     values = np.broadcast_to(0x1234 & 0x7FFF | row << 15, (HEIGHT, WIDTH)).astype("<u2")
     image = decoded(bmp(16, (0x7C00, 0x3E0, 0x1F, 0x8000), values))
     assert np.array_equal(image.alpha, np.broadcast_to(row * 255, (HEIGHT, WIDTH)))
     empty = decoded(bmp(16, (0x7C00, 0x3E0, 0x1F, 0x8000), values & 0x7FFF))
-    assert empty.alpha is None
-    assert "alpha" in empty.notices[0]
+    assert not empty.alpha.any()
+
+
+def test_bmp_with_masks_beyond_its_pixels_is_broken():
+    """The 17th bit of 16."""
+    values = np.zeros((HEIGHT, WIDTH), "<u2")
+    with pytest.raises(codec.BrokenImage, match="masks"):
+        decoded(bmp(16, (0x1F800, 0x7E0, 0x1F), values))
 
 
 def test_bmp_with_gaps_in_its_masks_or_other_contents_is_refused_by_name():
@@ -265,7 +271,7 @@ def test_tiff_of_rare_depths_is_read_as_tifffile_reads_it(bits, channels):
     assert np.array_equal(image.pixels, np.rint(values * (full / (2**bits - 1.0))).astype(image.pixels.dtype))
 
 
-@pytest.mark.parametrize("compression", ["webp", "png", "jpeg2000", "lzma"])
+@pytest.mark.parametrize("compression", ["webp", "jpeg2000", "lzma"])
 def test_tiff_of_rare_compressions_is_read(compression):
     """Those of tifffile, without loss."""
     planes = samples(64, 64, 3)
@@ -275,6 +281,31 @@ def test_tiff_of_rare_compressions_is_read(compression):
     assert np.array_equal(decoded(file.getvalue()).pixels, planes)
     with pytest.raises(codec.CodecError):
         decoded(file.getvalue()[:-200])
+
+
+@pytest.mark.parametrize("compression", [1, 5])
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("channels", [2, 4])
+def test_tiff_of_eight_bits_in_separate_planes_keeps_its_alpha(channels, tile, compression):
+    """Gray and colours; alpha that was multiplied in is divided out again."""
+    planes = samples(channels=channels)
+    plain, multiplied = (
+        decoded(tiff(planes, compression=compression, tile=tile, separate=True, t338=(kind,))) for kind in (2, 1)
+    )
+    assert np.array_equal(plain.pixels, planes[:, :, :-1])
+    assert np.array_equal(plain.alpha, planes[:, :, -1])
+    full = np.minimum(255, np.rint(planes[:, :, :-1] * 255.0 / np.maximum(planes[:, :, -1:], 1)))
+    assert np.abs(multiplied.pixels - full).max() <= 1
+    assert np.array_equal(multiplied.alpha, plain.alpha)
+
+
+@pytest.mark.parametrize("tag", [258, 262, 277, 338])
+def test_tiff_with_a_tag_of_an_impossible_type_is_broken(tag):
+    """A text instead of a number."""
+    body = tiff(samples(channels=4))
+    at = body.rindex(struct.pack("<HH", tag, 4))
+    with pytest.raises(codec.BrokenImage):
+        codec.read_header(body[: at + 2] + b"\2" + body[at + 3 :], LIMITS)
 
 
 @pytest.mark.parametrize("kind", ["float", "signed", "lab"])

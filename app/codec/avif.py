@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import imagecodecs
 from PIL import _avif
 
-from app.codec import exif, isobmff, planes
+from app.codec import apertures, exif, isobmff, planes
 from app.codec.decoders import blaming_the_file
 from app.codec.errors import BrokenImage
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata
@@ -15,7 +15,7 @@ from app.codec.image import Decoded, DecodeLimits, Header, Metadata
 
 @dataclass(frozen=True)
 class _AvifFile:
-    crop: isobmff.Crop | None
+    crop: apertures.Crop | None
     metadata: Metadata
     notices: tuple[str, ...]
 
@@ -33,7 +33,7 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
     container = isobmff.read_container(body)
     if container.missing_data():
         raise BrokenImage("The AVIF is truncated; send the whole file.")
-    crop = isobmff.clean_aperture(container, width, height)
+    crop = apertures.clean_aperture(container, width, height)
     if crop is not None:
         width, height = crop.width, crop.height
     description = isobmff.color_description(container)

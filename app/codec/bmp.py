@@ -135,7 +135,11 @@ def _read_masks(body: bytes, size: int, bits: int, compression: int) -> tuple[in
         low = mask & -mask
         if mask and (mask + low) & mask:
             raise UnsupportedImage("This BMP has bit masks with gaps, which is not supported; save it as a PNG.")
-    if not red | green | blue or (red & green) | (green & blue) | (red & blue) | (alpha & (red | green | blue)):
+    if (
+        max(found) >= 2**bits
+        or not red | green | blue
+        or (red & green) | (green & blue) | (red & blue) | (alpha & (red | green | blue))
+    ):
         raise BrokenImage("The BMP's bit masks are invalid.")
     return red, green, blue, alpha
 
@@ -148,7 +152,6 @@ def read(body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
     """
     file: _BmpFile = header.parsed
     alpha = None
-    notices = list(file.notices)
     if file.rle:
         samples, drawn = decode_rle(body, file.start, file.width, file.height, file.bits)
         pixels = samples if file.rle24 else _palette(body, file)[samples[:, :, 0]]
@@ -165,16 +168,13 @@ def read(body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
         pixels = np.stack(planes, axis=2)
         if file.masks[3]:
             alpha = _scaled(values, file.masks[3], deep=header.bits == 16)
-            if not alpha.any():
-                alpha = None
-                notices.append("the alpha channel is 0 everywhere and was left out, as in browsers")
     if not file.top_down:
         pixels, alpha = pixels[::-1], None if alpha is None else alpha[::-1]
     of_rgb = file.metadata.icc is not None
     if file.bits <= 8 and not of_rgb and not np.any(pixels != pixels[:, :, :1]):
         pixels = pixels[:, :, :1]
     pixels = np.ascontiguousarray(pixels)
-    return Decoded(pixels, None if alpha is None else np.ascontiguousarray(alpha), file.metadata, tuple(notices))
+    return Decoded(pixels, None if alpha is None else np.ascontiguousarray(alpha), file.metadata, file.notices)
 
 
 def _rows(body: bytes, file: _BmpFile) -> NDArray[np.uint8]:

@@ -53,7 +53,7 @@ def decode(body: bytes, limits: DecodeLimits, header: Header | None = None) -> I
     header = header or read_header(body, limits)
     decoded = _FORMATS[header.format].read(body, header, limits)
     pixels, alpha = decoded.pixels, decoded.alpha
-    if pixels.shape[0] * pixels.shape[1] > limits.max_pixels:
+    if pixels.shape[:2] != (header.height, header.width):
         raise BrokenImage(f"The {header.format} file has another size than its header says.")
     metadata, notices = _upright_metadata(decoded.metadata, header.orientation, gray=pixels.shape[2] == 1)
     return Image(

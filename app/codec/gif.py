@@ -104,14 +104,14 @@ def _blocks(body: bytes) -> Iterator[tuple[int, int, int]]:
     """Kind of each picture and extension, where its content begins, and where the 0 behind it stands.
 
     A file that ends without its trailer, or within a picture's data, ends here too: the decoder finds out whether
-    pixels are missing.
+    pixels are missing. Other bytes before the first picture are skipped, and end the file behind it, as in browsers.
 
     Raises:
-        BrokenImage: if there is something else between them, or more than any real file has.
+        BrokenImage: if there are more blocks than in any real file.
         IndexError, struct.error: if the file ends too early.
     """
     at = 13 + _palette(body[10])
-    left = _MAX_PARTS
+    left, seen = _MAX_PARTS, False
     for _ in range(_MAX_BLOCKS):
         if at >= len(body) or body[at] == _END:
             return
@@ -121,8 +121,12 @@ def _blocks(body: bytes) -> Iterator[tuple[int, int, int]]:
         elif body[at] == _EXTENSION:
             kind, start = body[at + 1], at + 2
             at += 2
+        elif seen:
+            return
         else:
-            raise BrokenImage("The GIF is broken.")
+            at += 1
+            continue
+        seen = seen or kind == _PICTURE
         while left and at < len(body) and body[at]:
             at += 1 + body[at]
             left -= 1

@@ -8,16 +8,19 @@ from typing import Any
 import numpy as np
 import pi_heif
 
-from app.codec import exif, planes
+from app.codec import apertures, exif, planes
 from app.codec.decoders import blaming_the_file
-from app.codec.errors import BrokenImage
+from app.codec.errors import BrokenImage, UnsupportedImage
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata
-from app.codec.isobmff import bits_per_sample, color_description, read_container
+from app.codec.isobmff import Container, bits_per_sample, color_description, read_container
+
+_HEVC = frozenset((b"hvc1",))
 
 
 @dataclass(frozen=True)
 class _HeifFile:
     file: Any
+    crop: apertures.Crop | None
     metadata: Metadata
     notices: tuple[str, ...]
 
@@ -27,13 +30,16 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
 
     Raises:
         BrokenImage: if the file is damaged.
+        UnsupportedImage: if it is an image sequence, or its picture is not in HEVC.
     """
     container = read_container(body)
+    _check_coding(container)
     if container.missing_data():
         raise BrokenImage("The HEIF is truncated; send the whole file.")
+    body, crop = apertures.without_apertures(body, container)
     with blaming_the_file("heif"):
         file = _open(body)
-        width, height = file.size
+        width, height = file.size if crop is None else (crop.width, crop.height)
         count = len(file)
         mode = str(file.mode)
     metadata, notices = exif.read_packets(file.info, limits)
@@ -50,7 +56,7 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
         mode="gray" if mode.startswith("L") else "color",
         bits=bits_per_sample(container),
         alpha="A" in mode.upper().partition(";")[0],
-        parsed=_HeifFile(file, metadata, notices),
+        parsed=_HeifFile(file, crop, metadata, notices),
     )
 
 
@@ -62,11 +68,21 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
     """
     parsed: _HeifFile = header.parsed
     with blaming_the_file("heif"):
-        samples = np.array(parsed.file)  # a copy, because libheif frees the memory with the file
+        samples = np.asarray(parsed.file)
+        samples = (samples if parsed.crop is None else parsed.crop.apply(samples)).copy()  # libheif owns the memory
     # libheif stores 10 or 12 bits in the highest bits of 16.
     bits = header.bits
     pixels, alpha = planes.split(samples if samples.dtype == np.uint8 else planes.widen(samples >> (16 - bits), bits))
     return Decoded(pixels, alpha, parsed.metadata, parsed.notices)
+
+
+def _check_coding(container: Container) -> None:
+    if not container.items and container.tracks:
+        raise UnsupportedImage("This HEIF is an image sequence, which is not supported; send one picture.")
+    others = container.coding() - _HEVC
+    if others:
+        names = ", ".join(sorted(ascii(kind.decode("latin-1")) for kind in others))
+        raise UnsupportedImage(f"This HEIF has a picture of the kind {names}; only HEVC (hvc1) is read. Send a JPEG.")
 
 
 def _open(body: bytes) -> Any:  # noqa: ANN401 - the package has no types

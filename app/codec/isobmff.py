@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from app.codec.errors import BrokenImage
 
 _MAX_BOXES, _MAX_ITEMS, _MAX_EXTENTS = 4096, 65_536, 2**17
 _ALPHA = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha", b"urn:mpeg:hevc:2015:auxid:1", b"urn:mpeg:avc:2015:auxid:1")
 _DEPTH = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:depth", b"urn:mpeg:hevc:2015:auxid:2", b"urn:mpeg:avc:2015:auxid:2")
+DERIVED = frozenset((b"grid", b"iden", b"iovl", b"tmap"))
 _IN_FILE, _IN_IDAT = 0, 1
 
 
@@ -40,13 +40,25 @@ class Item:
 
 @dataclass
 class Container:
-    """The items of a file by number, the number of the primary one, and the place of ``idat``."""
+    """The items of a file by number, and the number of the primary one.
+
+    Args:
+        size: bytes of the file.
+        primary: number of the item that is the picture.
+        items: by number.
+        idat: start and end of the box that holds data of small items.
+        brands: of the file type.
+        apertures: start and end of the content of each clean aperture (``clap``).
+        tracks: whether the file has a film or an image sequence.
+    """
 
     size: int
     primary: int = 0
     items: dict[int, Item] = field(default_factory=dict)
     idat: tuple[int, int] | None = None
     brands: frozenset[bytes] = frozenset()
+    apertures: list[tuple[int, int]] = field(default_factory=list)
+    tracks: bool = False
 
     @property
     def picture(self) -> Item:
@@ -63,6 +75,10 @@ class Container:
                 found.add(at)
                 waiting.extend(self.items[at].references.get(b"dimg", ()))
         return found
+
+    def coding(self) -> set[bytes]:
+        """Types of the coded items that the picture is made of, such as ``hvc1``."""
+        return {self.items[number].kind for number in self.sources(self.primary)} - DERIVED
 
     def auxiliaries(self) -> dict[int, bytes]:
         """Number and URN of each auxiliary picture of the primary item."""
@@ -124,6 +140,8 @@ def read_container(body: bytes) -> Container:
                 container.brands = frozenset(body[at : at + 4] for at in (start, *range(start + 8, end - 3, 4)))
             elif kind == b"meta":
                 _read_meta(body, start + 4, end, container)
+            elif kind == b"moov":
+                container.tracks = True
     except (struct.error, IndexError) as error:
         raise BrokenImage("The file's boxes are damaged or truncated; send the whole file.") from error
     return container
@@ -162,7 +180,9 @@ def _read_meta(body: bytes, at: int, end: int, container: Container) -> None:
         elif kind == b"iprp":
             for inner, first, last in _boxes(body, start, stop):
                 if inner == b"ipco":
-                    properties = [(name, body[a:b]) for name, a, b in _boxes(body, first, last)]
+                    places = list(_boxes(body, first, last))
+                    properties = [(name, body[a:b]) for name, a, b in places]
+                    container.apertures = [(a, b) for name, a, b in places if name == b"clap"]
                 elif inner == b"ipma":
                     associations.extend(_read_associations(_Cursor(body, first, last)))
     for number, indices in associations:
@@ -271,32 +291,3 @@ def _properties(container: Container) -> Iterator[tuple[bytes, bytes]]:
     others = sorted(container.sources(container.primary) - {container.primary})
     for number in (container.primary, *others):
         yield from container.items.get(number, Item()).properties
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A rectangle in pixels."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-    def apply(self, samples: Any) -> Any:  # noqa: ANN401 - an array of any type
-        """The rectangle of (H,W) or (H,W,C)."""
-        return samples[self.top : self.top + self.height, self.left : self.left + self.width]
-
-
-def clean_aperture(container: Container, width: int, height: int) -> Crop | None:
-    """The part of the picture that is shown (ISO 14496-12, 12.1.4); None for all of it, and if it is invalid."""
-    content = container.picture.find(b"clap")
-    if content is None or len(content) < 32:
-        return None
-    numbers = struct.unpack(">IIIIiIiI", content[:32])
-    if not all(numbers[1::2]):
-        return None
-    across, down, right, below = (top / bottom for top, bottom in zip(numbers[::2], numbers[1::2], strict=True))
-    left, top = (width - 1) / 2 + right - (across - 1) / 2, (height - 1) / 2 + below - (down - 1) / 2
-    crop = Crop(round(left), round(top), round(across), round(down))
-    inside = crop.left >= 0 and crop.top >= 0 and crop.left + crop.width <= width and crop.top + crop.height <= height
-    return crop if inside and crop.width and crop.height else None

@@ -44,7 +44,7 @@ class Frame:
 
     @property
     def arithmetic(self) -> bool:
-        """Whether it is coded arithmetically; such a scan may end before its last zero bytes."""
+        """Whether it is coded arithmetically. Such a scan may lack its last zero bytes, so only EOI shows its end."""
         return self.marker in _ARITHMETIC
 
     def units(self, components: Sequence[int]) -> int:
@@ -108,7 +108,7 @@ def read_scans(body: bytes, at: int, interval: int) -> tuple[list[Scan], int, bo
     for _ in range(_MAX_SEGMENTS):
         found = _MARKER.search(body, at)
         if found is None:
-            return scans, len(body), False
+            return scans, _end(body), False
         at, marker = found.end(), body[found.end() - 1]
         if marker == _END:
             return scans, at, True
@@ -133,8 +133,13 @@ def _read_scan(body: bytes, at: int, interval: int) -> Scan:
     except (struct.error, IndexError):
         raise BrokenImage("The JPEG is broken or truncated; send the whole file.") from None
     found = _MARKER.search(body, at + length)
-    end = found.start() if found is not None else len(body)
+    end = found.start() if found is not None else _end(body)
     return Scan(components, (first, last), bits & 15, interval, at + length, end)
+
+
+def _end(body: bytes) -> int:
+    """Where a file without EOI ends; half a marker does not count."""
+    return len(body) - body.endswith(b"\xff")
 
 
 def missing_scans(frame: Frame, scans: Sequence[Scan]) -> bool:

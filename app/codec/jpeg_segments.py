@@ -47,12 +47,14 @@ class Segments:
 
     @property
     def trailer(self) -> memoryview:
-        """The bytes after the picture."""
-        return memoryview(self.body)[self.end :]
+        """The bytes after the picture and its EOI."""
+        return memoryview(self.body)[self.end if self.ended else len(self.body) :]
 
     @property
     def incomplete(self) -> bool:
-        """Whether scans or restart intervals are missing."""
+        """Whether scans, restart intervals, or the end of an arithmetic scan are missing; see ``Frame.arithmetic``."""
+        if self.frame.arithmetic and not self.ended:
+            return True
         return missing_scans(self.frame, self.scans) or missing_restarts(self.body, self.frame, self.scans)
 
 

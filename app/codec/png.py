@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import imagecodecs
+import numpy as np
 from PIL import PngImagePlugin
 
 from app.codec import exif, planes, png_chunks
@@ -14,9 +15,12 @@ from app.codec.decoders import blaming_the_file, load
 from app.codec.errors import BrokenImage
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata, Mode, Pixels
 
-_PALETTE = 3
+_PALETTE, _RGB, _GRAY_ALPHA, _RGBA = 3, 2, 4, 6
 _MODES: dict[int, Mode] = {0: "gray", 2: "color", _PALETTE: "palette", 4: "gray", 6: "color"}
-_WITH_ALPHA = (4, 6)
+_WITH_ALPHA = (_GRAY_ALPHA, _RGBA)
+_BY_SPNG = frozenset(((0, 8), (_RGB, 8), (_RGBA, 8), (_RGBA, 16)))
+"""Kind and bits of what libspng decodes: it notices missing pixels, and Pillow does not. Not by ``png_decode`` of
+imagecodecs: with each broken file it releases a reference to None that it does not hold, until Python aborts."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +65,8 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
     kind, bits = file.header.kind, file.header.bits
     if kind == _PALETTE and not any(name == b"PLTE" and len(content) >= 3 for name, content in file.chunks):
         raise BrokenImage("The PNG has no palette.")
-    if kind == _PALETTE or bits < 8:  # Pillow, which decodes these, does not notice missing rows
-        png_chunks.filtered_rows(file.chunks, file.header)
+    if (kind, bits) not in _BY_SPNG:
+        png_chunks.check_complete(file.chunks, file.header)
     try:
         pixels, alpha = _decode(file, file.chunks)
     except BrokenImage:
@@ -76,10 +80,21 @@ def read(_body: bytes, header: Header, _limits: DecodeLimits) -> Decoded:
 
 
 def _decode(file: _PngFile, chunks: Sequence[tuple[bytes, bytes | memoryview]]) -> tuple[Pixels, Pixels | None]:
-    if file.header.kind == _PALETTE or file.header.bits < 8:
-        bare = png_chunks.picture_only(chunks, palette=file.header.kind == _PALETTE)
-        picture = load(PngImagePlugin.PngImageFile, bare, "png")
-        return planes.of_picture(picture, file.metadata)[:2]
-    with blaming_the_file("png"):
-        samples = imagecodecs.png_decode(png_chunks.picture_only(chunks, palette=False))
-    return planes.split(samples)
+    kind, bits = file.header.kind, file.header.bits
+    bare = png_chunks.picture_only(chunks, palette=kind == _PALETTE)
+    if (kind, bits) in _BY_SPNG:
+        with blaming_the_file("png"):
+            samples = imagecodecs.spng_decode(bare)
+        return planes.split(samples)
+    if (kind, bits) == (_GRAY_ALPHA, 16):  # filtered as four bytes a pixel, like RGBA
+        octets = load(PngImagePlugin.PngImageFile, png_chunks.as_kind(bare, _RGBA, 8), "png")
+        return planes.split(np.array(octets).view(">u2").astype(np.uint16))
+    if (kind, bits) == (_RGB, 16):  # Pillow keeps one byte of each sample
+        samples = np.asarray(load(PngImagePlugin.PngImageFile, bare, "png", "RGB;16B")).astype(np.uint16)
+        samples <<= 8
+        samples |= np.asarray(load(PngImagePlugin.PngImageFile, bare, "png", "RGB;16L"))
+        return planes.split(samples)
+    picture = load(PngImagePlugin.PngImageFile, bare, "png")
+    if bits == 16:
+        return planes.split(np.asarray(picture).astype(np.uint16, copy=False))
+    return planes.of_picture(picture, file.metadata)[:2]

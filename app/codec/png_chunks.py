@@ -5,7 +5,7 @@ from __future__ import annotations
 import binascii
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from app.codec.errors import BrokenImage, UnsupportedImage
@@ -22,6 +22,7 @@ _RAW = b"Raw profile type "
 _PACKET_CHUNKS = (b"iCCP", b"eXIf", *_TEXT_CHUNKS)
 _ICC, _EXIF, _XMP, _IPTC = "an ICC profile", "EXIF", "XMP", "IPTC"
 _MAX_CHUNKS = 2**17
+_PIECE_BYTES = 2**22
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Left, top and steps of the passes of an interlaced picture."""
@@ -56,8 +57,8 @@ class PngHeader:
 def read_chunks(body: bytes) -> tuple[list[Chunk], tuple[str, ...]]:
     """Type and content of every chunk up to IEND, and notices. Bytes after IEND are ignored.
 
-    An ancillary chunk whose checksum is wrong is left out, as in Chromium. A file that ends inside its last IDAT or
-    IEND is read as far as it goes; whether all pixels are there is seen when they are decoded.
+    An ancillary chunk whose checksum is wrong is left out, as in Chromium. A file that ends behind
+    its first IDAT is read as far as it goes; whether all pixels are there is seen when they are decoded.
 
     Raises:
         BrokenImage: if the file ends before its pixels, is not put together as a PNG, has more chunks than any real
@@ -89,11 +90,13 @@ def read_chunks(body: bytes) -> tuple[list[Chunk], tuple[str, ...]]:
         if kind == b"IEND":
             return chunks, _damage(damaged)
         at += 12 + length
-    if bytes(view[at + 4 : at + 8]) == b"IDAT":
+    cut = bytes(view[at + 4 : at + 8])
+    if cut == b"IDAT":
         chunks.append((b"IDAT", view[at + 8 : at + 8 + struct.unpack_from(">I", view, at)[0]]))
     if not any(kind == b"IDAT" for kind, _ in chunks):
         raise BrokenImage("The PNG is truncated; send the whole file.")
-    return [*chunks, (b"IEND", view[:0])], _damage(damaged)
+    missing = () if cut == b"IEND" else ("the file has no end: metadata behind its pixels may be missing",)
+    return [*chunks, (b"IEND", view[:0])], (*_damage(damaged), *missing)
 
 
 def _damage(kinds: Iterable[str]) -> tuple[str, ...]:
@@ -140,21 +143,42 @@ def picture_only(chunks: Iterable[tuple[bytes, bytes | memoryview]], *, palette:
     return assemble(chunk for chunk in chunks if chunk[0] in kept)
 
 
-def filtered_rows(chunks: Iterable[Chunk], header: PngHeader) -> bytes:
-    """The inflated pixel data, without checking its checksum.
+def as_kind(picture: bytes, kind: int, bits: int) -> bytes:
+    """A file of ``picture_only`` with another color type and depth, whose pixels have as many bytes."""
+    head = bytearray(picture[len(SIGNATURE) + 8 : len(SIGNATURE) + 21])
+    head[8:10] = bits, kind
+    return b"".join((SIGNATURE, *frame(b"IHDR", bytes(head)), picture[len(SIGNATURE) + 25 :]))
+
+
+def filtered_rows(chunks: Iterable[Chunk], header: PngHeader) -> Iterator[bytes]:
+    """The inflated pixel data in pieces, without checking its checksum.
 
     Raises:
         BrokenImage: if pixel data is damaged or missing.
     """
     stream = zlib.decompressobj(-zlib.MAX_WBITS)
-    packed = b"".join(content for kind, content in chunks if kind == b"IDAT")
-    try:
-        rows = stream.decompress(packed[2:], header.filtered_bytes)
-    except zlib.error:
-        rows = b""
-    if len(rows) < header.filtered_bytes:
-        raise BrokenImage("The PNG is broken or truncated: pixel data is missing; send the whole file.")
-    return rows
+    waiting = b"".join(content for kind, content in chunks if kind == b"IDAT")[2:]
+    left = header.filtered_bytes
+    while left:
+        try:
+            piece = stream.decompress(waiting, min(left, _PIECE_BYTES))
+        except zlib.error:
+            piece = b""
+        if not piece:
+            raise BrokenImage("The PNG is broken or truncated: pixel data is missing; send the whole file.")
+        yield piece
+        left -= len(piece)
+        waiting = stream.unconsumed_tail
+
+
+def check_complete(chunks: Iterable[Chunk], header: PngHeader) -> None:
+    """Check that no pixel data is missing.
+
+    Raises:
+        BrokenImage: if it is damaged or missing.
+    """
+    for _ in filtered_rows(chunks, header):
+        pass
 
 
 def repair(chunks: Iterable[Chunk], header: PngHeader) -> list[tuple[bytes, bytes | memoryview]]:
@@ -164,7 +188,7 @@ def repair(chunks: Iterable[Chunk], header: PngHeader) -> list[tuple[bytes, byte
         BrokenImage: if pixel data is damaged or missing.
     """
     chunks = list(chunks)
-    rows = filtered_rows(chunks, header)
+    rows = b"".join(filtered_rows(chunks, header))
     others = [chunk for chunk in chunks if chunk[0] not in (b"IDAT", b"IEND")]
     return [*others, (b"IDAT", zlib.compress(rows, 1)), (b"IEND", b"")]
 

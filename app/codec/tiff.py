@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import PIL.Image
 
 from app.codec import color, planes, tiff_picture, tiff_streams
+from app.codec.errors import BrokenImage
+from app.codec.ifd import DirectoryError
 from app.codec.image import Decoded, DecodeLimits, Header, Metadata, Mode
 
 _MODES: dict[int, Mode] = {0: "gray", 1: "gray", 3: "palette", 5: "cmyk"}
@@ -28,13 +30,17 @@ def parse(body: bytes, limits: DecodeLimits) -> Header:
     picture = tiff_picture.read_picture(body)
     metadata, orientation, notices = tiff_picture.read_metadata(picture, limits)
     width, height = picture.size
+    try:
+        photometric, bits, alpha = picture.photometric, picture.bits, picture.has_alpha
+    except DirectoryError as error:
+        raise BrokenImage("The TIFF is broken: a tag is invalid.") from error
     return Header(
         "tiff",
         width,
         height,
-        mode=_MODES.get(picture.photometric, "color"),
-        bits=picture.bits,
-        alpha=picture.has_alpha,
+        mode=_MODES.get(photometric, "color"),
+        bits=bits,
+        alpha=alpha,
         orientation=orientation,
         frames=picture.frames,
         parsed=_TiffFile(picture, metadata, notices),

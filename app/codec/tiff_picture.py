@@ -26,7 +26,7 @@ _REDUCED_OR_MASK = 0b101
 
 @dataclass(frozen=True)
 class TiffPicture:
-    """The picture of a file. Its strips or tiles lie within the file."""
+    """The picture of a file. Its strips or tiles lie within the file. Invalid tags raise DirectoryError."""
 
     body: bytes
     layout: Layout
@@ -54,8 +54,8 @@ class TiffPicture:
 
     @property
     def photometric(self) -> int:
-        """TIFF's number of the kind of picture, 1 (black is zero) if it is missing or invalid."""
-        return self._number_or(tags.PHOTOMETRIC, 1)
+        """TIFF's number of the kind of picture, 1 (black is zero) if it is missing."""
+        return self.number(tags.PHOTOMETRIC, 1)
 
     @property
     def samples(self) -> int:
@@ -69,22 +69,13 @@ class TiffPicture:
 
     @property
     def bits(self) -> int:
-        """Bits of the deepest sample, 1 if it is missing or invalid."""
-        try:
-            return max(self.depths)
-        except DirectoryError:
-            return 1
-
-    def _number_or(self, tag: int, default: int) -> int:
-        try:
-            return max(self.numbers(tag, (default,)))
-        except DirectoryError:
-            return default
+        """Bits of the deepest sample, 1 if it is missing."""
+        return max(self.depths)
 
     @property
     def colors(self) -> int:
         """Samples of a pixel that are colours; 0 for unknown kinds."""
-        return _COLORS.get(self.number(tags.PHOTOMETRIC, 1), 0)
+        return _COLORS.get(self.photometric, 0)
 
     @property
     def has_alpha(self) -> bool:

@@ -1,9 +1,10 @@
 """Decodes TIFF's strips and tiles.
 
 Decoders get a new directory that contains only known, checked tags, appended to the file, instead of the file's own.
-Pillow's libtiff decodes 1 to 8 bits of gray, palettes and colours. It would reduce 16 bits to 8, so whole bytes are
-shown to it as gray of 8 bits: the compressions do not know the difference, and the predictor is undone here. YCbCr and
-old-style JPEG go through libtiff's conversion to RGB, and rare depths and compressions through tifffile.
+Pillow's libtiff decodes grays of 1 to 4 bits and palettes. It would reduce 16 bits to 8, and knows few kinds of planes,
+so samples of whole bytes are shown to it as gray of 8 bits: the compressions do not know the difference, and the
+predictor is undone here. YCbCr and old-style JPEG go through libtiff's conversion to RGB, and rare depths and
+compressions through tifffile.
 """
 
 from __future__ import annotations
@@ -106,14 +107,11 @@ def _decoder_of(picture: TiffPicture) -> Any:  # noqa: ANN401 - one of the funct
         return _decode_as_rgb
     if compression == tags.JPEG and bits == 8 and picture.photometric != tags.PALETTE:
         return _decode_jpeg
-    reversed_bits = picture.number(tags.FILL_ORDER, 1) == 2
-    ink = picture.colors == 4
-    if by_bytes and picture.photometric != tags.PALETTE and (bits == 16 or (bits == 8 and (reversed_bits or ink))):
+    if by_bytes and picture.photometric != tags.PALETTE and bits in (8, 16):
         return _decode_bytes
     if compression in tags.FAX:
         return _decode_fax
-    simple = picture.colors == 1 or bits == 8
-    if by_bytes and bits in (1, 2, 4, 8) and simple:
+    if by_bytes and bits in (1, 2, 4, 8) and picture.samples == 1:
         return _decode_by_pillow
     if compression in tags.BY_TIFFFILE:
         return _decode_rare

@@ -14,8 +14,8 @@ NONE, FAX, OLD_JPEG, JPEG = 1, (2, 3, 4), 6, 7
 BYTE_STREAMS = frozenset((1, 5, 8, 32946, 32773, 34925, 50000))
 """Compressions of bytes, which are independent of the meaning of the bytes."""
 BY_LIBTIFF = BYTE_STREAMS | frozenset((*FAX, JPEG))
-BY_TIFFFILE = BYTE_STREAMS | frozenset((JPEG, 33003, 33004, 33005, 34712, 34887, 34933, 50001, 50002, 52546))
-"""Further ones: JPEG 2000, LERC, PNG, WebP, JPEG XL, with imagecodecs."""
+BY_TIFFFILE = BYTE_STREAMS | frozenset((JPEG, 33003, 33004, 33005, 34712, 34887, 50001, 50002, 52546))
+"""Further ones: JPEG 2000, LERC, WebP, JPEG XL, with imagecodecs. Not PNG (34933), see ``png``."""
 
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6
 SEPARATE, ASSOCIATED_ALPHA, UNASSOCIATED_ALPHA = 2, 1, 2
