@@ -58,6 +58,20 @@ def test_strip_leaves_srgb_alone():
         assert np.array_equal(strip(before).pixels, before.pixels)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("gamma", [200_000, 100_000, 55_556])
+def test_strip_converts_dark_grays_as_exactly_as_colors(gamma, dtype):
+    """Every level, to within rounding; a coarse table would be ten levels off near black."""
+    full = np.iinfo(dtype).max
+    levels = np.linspace(0, full, 256).astype(dtype)
+    described = codec.Metadata(png_color=((b"gAMA", struct.pack(">I", gamma)),))
+    light = (levels / full) ** (100_000 / gamma)
+    expected = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055) * 255
+    image = codec.Image(levels[None, :, None], metadata=described)
+    stripped = codec.decode(written(image, metadata="strip"), LIMITS).pixels[0, :, 0] * (255 / full)
+    assert np.abs(stripped - expected).max() <= 0.51
+
+
 def test_strip_keeps_gray_gray():
     """A linear gray becomes sRGB's gray: one plane, brighter in the middle."""
     gray = np.full((8, 8, 1), 55, np.uint8)

@@ -299,6 +299,29 @@ def test_tiff_of_eight_bits_in_separate_planes_keeps_its_alpha(channels, tile, c
     assert np.array_equal(multiplied.alpha, plain.alpha)
 
 
+@pytest.mark.parametrize("compression", [1, 5])
+def test_tiff_of_a_palette_keeps_its_alpha(compression):
+    """Behind each index, of eight bits."""
+    planes = samples(channels=2)
+    table = np.random.default_rng(1).integers(0, 65536, (3, 256))
+    body = tiff(planes, compression=compression, t262=(3,), t320=tuple(table.reshape(-1).tolist()))
+    image = decoded(body)
+    assert np.array_equal(image.pixels, (table.T[planes[:, :, 0]] >> 8).astype(np.uint8))
+    assert np.array_equal(image.alpha, planes[:, :, 1])
+
+
+@pytest.mark.parametrize("kind", ["gray", "palette"])
+def test_tiff_of_four_bits_keeps_its_alpha(kind):
+    """Two samples in a byte."""
+    planes = np.random.default_rng(1).integers(0, 16, (HEIGHT, WIDTH, 2), np.uint8)
+    packed = planes[:, :, :1] << 4 | planes[:, :, 1:]
+    table = {"t320": tuple(value * 4369 for value in (*range(16), *range(16), *range(16)))} if kind == "palette" else {}
+    body = tiff(packed, t258=(4, 4), t277=(2,), t262=({"gray": 1, "palette": 3}[kind],), t338=(2,), **table)
+    image = decoded(body)
+    assert np.array_equal(image.pixels[:, :, 0], planes[:, :, 0] * 17)
+    assert np.array_equal(image.alpha, planes[:, :, 1] * 17)
+
+
 @pytest.mark.parametrize("tag", [258, 262, 277, 338])
 def test_tiff_with_a_tag_of_an_impossible_type_is_broken(tag):
     """A text instead of a number."""

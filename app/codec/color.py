@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import imagecodecs
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from app.codec.image import Image, Metadata, Pixels
 
-_RELATIVE_COLORIMETRIC, _BLACK_POINT_COMPENSATION = 1, 0x2000
+_RELATIVE_COLORIMETRIC, _BLACK_POINT_COMPENSATION, _NO_OPTIMIZATION = 1, 0x2000, 0x100
 _CURVE_POINTS = 1024
 _DATE = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
 _D65 = (0.3127, 0.3290)
@@ -179,15 +179,23 @@ def convert(pixels: Pixels, source: bytes, target: bytes) -> Pixels:
     Raises:
         ValueError: if a profile cannot be used, or does not fit the pixels.
     """
+    if pixels.shape[2] > 1:
+        return _transform(np.ascontiguousarray(pixels), source, target, 0)
+    # Little CMS would approximate a curve of gray with 33 points, so each level is converted by itself.
+    levels = np.arange(np.iinfo(pixels.dtype).max + 1).astype(pixels.dtype)[None, :]
+    return cast("Pixels", _transform(levels, source, target, _NO_OPTIMIZATION)[0][pixels[:, :, 0]])
+
+
+def _transform(samples: NDArray[Any], source: bytes, target: bytes, flags: int) -> Pixels:
     try:
         converted = imagecodecs.cms_transform(
-            np.ascontiguousarray(pixels if pixels.shape[2] > 1 else pixels[:, :, 0]),
+            samples,
             source,
             target,
             colorspace=profile_space(source).lower(),
             outcolorspace=profile_space(target).lower(),
             intent=_RELATIVE_COLORIMETRIC,
-            flags=_BLACK_POINT_COMPENSATION,
+            flags=_BLACK_POINT_COMPENSATION | flags,
         )
     except imagecodecs.CmsError as error:
         raise ValueError("the profile cannot be used") from error

@@ -20,7 +20,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import TiffImagePlugin
 
-from app.codec import jpeg, planes
+from app.codec import jpeg, tiff_samples
 from app.codec import tiff_tags as tags
 from app.codec.decoders import blaming_the_file
 from app.codec.errors import BrokenImage, UnsupportedImage
@@ -262,20 +262,7 @@ def _decode_bytes(picture: TiffPicture) -> Samples:
         stored = np.concatenate([_read_streams(picture, offsets[s], counts[s], 1) for s in slices], axis=2)
     else:
         stored = _read_streams(picture, offsets, counts, samples)
-    return _channels(picture, stored)
-
-
-def _channels(picture: TiffPicture, stored: NDArray[Any]) -> Samples:
-    """The colours and alpha of (H,W,samples), with white at the top and alpha not multiplied in."""
-    colors = picture.colors
-    if picture.photometric == tags.WHITE_IS_ZERO:
-        stored[:, :, 0] = np.invert(stored[:, :, 0])
-    if not picture.has_alpha:
-        return stored[:, :, :colors], colors
-    pixels, alpha = stored[:, :, :colors], stored[:, :, colors]
-    associated = picture.number(tags.EXTRA) == tags.ASSOCIATED_ALPHA
-    pixels = planes.without_premultiplication(pixels, alpha) if associated else pixels
-    return np.concatenate((pixels, alpha[:, :, None]), axis=2), colors
+    return tiff_samples.channels(picture, stored)
 
 
 def _read_streams(
@@ -325,18 +312,5 @@ def _decode_rare(picture: TiffPicture) -> Samples:
     stored = stored.reshape(shape)
     stored = stored.transpose(1, 2, 0) if picture.separate else stored
     if picture.photometric == tags.PALETTE:
-        table = np.array(picture.numbers(tags.COLOR_MAP)).reshape(3, -1)
-        table = table * 257 if table.max() < 256 else table
-        if table.shape[1] <= int(stored[:, :, 0].max()):
-            raise BrokenImage("The TIFF's pixels are outside its palette.")
-        return np.ascontiguousarray((table.T[stored[:, :, 0]] >> 8).astype(np.uint8)), 3
-    return _channels(picture, np.ascontiguousarray(_widened(stored, bits)))
-
-
-def _widened(stored: NDArray[Any], bits: int) -> NDArray[Any]:
-    """Samples of any depth as 8 or 16 bits whose largest is white again."""
-    if bits in (8, 16):
-        return stored
-    full, target = 2**bits - 1, np.uint8 if bits < 8 else np.uint16
-    scaled = stored.astype(np.float64) * (np.iinfo(target).max / full)
-    return np.rint(scaled).astype(target)
+        return tiff_samples.with_palette(picture, stored), 3
+    return tiff_samples.channels(picture, np.ascontiguousarray(tiff_samples.widened(stored, bits)))
