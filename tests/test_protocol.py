@@ -489,6 +489,32 @@ def test_refusals_of_the_connection_may_be_read_by_allowed_origins(data, status,
         assert b"access-control-allow-origin" not in head
 
 
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"HEAD ftp://x/ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
+        (b"HEAD / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * HEADER_BYTES + b"\r\n\r\n", 431),
+        (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"HEAD / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
+    ],
+)
+def test_a_malformed_head_is_answered_without_a_body(data, status, caplog):
+    """A response to ``HEAD`` has headers only, and nothing fails."""
+
+    async def scenario():
+        async with Site() as site:
+            site.reads_body = False
+            site.gate.clear()
+            return await site.ask(data)
+
+    head, _, body = run(scenario).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"application/problem+json" in head
+    assert (body == b"") == data.startswith(b"HEAD")
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_the_origin_of_an_earlier_request_does_not_count():
     """Nor that of a request behind a malformed one."""
 

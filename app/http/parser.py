@@ -39,6 +39,7 @@ class Parser(h11.Connection):
         left: remaining events of this call.
         interrupted: whether further events are available.
         fault: the error of a malformed request.
+        is_head: whether the current request is known to be ``HEAD``, so that its response has no body.
         origin: the header ``Origin`` of the current request; empty if it has none, or it has not arrived.
     """
 
@@ -48,6 +49,7 @@ class Parser(h11.Connection):
         self.left = EVENTS_AT_ONCE
         self.interrupted = False
         self.fault: h11.RemoteProtocolError | None = None
+        self.is_head = False
         self.origin = ""
 
     def next_event(self) -> type[h11.NEED_DATA | h11.PAUSED] | h11.Event:
@@ -65,6 +67,7 @@ class Parser(h11.Connection):
                 self._read_head(received)
             event = super().next_event()
             if isinstance(event, h11.Request):
+                self.is_head = event.method == b"HEAD"
                 _check_size(event)
                 _check_framing(event)
                 event = _in_origin_form(event)
@@ -76,6 +79,7 @@ class Parser(h11.Connection):
 
     def _read_head(self, received: bytes) -> None:
         """Refuse many headers before they are parsed, and keep ``Origin`` for the response to a malformed request."""
+        self.is_head = False
         end = re.search(rb"\n\r?\n", received)
         head = received[: end.start() + 1] if end else received
         found = ORIGIN.search(head)

@@ -215,7 +215,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
             headers = [*self.server_state.default_headers, *headers, *cors, (b"connection", b"close")]
             reason = STATUS_PHRASES[error.status]
             response = h11.Response(status_code=error.status, headers=headers, reason=reason)
-            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+            for event in (response, h11.Data(data=b"" if self.parser.is_head else body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
