@@ -496,6 +496,7 @@ def test_refusals_of_the_connection_may_be_read_by_allowed_origins(data, status,
         (b"HEAD / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n", 400),
         (b"HEAD / HTTP/1.1\r\nHost: x\r\nX: " + b"x" * HEADER_BYTES + b"\r\n\r\n", 431),
         (b"CONNECT x:443 HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"CONNECT /thing HTTP/1.1\r\nHost: x\r\n\r\n", 400),
         (b"HEAD / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", 400),
     ],
 )

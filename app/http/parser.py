@@ -121,10 +121,12 @@ def _check_framing(request: h11.Request) -> None:
 
 def _in_origin_form(request: h11.Request) -> h11.Request:
     """The request with its target as a path, or as ``*``. A URL's host replaces ``Host``."""
+    if request.method == b"CONNECT":
+        raise h11.RemoteProtocolError("CONNECT is for proxies, and this server is none")
     if request.target.startswith(b"/") or (request.method, request.target) == (b"OPTIONS", b"*"):
         return request
     url = ABSOLUTE.fullmatch(request.target)
-    if url is None or request.method == b"CONNECT":
+    if url is None:
         raise h11.RemoteProtocolError(f"the request target {request.target[:100]!r} is neither a path nor an http URL")
     host, path = url[1], url[2] or (b"*" if request.method == b"OPTIONS" else b"/")
     return h11.Request(
