@@ -84,8 +84,9 @@ class WindowBody:
         self.norm = pack_norm(body.layernorm, form.exact)
         stages = list(expect(body.encoder, Swin2SREncoder).stages)
         behind = [None] * (len(stages) - 1) + [self.norm]
-        self.stages = tuple(pack_stage(stage, form, norm) for stage, norm in zip(stages, behind, strict=True))
-        self.after_body = pack_end(body.conv_after_body, None, form, body.config.window_size)
+        window = body.config.window_size
+        self.stages = tuple(pack_stage(stage, form, window, norm) for stage, norm in zip(stages, behind, strict=True))
+        self.after_body = pack_end(body.conv_after_body, None, form, window)
         self.heartbeat: Callable[[], None] = lambda: None
 
     @property

@@ -102,15 +102,14 @@ class PackedStage:
     end: EndWeights
 
 
-def pack_stage(stage: nn.Module, form: Form, norm: NormWeights | None = None) -> PackedStage:
-    """Pack a stage, and the norm behind it if there is one."""
+def pack_stage(stage: nn.Module, form: Form, window: int, norm: NormWeights | None = None) -> PackedStage:
+    """Pack a stage of this window side, and the norm behind it if there is one."""
     stage = expect(stage, Swin2SRStage)
     expect(stage.patch_unembed, Swin2SRPatchUnEmbeddings)
     blocks = tuple(pack_block(block, form) for block in stage.layers)
     embed = expect(stage.patch_embed, Swin2SRPatchEmbeddings)
-    if embed.layernorm is not None:
+    if embed.layernorm is not None or any(block.window_size != window for block in stage.layers):
         raise NotPlainError
-    window = expect(stage.layers[0], Swin2SRLayer).window_size
     return PackedStage(blocks, pack_end(stage.conv, embed.projection, form, window, norm))
 
 
@@ -124,6 +123,11 @@ def pack_block(block: nn.Module, form: Form) -> Block:
     expect(block.drop_path, Swin2SRDropPath)
     for dropout in (inner.dropout, projection.dropout, output.dropout):
         expect(dropout, nn.Dropout)
+    window = block.window_size
+    if inner.window_size != (window, window) or inner.num_attention_heads != len(inner.logit_scale):
+        raise NotPlainError
+    if block.shift_size not in (0, window // 2) or block.layernorm_before.eps != block.layernorm_after.eps:
+        raise NotPlainError  # an index has one shift, and a kernel one epsilon
     packed = Block(
         bool(block.shift_size),
         pack_tables(inner, block.shift_size, form.exact),

@@ -250,6 +250,40 @@ def test_a_replaced_part_is_called(part: str):
     assert (answer(model) - answer(tiny())).abs().max() > 1e-5
 
 
+LAYER = "swin2sr.encoder.stages.0.layers.1"
+ATTRIBUTES = [
+    (f"{LAYER}.layernorm_before", "eps", 1.0),
+    (f"{LAYER}.layernorm_after", "eps", 1.0),
+    ("swin2sr.layernorm", "eps", 1.0),
+    (LAYER, "shift_size", 2),
+    (LAYER, "shift_size", 0),
+    (f"{LAYER}.intermediate.intermediate_act_fn", "approximate", "tanh"),
+    ("swin2sr.conv_after_body", "padding_mode", "reflect"),
+    ("swin2sr.config", "img_range", 2.0),
+]
+
+
+@pytest.mark.parametrize(("part", "attribute", "value"), ATTRIBUTES)
+def test_a_changed_attribute_takes_effect(part: str, attribute: str, value: object):
+    """After a pass too: the answer without gradients is the one with gradients, which the reference gives."""
+    model = tiny()
+    before = answer(model)
+    owner = model.swin2sr.config if part == "swin2sr.config" else model.get_submodule(part)
+    setattr(owner, attribute, value)
+    assert (answer(model) - model(PIXELS).reconstruction).abs().max() < 1e-5
+    assert (answer(model) - before).abs().max() > 1e-5
+
+
+def test_heads_that_do_not_fit_the_weights_fail_without_gradients_too():
+    """As the reference does."""
+    model = tiny()
+    model.get_submodule(f"{LAYER}.attention.self").num_attention_heads = 1
+    with pytest.raises(RuntimeError):
+        model(PIXELS)
+    with pytest.raises(RuntimeError):
+        answer(model)
+
+
 def test_copies_compute_the_same_without_the_first_ones_memory():
     """Deepcopy and pickle, before and after a forward pass."""
     model = tiny()
