@@ -299,6 +299,17 @@ def test_tiff_of_eight_bits_in_separate_planes_keeps_its_alpha(channels, tile, c
     assert np.array_equal(multiplied.alpha, plain.alpha)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_fourth_sample_of_rgb_that_no_tag_names_is_alpha(dtype):
+    """As Pillow and libtiff have it; one that is named as something else is left out with a notice."""
+    planes = samples(channels=4, dtype=dtype)
+    named, unnamed = decoded(tiff(planes, t338=(0,))), decoded(tiff(planes, t338=()))
+    assert np.array_equal(unnamed.pixels, planes[:, :, :3])
+    assert np.array_equal(unnamed.alpha, planes[:, :, 3])
+    assert named.alpha is None
+    assert "channels" in named.notices[0]
+
+
 @pytest.mark.parametrize("compression", [1, 5])
 def test_tiff_of_a_palette_keeps_its_alpha(compression):
     """Behind each index, of eight bits."""

@@ -79,8 +79,11 @@ class TiffPicture:
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the sample behind the colours is transparency."""
-        return self.samples > self.colors and self.number(tags.EXTRA) in (1, 2)
+        """Whether the sample behind the colours is transparency; a fourth of RGB is, if no tag names it."""
+        named = self.numbers(tags.EXTRA)
+        if not named:
+            return self.photometric == tags.RGB and self.samples == 4
+        return self.samples > self.colors and named[0] in (1, 2)
 
     @property
     def further_samples(self) -> bool:
