@@ -423,6 +423,8 @@ def test_a_bad_file_makes_the_exit_status_1(run, tmp_path):
         (("empty", "-o", "out"), "No images found in empty. Recognised extensions: .avif, "),
         (("a.png", "-o", "out.gif"), "Unsupported output extension '.gif'; use one of .png, .jpg, "),
         (("a.png", "-o", "out.jpg", "--format", "webp"), "Output extension .jpg contradicts --format webp"),
+        (("a.png", "-o", "out.jpg", "--format", "jpg"), "--format: 'jpg' is not png, jpeg"),
+        (("a.png", "-o", "out.jpg", "--url", "http://x", "--timeout", "nan"), "timeout=nan must be above 0 seconds"),
         (("a.png", "-o", "out.png", "--factor", "1", "--width", "3"), "factor"),
         (("a.png", "-o", "out.png", "--factor", "-1"), "--factor"),
         (("*.png", "-o", "out.png"), "need an output folder"),

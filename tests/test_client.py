@@ -449,6 +449,20 @@ def test_timeout_ms_shortens_the_timeout(clock):
     assert exceeded.value.request_id == late[0][0].headers["x-request-id"]
 
 
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("-inf")])
+def test_a_timeout_that_is_none_is_refused(seconds):
+    """Of the client and of one image; an infinite one is as long as sockets allow."""
+    with pytest.raises(ValueError, match=r"timeout=.* must be above 0 seconds"):
+        Client(timeout=seconds)
+    client, requests = scripted(httpx.Response(404))
+    with client:
+        with pytest.raises(ValueError, match=r"timeout=.* must be above 0 seconds"):
+            client.upscale(b"x", timeout=seconds)
+        with pytest.raises(errors.ServiceError):
+            client.upscale(b"x", timeout=float("inf"))
+    assert requests[0][0].url.params["timeout_ms"] == str(10**9)
+
+
 @pytest.mark.parametrize(
     ("reply", "kind"),
     [

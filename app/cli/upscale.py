@@ -56,7 +56,7 @@ class UpscaleArgs:
         by_suffix = _FORMAT_BY_SUFFIX.get(suffix)
         if suffix and by_suffix is None:
             raise ValueError(f"Unsupported output extension '{suffix}'; use one of {', '.join(_FORMAT_BY_SUFFIX)}")
-        if format not in (None, "same") and by_suffix not in (None, format):
+        if format in _FORMATS and by_suffix not in (None, format):
             raise ValueError(f"Output extension {suffix} contradicts --format {format}. Change one of them.")
         chosen: Any = format or by_suffix or "png"
         return UpscaleOptions(format=chosen, **values)

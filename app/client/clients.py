@@ -14,7 +14,7 @@ from ..schemas import VariantDescription, VariantList
 from .images import Source, open_image
 from .request import Options, UpscaleRequest, build_query, new_request_id
 from .response import OnProgress, UpscaledImage, check
-from .retries import Retries, Server
+from .retries import Retries, Server, check_timeout
 
 URL = "http://127.0.0.1:8000"
 CHUNK = 1 << 16
@@ -49,7 +49,7 @@ class Client:
         retry_window: float = 60.0,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout)
         self._server = Server(url, connect_timeout, retry_window)
         try:
             self._http = httpx.Client(base_url=url, headers=_headers(api_key), transport=transport)
@@ -92,7 +92,7 @@ class Client:
         Raises:
             ServiceError: of the class that the server raised, with its ``request_id``; DeadlineExceeded also if the
                 response comes too late, ServerUnreachable if no server answers.
-            TypeError, ValueError, OSError: if the image cannot be read or encoded.
+            TypeError, ValueError, OSError: if the image cannot be read or encoded, or ``timeout`` is not above 0.
         """
         request_id = new_request_id()
         query = build_query(variant, options, request_id)
@@ -102,7 +102,7 @@ class Client:
                 query,
                 server=self._server,
                 request_id=request_id,
-                timeout=timeout or self._timeout,
+                timeout=self._timeout if timeout is None else check_timeout(timeout),
                 into=into,
                 on_progress=on_progress,
             )
@@ -161,7 +161,7 @@ class AsyncClient:
         retry_window: float = 60.0,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._timeout = timeout
+        self._timeout = check_timeout(timeout)
         self._server = Server(url, connect_timeout, retry_window)
         try:
             self._http = httpx.AsyncClient(base_url=url, headers=_headers(api_key), transport=transport)
@@ -199,7 +199,7 @@ class AsyncClient:
                 query,
                 server=self._server,
                 request_id=request_id,
-                timeout=timeout or self._timeout,
+                timeout=self._timeout if timeout is None else check_timeout(timeout),
                 into=into,
                 on_progress=on_progress,
             )

@@ -17,6 +17,21 @@ LONGEST_PAUSE = 4.0
 """Seconds between two attempts to reach a server, at most."""
 
 
+LONGEST_S = 1e6
+"""Timeouts above it, also infinite ones, are cut to it, because sockets take no longer ones. Seconds."""
+
+
+def check_timeout(seconds: float) -> float:
+    """A timeout that sockets accept.
+
+    Raises:
+        ValueError: if it is not above 0.
+    """
+    if not seconds > 0:
+        raise ValueError(f"timeout={seconds:g} must be above 0 seconds")
+    return min(seconds, LONGEST_S)
+
+
 @dataclass
 class Server:
     """The server of a client.
