@@ -126,7 +126,7 @@ def middleware(service: Service, tracer: Tracer | None) -> list[Middleware]:
     """The middleware of every request, the outermost first."""
     settings = service.settings
 
-    def is_leaving() -> bool:
+    def is_draining() -> bool:
         return service.state.leaving
 
     cross_origin = [Middleware(CrossOrigin, origins=settings.cors_origins)] if settings.cors_origins else []
@@ -137,10 +137,10 @@ def middleware(service: Service, tracer: Tracer | None) -> list[Middleware]:
             on_start=service.metrics.start_request,
             on_end=service.metrics.end_request,
             tracer=tracer,
-            is_leaving=is_leaving,
+            is_draining=is_draining,
         ),
         *cross_origin,  # outside FailureResponses, so that pages of other origins can read errors too
-        Middleware(FailureResponses, is_leaving=is_leaving),
+        Middleware(FailureResponses, is_draining=is_draining),
         Middleware(AllowedHosts, names=settings.accepted_hosts),
         Middleware(HeadAsGet),
     ]

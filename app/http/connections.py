@@ -85,8 +85,8 @@ class Connections:
         self.open.add(connection)
         self._idle[connection] = None
 
-    def has_place(self, connection: HttpConnection) -> bool:
-        """Whether a connection may send other requests than health probes. Idle connections are closed for it."""
+    def claim_place(self, connection: HttpConnection) -> bool:
+        """Close idle connections if needed; return whether the connection may send more than health probes."""
         self.set_idle(connection, idle=False)
         while connection.is_extra and len(self.open) > self.limit and self.evict_one():
             pass

@@ -141,7 +141,8 @@ class Form:
         name = options.get(b"name", b"").decode("utf-8", "replace")
         if name != PART:
             if b"filename" in self._disposition or not name:
-                raise InvalidUpload(f"The multipart body has a file {name[:50]!r}. Send the image as {PART!r}.")
+                part = f"a file {name[:50]!r}" if name else "a part without a name"
+                raise InvalidUpload(f"The multipart body has {part}. Send the image as {PART!r}.")
             self._part, self._text = name[:LONGEST_NAME], bytearray()
             return
         self._text = None

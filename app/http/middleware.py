@@ -76,7 +76,7 @@ class RequestContext:
         on_start: called with the path of each request.
         on_end: called with its path, its log fields, and its duration in seconds.
         tracer: exports the spans of requests, if there is one.
-        is_leaving: whether the server is shutting down; every response closes its connection then.
+        is_draining: whether the server is shutting down; every response closes its connection then.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class RequestContext:
         on_start: Callable[[str], None],
         on_end: Callable[[str, dict[str, object], float], None],
         tracer: Tracer | None,
-        is_leaving: Callable[[], bool] = lambda: False,
+        is_draining: Callable[[], bool] = lambda: False,
     ) -> None:
         self.app = app
         self.on_start = on_start
         self.on_end = on_end
         self.tracer = tracer
-        self.is_leaving = is_leaving
+        self.is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -116,7 +116,7 @@ class RequestContext:
                 status = message["status"]
                 response_headers = MutableHeaders(scope=message)
                 response_headers["X-Request-Id"] = identity
-                if self.is_leaving():
+                if self.is_draining():
                     response_headers["Connection"] = "close"
             for slice_ in _slices(message):
                 await send(slice_)
@@ -137,12 +137,12 @@ class FailureResponses:
 
     Args:
         app: the next application.
-        is_leaving: whether the server is shutting down; requests that are cancelled then get 503.
+        is_draining: whether the server is shutting down; requests that are cancelled then get 503.
     """
 
-    def __init__(self, app: ASGIApp, is_leaving: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, app: ASGIApp, is_draining: Callable[[], bool] = lambda: False) -> None:
         self.app = app
-        self.is_leaving = is_leaving
+        self.is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -170,11 +170,13 @@ class FailureResponses:
             await self.app(scope, receive, send_and_note)
         except asyncio.CancelledError:
             aborted = Draining("The server shut down before it could respond. Send the request again.")
-            if not (self.is_leaving() and await end(aborted)):
+            if not (self.is_draining() and await end(aborted)):
                 raise
         except Exception:  # the outermost handler
             logger.exception("a request failed", extra={"request_id": request_id(scope)})
-            if not await end(InternalError("Unexpected server error. The server's log has it under this request id.")):
+            if not await end(
+                InternalError("Unexpected server error. Look for the request id of this response in the server's log.")
+            ):
                 raise
 
 

@@ -39,7 +39,7 @@ class Parser(h11.Connection):
         left: remaining events of this call.
         interrupted: whether further events are available.
         fault: the error of a malformed request.
-        is_head: whether the current request is known to be ``HEAD``, so that its response has no body.
+        is_head: whether the current request is ``HEAD``, so that its response has no body.
         origin: the header ``Origin`` of the current request; empty if it has none, or it has not arrived.
     """
 
@@ -79,7 +79,7 @@ class Parser(h11.Connection):
 
     def _read_head(self, received: bytes) -> None:
         """Refuse many headers before they are parsed, and keep ``Origin`` for the response to a malformed request."""
-        self.is_head = False
+        self.is_head = received.startswith(b"HEAD ")
         end = re.search(rb"\n\r?\n", received)
         head = received[: end.start() + 1] if end else received
         found = ORIGIN.search(head)
@@ -114,9 +114,12 @@ def _check_size(request: h11.Request) -> None:
 
 
 def _check_framing(request: h11.Request) -> None:
-    """Refuse a body with two lengths, because a proxy may have used the other one (RFC 9112, 6.1)."""
-    if {name for name, _ in request.headers} >= {b"content-length", b"transfer-encoding"}:
+    """Refuse a body whose end a proxy may have found elsewhere (RFC 9112, 6.1)."""
+    names = {name for name, _ in request.headers}
+    if names >= {b"content-length", b"transfer-encoding"}:
         raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
+    if b"transfer-encoding" in names and request.http_version < b"1.1":
+        raise h11.RemoteProtocolError("Transfer-Encoding in HTTP/1.0")
 
 
 def _in_origin_form(request: h11.Request) -> h11.Request:

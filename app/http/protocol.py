@@ -121,7 +121,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
         config, server_state, app_state: of uvicorn.
         timeouts: of this connection.
         connections: of the server.
-        cors: adds headers to responses that the application does not see; its application refuses a connection.
+        cors: adds CORS headers to responses that are made outside of the application.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
         self.closing = False
         self._timeouts = timeouts
         self._send_timeout = timeouts.send
-        self._registry = connections
+        self._connections = connections
         self._cors = cors
         self._served = self.app
         self._request_timer: asyncio.TimerHandle | None = None
@@ -158,16 +158,16 @@ class HttpProtocol(H11Protocol, HttpConnection):
         super().connection_made(transport)
         self.flow = self._reading = _Flow(transport)
         self.transport = self._output = _Transport(transport, self)
-        if self not in self._registry.open:  # evicted during the handshake
+        if self not in self._connections.open:  # evicted during the handshake
             transport.abort()
-        elif self._registry.draining:
+        elif self._connections.draining:
             self.shutdown()
         self._update()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop all timers, and notify the application."""
         self.closing = True
-        self._registry.remove(self)
+        self._connections.remove(self)
         self._unset_keepalive_if_required()
         for timer in (self._request_timer, self._send_timer):
             if timer:
@@ -190,7 +190,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
 
     def choose_app(self, request: h11.Request) -> None:
         """Choose the application that handles a request: above the limit of connections it is refused."""
-        is_welcome = self._registry.has_place(self) or request.target.startswith(b"/health/")
+        is_welcome = self._connections.claim_place(self) or request.target.startswith(b"/health/")
         self.app = self._served if is_welcome else self._cors or refuse_connection
 
     def on_response_complete(self) -> None:
@@ -215,7 +215,8 @@ class HttpProtocol(H11Protocol, HttpConnection):
             headers = [*self.server_state.default_headers, *headers, *cors, (b"connection", b"close")]
             reason = STATUS_PHRASES[error.status]
             response = h11.Response(status_code=error.status, headers=headers, reason=reason)
-            for event in (response, h11.Data(data=b"" if self.parser.is_head else body), h11.EndOfMessage()):
+            content = () if self.parser.is_head else (h11.Data(data=body), h11.EndOfMessage())
+            for event in (response, *content):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
@@ -283,7 +284,7 @@ class HttpProtocol(H11Protocol, HttpConnection):
         """Set the timer of the request, and whether the connection is idle."""
         if self.closing:
             return
-        self._registry.set_idle(self, idle=not self.is_active)
+        self._connections.set_idle(self, idle=not self.is_active)
         if self.is_active or self._is_at_rest:
             if self._request_timer:
                 self._request_timer.cancel()

@@ -117,8 +117,8 @@ async def _read(
                 "The deadline passed while the body arrived. Allow more time with timeout_ms."
             ) from None
         raise UploadTooSlow(
-            f"The body was not complete after {upload_timeout:g} s (UPLOAD_TIMEOUT_MS). Send it faster, or a smaller "
-            "one.",
+            f"The body was not complete after {upload_timeout:g} s (UPLOAD_TIMEOUT_MS). Send a smaller "
+            "file, or use a faster connection.",
             limit=upload_timeout,
         ) from None
 

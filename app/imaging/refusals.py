@@ -25,10 +25,10 @@ def codec_errors_as_refusals(hint: str = "") -> Iterator[None]:
     """Raise an error of the codec as the service's error of the same meaning.
 
     Args:
-        hint: appended if the image cannot be read.
+        hint: appended if the image cannot be read, or seems too large, as a damaged one may.
     """
     try:
         yield
     except codec_errors.CodecError as error:
-        unread = isinstance(error, codec_errors.BrokenImage | codec_errors.UnsupportedImage)
+        unread = isinstance(error, codec_errors.BrokenImage | codec_errors.UnsupportedImage | codec_errors.TooLarge)
         raise _SERVICE_ERRORS[type(error)](error.detail + (hint if unread else ""), **error.facts) from error

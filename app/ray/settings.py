@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from app.cgroup import usable_cpus
+from app.http.settings import AutoOrPositive
 from app.settings import Settings
 
 RAY_PROXY = (
@@ -28,7 +29,7 @@ class RaySettings(Settings):
     """The settings of the service, and those of its replicas."""
 
     ray_min_replicas: int = Field(1, ge=1, description="minimum number of replicas")
-    ray_max_replicas: int | Literal["auto"] = Field(
+    ray_max_replicas: AutoOrPositive = Field(
         "auto", description="maximum number of replicas; auto: one for each GPU, or for each THREADS processors"
     )
     ray_target_requests: int = Field(

@@ -54,7 +54,8 @@ EXAMPLE_ERRORS = (
     ),
     errors.MethodNotAllowed("GET is not allowed on /v1/upscale; allowed: POST.", allowed="POST"),
     errors.UploadTooSlow(
-        "The body was not complete after 30 s (UPLOAD_TIMEOUT_MS). Send it faster, or a smaller one.", limit=30.0
+        "The body was not complete after 30 s (UPLOAD_TIMEOUT_MS). Send a smaller file, or use a faster connection.",
+        limit=30.0,
     ),
     errors.BodyTooLarge(
         "The body is larger than 67108864 bytes (MAX_BODY_BYTES). Send a smaller file.",
@@ -88,7 +89,7 @@ EXAMPLE_ERRORS = (
         actual=256,
     ),
     errors.HeadersTooLarge("The request line and headers exceed 65536 bytes. Send shorter headers.", limit=65_536),
-    errors.InternalError("Unexpected server error. The server's log has it under this request id."),
+    errors.InternalError("Unexpected server error. Look for the request id of this response in the server's log."),
     errors.NotReady(
         "The weights of 'realworld-x4' are not on this server. Run `swin2sr fetch realworld-x4` on the server "
         "and restart it, or ask its administrator to POST /v1/variants/realworld-x4/load.",
