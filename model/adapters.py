@@ -110,11 +110,14 @@ class WithAdapters(nn.Module):
         return [] if layer is None else list(layer.active_adapters)
 
     def delete_adapter(self, adapter_names: str | Sequence[str]) -> None:
-        """Remove adapters and their weights."""
+        """Remove adapters and their weights. A layer without further adapters is again what it was."""
         for name in [adapter_names] if isinstance(adapter_names, str) else list(adapter_names):
             for layer in self._adapted():
                 layer.delete_adapter(name)
             self._configs.pop(name, None)
+        for name, layer in list(self.named_modules()):
+            if isinstance(layer, _peft().tuners.tuners_utils.BaseTunerLayer) and not _adapters_of(layer):
+                self.set_submodule(name, layer.get_base_layer())
         self._hf_peft_config_loaded = bool(self._configs)
 
     def get_adapter_state_dict(
@@ -150,3 +153,8 @@ class WithAdapters(nn.Module):
         from peft.tuners.tuners_utils import BaseTunerLayer  # noqa: PLC0415 - optional
 
         yield from (module for module in self.modules() if isinstance(module, BaseTunerLayer))
+
+
+def _adapters_of(layer: Any) -> set[str]:  # noqa: ANN401 (a class without types)
+    """The names of the adapters in a layer of ``peft``."""
+    return {name for kind in layer.adapter_layer_names for name in getattr(layer, kind)}

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 from torch.nn.modules import module as everywhere
 
+METHODS = frozenset(("forward", "get_attn_mask", "position_bias", "scale"))
+"""Methods of the network's modules that compute something."""
+
 
 class HeartbeatHook:
     """A forward pre-hook that reports progress and reads nothing.
@@ -30,7 +33,7 @@ def is_tracing() -> bool:
 
 
 def has_observers(network: nn.Module) -> bool:
-    """Whether a module is in training, has a hook, or an instance attribute replaces its ``forward``.
+    """Whether a module is in training, has a hook, or an instance attribute replaces one of its methods.
 
     Reads the modules' dictionaries, because ``network.modules()`` would take longer than computing a tiny image.
     """
@@ -39,7 +42,7 @@ def has_observers(network: nn.Module) -> bool:
     waiting: list[nn.Module] = [network]
     while waiting:
         part = vars(waiting.pop())
-        if part["training"] or "forward" in part or part["_forward_hooks"]:
+        if part["training"] or part["_forward_hooks"] or not METHODS.isdisjoint(part):
             return True
         before = part["_forward_pre_hooks"]
         if before and not all(isinstance(hook, HeartbeatHook) for hook in before.values()):

@@ -368,7 +368,7 @@ class Inference:
                 deep = self._deep(pixels, layout, buffers)
                 self.body.heartbeat()
                 image = cpu_kernel.enlarge(self.head, deep, layout.halo(layout.window), layout.grid, residual)
-            return [Reconstruction(each) for each in layout.images(image, self.network.config.upscale)]
+            return [Reconstruction(each) for each in layout.images(image, self.head.arguments.scale)]
         groups, found = self.features(pixels, layout), []
         for images in layout.images(pixels):
             self.body.heartbeat()

@@ -314,7 +314,8 @@ class Swin2SRStage(nn.Module):
         """As ``Swin2SRLayer.forward``; behind the tokens are H, W, H and W; the attention is that of the last layer."""
         deep, probabilities = hidden_states, []
         for layer in self.layers:
-            options = _options(layer, head_mask, mask)
+            given = mask if getattr(layer, "shift_size", 0) == self.config.shift_size else None
+            options = _options(layer, head_mask, given)
             deep, *probabilities = layer(deep, input_dimensions, output_attentions=output_attentions, **options)
         embedded, _ = self.patch_embed(self.conv(self.patch_unembed(deep, input_dimensions)))
         return hidden_states + embedded, (*input_dimensions, *input_dimensions), *probabilities
@@ -404,6 +405,10 @@ class Swin2SRBody(nn.Module):
     def img_range(self) -> float:
         """The factor on pixels in [0, 1]."""
         return self.config.img_range
+
+    @img_range.setter
+    def img_range(self, value: float) -> None:
+        self.config.img_range = value
 
     def normalise(self, pixel_values: Tensor) -> Tensor:
         """Pixels (B, C, H, W) in [0, 1] to what the first convolution takes."""

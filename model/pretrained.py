@@ -126,7 +126,7 @@ class Swin2SRForImageSuperResolution(PreTrained, Swin2SR):
             seen = self.swin2sr(padded, head_mask, attentions, states, return_dict=True)
             image = self.reconstruct(seen.last_hidden_state, padded).image
         if is_padded:
-            height, width = (side * self.config.upscale for side in pixel_values.shape[2:])
+            height, width = (side * self.upscale for side in pixel_values.shape[2:])
             image = image[:, :, :height, :width]
         output = ImageSuperResolutionOutput(
             loss=None if labels is None else _loss(image, labels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
@@ -112,6 +113,7 @@ class PreTrained(WithAdapters):
         folder_options = {name: options.pop(name) for name in FOLDER_OPTIONS if name in options}
         if config is None and cls.config_class is not Swin2SRConfig:
             config = cls.config_class.from_pretrained(pretrained_model_name_or_path or "", **folder_options)
+        config = copy.deepcopy(config)  # options must not change the caller's
         checkpoint = find_checkpoint(pretrained_model_name_or_path, config, state_dict, variant, folder_options)
         known = set(vars(checkpoint.config)) | GENERIC.keys() | cls.config_class.attribute_map.keys()
         checkpoint.config.update({name: value for name, value in options.items() if name in known})

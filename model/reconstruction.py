@@ -85,7 +85,7 @@ class AuxiliaryHead(nn.Module):
 
     def __init__(self, config: Swin2SRConfig) -> None:
         super().__init__()
-        self.scale = config.upscale
+        self.upscale = config.upscale
         self.conv_bicubic = conv3x3(config.num_channels, FEATURES)
         self.conv_before_upsample = conv3x3(config.embed_dim, FEATURES)
         self.activation = nn.LeakyReLU()
@@ -96,7 +96,7 @@ class AuxiliaryHead(nn.Module):
 
     def forward(self, features: Tensor, pixels: Tensor) -> Reconstruction:
         """Features (B, embed_dim, H, W) and normalised pixels (B, C, H, W) to normalised images."""
-        bicubic = F.interpolate(pixels, scale_factor=self.scale, mode="bicubic", align_corners=False)
+        bicubic = F.interpolate(pixels, scale_factor=self.upscale, mode="bicubic", align_corners=False)
         aux = self.conv_aux(self.activation(self.conv_before_upsample(features)))  # (B, C, H, W)
         features = self.upsample(self.conv_after_aux(aux))  # (B, 64, sH, sW)
         return Reconstruction(self.final_convolution(features + self.conv_bicubic(bicubic)), aux)

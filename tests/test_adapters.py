@@ -54,6 +54,23 @@ def test_adapters_are_added_chosen_and_removed(library):
     assert not any(".two." in name for name in network.state_dict())
 
 
+def test_without_adapters_the_network_is_saved_as_before(tmp_path):
+    """A layer whose last adapter was removed is the plain one again, another one keeps its adapter."""
+    network = build()
+    plain = answer(network)
+    network.add_adapter(lora(), adapter_name="one")
+    network.add_adapter(lora(["dense"]), adapter_name="two")
+    network.delete_adapter("one")
+    assert {
+        name.rpartition(".base_layer")[0].rpartition(".")[2]
+        for name, _ in network.named_parameters()
+        if "base_layer" in name
+    } == {"dense"}
+    network.delete_adapter("two")
+    network.save_pretrained(tmp_path)
+    assert torch.equal(answer(model.Swin2SRForImageSuperResolution.from_pretrained(tmp_path)), plain)
+
+
 @pytest.mark.parametrize("reader", [model, transformers], ids=lambda each: f"read by {each.__name__}")
 @pytest.mark.parametrize("writer", [model, transformers], ids=lambda each: f"written by {each.__name__}")
 def test_an_adapter_is_saved_alone_and_loaded_by_both(writer, reader, tmp_path):

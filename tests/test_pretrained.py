@@ -249,3 +249,11 @@ def test_the_configuration_says_what_it_is(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["model_type"] == "swin2sr"
     assert config["architectures"] == ["Swin2SRForImageSuperResolution"]
+
+
+def test_options_leave_a_given_configuration_as_it_is(tmp_path):
+    """``from_pretrained(config=..., output_attentions=True)`` changes a copy."""
+    config = Swin2SRConfig(embed_dim=8, depths=(1,), num_heads=(2,), window_size=4)
+    Swin2SRForImageSuperResolution(config).save_pretrained(tmp_path)
+    loaded = Swin2SRForImageSuperResolution.from_pretrained(tmp_path, config=config, output_attentions=True)
+    assert (loaded.config.output_attentions, config.output_attentions) == (True, False)

@@ -17,6 +17,8 @@ from model.hooks import HeartbeatHook
 from model.inference import can_infer, infer
 from tests.networks import tiny_network
 
+transformers = pytest.importorskip("transformers")
+
 QUERY = "swin2sr.encoder.stages.0.layers.0.attention.self.query"
 BIAS_NETWORK = ("continuous_position_bias_mlp.0", "continuous_position_bias_mlp.2")
 LINEAR = ("query", "key", "value", "dense", "0", "2")
@@ -260,6 +262,7 @@ ATTRIBUTES = [
     (f"{LAYER}.intermediate.intermediate_act_fn", "approximate", "tanh"),
     ("swin2sr.conv_after_body", "padding_mode", "reflect"),
     ("swin2sr.config", "img_range", 2.0),
+    ("swin2sr", "img_range", 2.0),
 ]
 
 
@@ -272,6 +275,45 @@ def test_a_changed_attribute_takes_effect(part: str, attribute: str, value: obje
     setattr(owner, attribute, value)
     assert (answer(model) - model(PIXELS).reconstruction).abs().max() < 1e-5
     assert (answer(model) - before).abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("shift", [0, 2, 3, 5])
+def test_a_layer_of_another_shift_masks_its_own_windows(shift: int):
+    """As Transformers does, whose layers make their masks themselves; with gradients and without."""
+    model, other = tiny(), None
+    other = transformers.Swin2SRForImageSuperResolution(transformers.Swin2SRConfig(**model.config.to_dict())).eval()
+    other.load_state_dict(model.state_dict(), strict=False)
+    for network in (model, other):
+        network.swin2sr.encoder.stages[0].layers[1].shift_size = shift
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            assert (model(PIXELS).reconstruction - other(PIXELS).reconstruction).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["get_attn_mask", "position_bias", "scale"])
+def test_a_replaced_method_of_a_layer_takes_effect(method: str):
+    """An instance attribute, without gradients too."""
+    model = tiny()
+    before = answer(model)
+    layer = model.get_submodule(LAYER)
+    owner = layer if method == "get_attn_mask" else layer.attention.self
+    original = getattr(owner, method)
+    changed = {
+        "get_attn_mask": lambda *_, **__: None,
+        "position_bias": lambda: 2 * original(),
+        "scale": lambda: 2 * original(),
+    }
+    setattr(owner, method, changed[method])
+    assert (answer(model) - model(PIXELS).reconstruction).abs().max() < 1e-5
+    assert (answer(model) - before).abs().max() > 1e-5
+
+
+def test_a_changed_scale_of_the_configuration_changes_nothing():
+    """As in Transformers: the head was built for the scale before."""
+    model = tiny()
+    before = answer(model)
+    model.config.upscale = 4
+    assert torch.equal(answer(model), before)
 
 
 def test_heads_that_do_not_fit_the_weights_fail_without_gradients_too():
