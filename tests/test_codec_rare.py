@@ -283,6 +283,14 @@ def test_tiff_of_rare_compressions_is_read(compression):
         decoded(file.getvalue()[:-200])
 
 
+def test_tiff_of_png_is_refused_by_name():
+    """Its decoder releases a reference to None with each broken file."""
+    file = BytesIO()
+    tifffile.imwrite(file, samples(64, 64, 3), photometric="rgb", compression="png")
+    with pytest.raises(codec.UnsupportedImage, match="34933"):
+        decoded(file.getvalue())
+
+
 @pytest.mark.parametrize("compression", [1, 5])
 @pytest.mark.parametrize("tile", [None, 16])
 @pytest.mark.parametrize("channels", [2, 4])

@@ -74,7 +74,7 @@ def test_a_file_that_curl_has_damaged_is_explained(post, name):
     Image.fromarray(noise(40, 40)).save(file, name)
     damaged = file.getvalue().translate(None, b"\r\n\0")
     answer = post(damaged, {"content-type": "application/x-www-form-urlencoded"})
-    assert answer.status_code in (400, 413, 415)
+    assert answer.status_code in ((413,) if name == "GIF" else (400, 415))  # without its zeros a GIF seems huge
     assert "--data-binary" in answer.json()["detail"]
     assert "--data-binary" not in post(damaged, {"content-type": "image/png"}).json()["detail"]
 

@@ -102,8 +102,8 @@ def fit_behind_body(
             balance(network)
         total = 0.0
         for features, clean, sharp, sizes in prepared:
-            result = features.reconstruct(network)
-            loss = reconstruction_loss(result, sharp, clean, sizes, aux_weight=aux_weight, smoothing=SMOOTHING)
+            result, wanted, plain = features.reconstruct(network), sharp.float() / 255, clean.float() / 255
+            loss = reconstruction_loss(result, wanted, plain, sizes, aux_weight=aux_weight, smoothing=SMOOTHING)
             loss = loss / len(prepared)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
@@ -119,7 +119,7 @@ def fit_behind_body(
 
 
 def _prepare(network: Swin2SR, batch: Batch) -> tuple[BodyFeatures, Tensor, Tensor, Tensor]:
-    """What the body makes of a batch; its clean input and its wanted output in [0, 1]; its sizes."""
+    """What the body makes of a batch; its clean input and its wanted output, uint8 both; its sizes."""
     device = next(network.parameters()).device
-    degraded, clean, sharp = (image.to(device).float() / 255 for image in (batch.degraded, batch.clean, batch.sharp))
-    return BodyFeatures.compute(network, degraded), clean, sharp, batch.sizes.to(device)
+    degraded, clean, sharp = (image.to(device) for image in (batch.degraded, batch.clean, batch.sharp))
+    return BodyFeatures.compute(network, degraded.float() / 255), clean, sharp, batch.sizes.to(device)
