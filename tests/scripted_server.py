@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import enum
+import subprocess
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ from app.ray.deployment import serve as serve_on_ray
 from app.ray.settings import RaySettings
 from app.server import leave, serve
 from app.settings import Settings
+from tests.forks import Fork
 from tests.scripted import ScriptedUpscaler, model_dir
 from tests.server import ServerProcess
 
@@ -85,13 +87,19 @@ class FailingUpscaler(ScriptedUpscaler):
             threading.Event().wait()
 
 
+PROGRAM = ("-W", "ignore", "-m", "tests.scripted_server")
+
+
 class ScriptedServer(ServerProcess):
     """This program as a process, with settings under which small images have several tiles.
+
+    It is forked from a process that has imported it; on Ray, and with another program or a runner, it is started anew.
 
     Args:
         seconds, burn, memory: as for ``FailingUpscaler``.
         ray: on Ray.
         program: another one that takes the same options.
+        runner: a command that starts it.
         settings: of the service.
     """
 
@@ -102,14 +110,21 @@ class ScriptedServer(ServerProcess):
         burn: bool = False,
         memory: int | None = None,
         ray: bool = False,
-        program: Sequence[str] = ("-W", "ignore", "-m", "tests.scripted_server"),
+        program: Sequence[str] = PROGRAM,
+        runner: Sequence[str] = (),
         **settings: object,
     ) -> None:
         options = ["--seconds", str(seconds), *(["--burn"] if burn else [])]
         options += ["--memory", str(memory)] if memory else []
         options += ["--ray"] if ray else []
         small = {"tile_size": 128, "tile_overlap": 32, "device": "cpu", "variants": "classical-x2"}
-        super().__init__(*options, program=program, **{**small, **settings})
+        super().__init__(*options, program=program, runner=runner, **{**small, **settings})
+        self._forked = program is PROGRAM and not ray and not runner
+
+    def _launch(self) -> subprocess.Popen[str] | Fork:
+        if self._forked:
+            return Fork("tests.scripted_server", self._arguments, self._environment)
+        return super()._launch()
 
 
 def main() -> int:

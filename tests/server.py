@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+from tests.forks import Fork
+
 ROOT = Path(__file__).parents[1]
 PATIENCE = 120.0
 """Seconds from start to ready, and from SIGTERM to the end, after which a test has failed."""
@@ -38,6 +40,7 @@ class ServerProcess:
     Args:
         arguments: options of ``serve``.
         program: another program that prints what ``serve`` prints, as arguments of ``python``.
+        runner: a command that starts it, such as ``unshare``.
         settings: as ``port=0``; environment variables of the process.
 
     Attributes:
@@ -46,9 +49,16 @@ class ServerProcess:
         output: lines of both its streams so far.
     """
 
-    def __init__(self, *arguments: str, program: Sequence[str] = ("-m", "app", "serve"), **settings: object) -> None:
+    def __init__(
+        self,
+        *arguments: str,
+        program: Sequence[str] = ("-m", "app", "serve"),
+        runner: Sequence[str] = (),
+        **settings: object,
+    ) -> None:
         chosen = {"port": 0, "drain_delay_ms": 0, **settings}
-        self._command = [sys.executable, *program, *arguments]
+        self._command = [*runner, sys.executable, *program, *arguments]
+        self._arguments = arguments
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SWIN2SR_")},
             **{f"SWIN2SR_{name.upper()}": str(value) for name, value in chosen.items()},
@@ -72,7 +82,13 @@ class ServerProcess:
 
     def start(self) -> None:
         """Start, and wait until it listens."""
-        self.process = subprocess.Popen(
+        self.process = self._launch()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self._wait(self._listening, "listen")
+
+    def _launch(self) -> subprocess.Popen[str] | Fork:
+        return subprocess.Popen(
             self._command,
             cwd=ROOT,
             env=self._environment,
@@ -80,9 +96,6 @@ class ServerProcess:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-        self._wait(self._listening, "listen")
 
     def wait_until_ready(self) -> None:
         """Wait until everything is loaded and warm."""

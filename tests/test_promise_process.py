@@ -367,14 +367,10 @@ def test_promise_15_it_works_as_process_1():
     """In a namespace of its own, where signals without a handler are ignored: SIGTERM is heard, work is finished."""
 
     class FirstProcess(ScriptedServer):
-        def __init__(self, **settings):
-            super().__init__(**settings)
-            self._command = [*FIRST, *self._command]
-
         def signal(self, number=signal.SIGTERM):
             os.kill(child_of(self.process), number)
 
-    with FirstProcess(seconds=20, drain_delay_ms=500) as server:
+    with FirstProcess(runner=FIRST, seconds=20, drain_delay_ms=500) as server:
         with running_request(server, noise(200, 300)) as connection:
             read_until(connection, b'"state":"running"')
             server.signal()
@@ -389,6 +385,7 @@ threading.Event().wait()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["typer", "torch"])
 @pytest.mark.parametrize("first", [(), pytest.param(FIRST, marks=in_a_namespace)], ids=["process", "process 1"])
 def test_promise_15_sigterm_is_heard_while_it_starts(tmp_path, first, module):
