@@ -1,6 +1,7 @@
 """The direction of imports, as the table of modules in CONTRIBUTING states it, and that importing does nothing."""
 
 import ast
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -35,18 +36,23 @@ def import_order():
 
 
 def modules():
-    """Every module's dotted name with its syntax tree; ``app/thin/setup.py`` builds a distribution and is none."""
+    """Every module's dotted name with its file; ``app/thin/setup.py`` builds a distribution and is none."""
     found = {}
     for package in PACKAGES:
         for file in sorted((ROOT / package).rglob("*.py")):
-            if file.name == "setup.py":
-                continue
-            name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            found[name] = ast.parse(file.read_text("utf-8"))
+            if file.name != "setup.py":
+                name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+                found[name] = file
     return found
 
 
 MODULES = modules()
+
+
+@functools.cache
+def parse(name):
+    """The syntax tree of a module."""
+    return ast.parse(MODULES[name].read_text("utf-8"))
 
 
 def imported(tree):
@@ -84,24 +90,22 @@ def test_the_table_lists_every_module_once():
 def test_a_module_imports_only_modules_above_it(name):
     """Imports go up the table; ``app`` imports ``model``, never the reverse."""
     module = top_level(name)
-    for other in {top_level(each) for each in imported(MODULES[name])} & EXISTING - {module}:
+    for other in {top_level(each) for each in imported(parse(name))} & EXISTING - {module}:
         assert ORDER.index(other) < ORDER.index(module), f"{name} imports {other}, which stands below {module}"
 
 
 def test_model_knows_no_web():
     """``model`` imports no web framework, no asyncio, no configuration from the environment, and nothing of ``app``."""
     banned = {"app", "fastapi", "starlette", "uvicorn", "httpx", "asyncio", "pydantic", "pydantic_settings"}
-    for name, tree in MODULES.items():
+    for name in MODULES:
         if name.split(".")[0] == "model":
-            assert not {top.split(".")[0] for top in imported(tree)} & banned, name
+            assert not {top.split(".")[0] for top in imported(parse(name))} & banned, name
 
 
 def importing(packages):
     """The modules of the table that import one of some packages."""
     return {
-        top_level(name)
-        for name, tree in MODULES.items()
-        if {each.split(".")[0] for each in imported(tree)} & set(packages)
+        top_level(name) for name in MODULES if {each.split(".")[0] for each in imported(parse(name))} & set(packages)
     }
 
 
@@ -138,14 +142,14 @@ def acts(statement):
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_only_define(name):
     """No module calls, loops or opens anything at its top."""
-    actions = [ast.unparse(statement) for statement in MODULES[name].body if acts(statement)]
+    actions = [ast.unparse(statement) for statement in parse(name).body if acts(statement)]
     assert actions == []
 
 
 def test_nothing_imports_everything():
     """There is no ``import *``, which would hide where a name comes from."""
-    for name, tree in MODULES.items():
-        for node in ast.walk(tree):
+    for name in MODULES:
+        for node in ast.walk(parse(name)):
             assert not (isinstance(node, ast.ImportFrom) and node.names[0].name == "*"), name
 
 

@@ -16,8 +16,7 @@ from model import Swin2SRConfig, Swin2SRForImageSuperResolution, Upscaler
 from model.hooks import HeartbeatHook
 from model.inference import can_infer, infer
 from tests.networks import tiny_network
-
-transformers = pytest.importorskip("transformers")
+from tests.optional import peft, transformers
 
 QUERY = "swin2sr.encoder.stages.0.layers.0.attention.self.query"
 BIAS_NETWORK = ("continuous_position_bias_mlp.0", "continuous_position_bias_mlp.2")
@@ -97,9 +96,9 @@ def test_lora_on_any_linear_layer_is_honoured(name: str):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapters)
 
 
+@pytest.mark.slow
 def test_lora_of_peft_on_every_linear_layer_is_honoured():
     """As people write it."""
-    peft = pytest.importorskip("peft")
     plain = tiny()
     config = peft.LoraConfig(r=2, target_modules=[*LINEAR[:4], *BIAS_NETWORK], init_lora_weights=False)
     adapted = peft.get_peft_model(copy.deepcopy(plain), config).eval()
@@ -277,6 +276,7 @@ def test_a_changed_attribute_takes_effect(part: str, attribute: str, value: obje
     assert (answer(model) - before).abs().max() > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0, 2, 3, 5])
 def test_a_layer_of_another_shift_masks_its_own_windows(shift: int):
     """As Transformers does, whose layers make their masks themselves; with gradients and without."""

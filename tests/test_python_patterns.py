@@ -15,8 +15,7 @@ from PIL import Image
 from torch import nn
 
 import model
-
-transformers = pytest.importorskip("transformers")
+from tests.optional import transformers
 
 NAMES = ("Swin2SRConfig", "Swin2SRForImageSuperResolution", "Swin2SRModel", "Swin2SRImageProcessor")
 FIELDS = {
@@ -39,8 +38,6 @@ def library(source):
         config=lambda **fields: config(**{**FIELDS, **fields}), body=lambda **fields: build(body, **fields),
     )  # fmt: skip
 
-
-LIBRARIES = {"here": library(model), "Transformers": library(transformers)}
 
 CONFIGURATION = {
     "aliases": lambda lib, _: (lib.config().hidden_size, list(lib.config().num_attention_heads)),
@@ -229,13 +226,16 @@ def raises_os_error(call):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_a_pattern_does_here_what_it_does_with_transformers(pattern, tmp_path):
     """The same values, shapes and names."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found, expected = (
-            PATTERNS[pattern](lib, tmp_path / name) for name, lib in LIBRARIES.items() if not (tmp_path / name).mkdir()
+            PATTERNS[pattern](library(source), tmp_path / source.__name__)
+            for source in (model, transformers)
+            if not (tmp_path / source.__name__).mkdir()
         )
     assert found == expected
 

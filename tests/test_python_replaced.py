@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import nn
 
 import model
+from tests.optional import transformers
 
-transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 FIELDS = {"embed_dim": 8, "depths": [1, 2], "num_heads": [2, 2], "window_size": 4, "image_size": 16}
 PIXELS = torch.rand(1, 3, 8, 12, generator=torch.Generator().manual_seed(0))

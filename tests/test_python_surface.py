@@ -314,6 +314,7 @@ def test_the_processor_takes_what_users_pass():
 # Training.
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_trainer_of_transformers_trains_the_model(tmp_path):
     """Three steps, and an evaluation, as with its own models."""

@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 
 from model import Swin2SRConfig, Swin2SRForImageSuperResolution, Swin2SRImageProcessor, Swin2SRModel
+from tests.optional import transformers
 
-transformers = pytest.importorskip("transformers")
+pytestmark = pytest.mark.slow
+
 HEADS = [("pixelshuffle", 2), ("pixelshuffle", 4), ("pixelshuffledirect", 2), ("nearest+conv", 4)]
 
 
@@ -49,17 +51,16 @@ def network(upsampler: str = "pixelshuffle", upscale: int = 2, *, sharp: bool = 
     return model.double().eval()
 
 
-def port_of(model, folder, cls=transformers.Swin2SRForImageSuperResolution):
+def port_of(model, folder, cls="Swin2SRForImageSuperResolution"):
     """The same weights in Transformers, by way of the folder that we write."""
     model.save_pretrained(folder)
-    return cls.from_pretrained(folder, dtype=torch.float64).eval()
+    return getattr(transformers, cls).from_pretrained(folder, dtype=torch.float64).eval()
 
 
 def pixels(height: int = 24, width: int = 32) -> torch.Tensor:
     return torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("halved_mask")
 @pytest.mark.parametrize("sharp", [False, True])
 @pytest.mark.parametrize(("upsampler", "upscale"), HEADS)
@@ -85,7 +86,7 @@ def test_reconstruction_hidden_states_and_attentions_are_the_ports(tmp_path, ups
 def test_the_bodies_agree(tmp_path):
     """Swin2SRModel returns the port's last hidden state."""
     ours = network()
-    theirs = port_of(ours, tmp_path, transformers.Swin2SRModel)
+    theirs = port_of(ours, tmp_path, "Swin2SRModel")
     found = Swin2SRModel.from_pretrained(tmp_path, dtype=torch.float64)(pixels()).last_hidden_state
     torch.testing.assert_close(found, theirs(pixels()).last_hidden_state, rtol=0, atol=1e-9)
 
@@ -101,7 +102,6 @@ def test_the_double_mask_changes_nothing_at_ordinary_logits(tmp_path):
     assert largest_difference(ours, port_of(ours, tmp_path), pixels()) < 1e-9
 
 
-@pytest.mark.slow
 @pytest.mark.shared
 def test_the_double_mask_changes_nothing_with_real_weights(shared):
     """The authors' lightweight weights have factors below 55, so a photo differs by float32 rounding alone, 5e-6."""

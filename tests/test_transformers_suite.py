@@ -18,23 +18,26 @@ from safetensors.torch import save_file
 from torch import nn
 
 import model
+from tests.optional import transformers
 
-transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
-NAMES = ("Swin2SRConfig", "Swin2SRModel", "Swin2SRForImageSuperResolution", "Swin2SRImageProcessor")
-LIBRARIES = {
-    name: SimpleNamespace(**dict(zip(("Config", "Body", "Network", "Processor"), classes, strict=True)))
-    for name, classes in (
-        (source.__name__, [getattr(source, each) for each in NAMES]) for source in (model, transformers)
-    )
-}
 FIELDS = {
     "image_size": 8, "num_channels_out": 1, "embed_dim": 16, "depths": [1, 2, 1], "num_heads": [2, 2, 4],
     "window_size": 2, "path_norm": True,
 }  # fmt: skip
 PIXELS = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 SETTINGS = {"do_rescale": True, "rescale_factor": 1 / 255, "do_pad": True, "size_divisor": 8}
+
+
+def classes_of(library):
+    """The classes of a library under shorter names."""
+    return SimpleNamespace(
+        Config=library.Swin2SRConfig,
+        Body=library.Swin2SRModel,
+        Network=library.Swin2SRForImageSuperResolution,
+        Processor=library.Swin2SRImageProcessor,
+    )
 
 
 def build(lib, cls, **fields):
@@ -323,8 +326,9 @@ OTHERS = (
 CHECKS = [(check, each) for check in MODELS for each in ("Body", "Network")] + [(check, None) for check in OTHERS]
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", [model, transformers], ids=lambda each: each.__name__)
 @pytest.mark.parametrize(("check", "cls"), CHECKS, ids=lambda each: getattr(each, "__name__", each))
 def test_a_check_of_transformers_passes(check, cls, library, tmp_path):
     """With both libraries."""
-    check(LIBRARIES[library], cls and getattr(LIBRARIES[library], cls), tmp_path)
+    classes = classes_of(library)
+    check(classes, cls and getattr(classes, cls), tmp_path)
