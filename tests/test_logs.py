@@ -35,6 +35,7 @@ def run(body, log_format="text", redirect="", **options):
     return subprocess.run(command, cwd=ROOT, timeout=PATIENCE, check=False, **options)
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_dropped_and_counted():
     """With a pipe that is not read, logging does not block, and the process ends."""
     reader, writer = os.pipe()
@@ -95,23 +96,33 @@ logs.leave(0)
     assert sum("ZeroDivisionError" in line.get("exception", "") for line in lines) == 2
 
 
+REFUSED = """
+import os, sys
+import app.server  # once for all that follow
+from app.cli import commands
+
+for arguments in (["--threads", "many"], ["--model-dir", "/nowhere"], ["--variants", "no-such"]):
+    if not os.fork():
+        sys.argv = ["swin2sr", "serve", "--port", "0", "--device", "cpu", *arguments]
+        commands.main()
+    print("status", os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("arguments", [["--threads", "many"], ["--model-dir", "/nowhere"], ["--variants", "no-such"]])
-def test_a_refused_start_is_json_too(arguments):
+def test_a_refused_start_is_json_too():
     """Settings, and what is found out later; misspelt variables are warned of in JSON."""
     environment = {**os.environ, "SWIN2SR_LOG_FORMAT": "json", "SWIN2SR_COLOUR": "blue"}
+    command = [sys.executable, "-W", "ignore", "-c", REFUSED]
     done = subprocess.run(
-        [sys.executable, "-m", "app", "serve", "--port", "0", "--device", "cpu", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True
     )
-    assert done.returncode == 1
-    lines = [json.loads(line) for line in (done.stdout + done.stderr).splitlines()]
-    assert any("SWIN2SR_COLOUR" in line["message"] for line in lines)
-    assert lines[-1]["level"] == "error"
+    *starts, rest = done.stdout.split("status 1\n")
+    assert (len(starts), rest) == (3, "")
+    for start in starts:
+        lines = [json.loads(line) for line in start.splitlines()]
+        assert any("SWIN2SR_COLOUR" in line["message"] for line in lines)
+        assert lines[-1]["level"] == "error"
 
 
 @pytest.mark.parametrize("arguments", [["--bogus"], ["--port"], ["--log-format=json", "--no-such", "1"]])
@@ -128,6 +139,7 @@ def test_a_fault_of_the_command_line_is_json_too(monkeypatch, capsys, arguments)
     assert "option" in json.loads(captured.err)["message"].lower()
 
 
+@pytest.mark.slow
 def test_promise_25_a_server_whose_log_is_full_serves_and_ends():
     """Requests are answered, SIGTERM is heard, dropped lines are counted in the metrics."""
     [port] = free_ports(1)

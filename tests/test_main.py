@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 
@@ -33,15 +31,6 @@ def ask(tmp_path):
         return asyncio.run(exchange())
 
     return send
-
-
-@pytest.mark.slow
-def test_importing_the_application_does_nothing():
-    """No thread, no weights, no settings read."""
-    code = "import os, threading; os.environ['SWIN2SR_PORT'] = 'x'; import app.main; print(threading.active_count())"
-    root = Path(__file__).parents[1]
-    answer = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, cwd=root)
-    assert answer.stdout == b"1\n"
 
 
 def test_two_applications_are_independent(tmp_path):
