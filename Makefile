@@ -10,6 +10,8 @@ TEST ?=
 WORKERS ?= auto
 # What builds and runs images where there is no Docker; see docker/verify.sh.
 IMAGE_TOOL ?=
+# Every process that a test starts would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 SAMPLE := build/sample.png
 # Programs that build and describe releases; see .github/requirements.txt.
 TOOLS := build/tools
@@ -28,7 +30,7 @@ install: $(VENV)/.installed-dev ## install with all development dependencies
 test: $(VENV)/.installed-dev ## run the tests, on WORKERS processes; TEST="-k words" chooses some
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal $(TEST)
 
-test-fast: $(VENV)/.installed-dev ## run the tests that take less than a second each and start no program
+test-fast: $(VENV)/.installed-dev ## run the tests that take at most some 0.3 s each and start no server
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal -m 'not slow' $(TEST)
 
 coverage: $(VENV)/.installed-dev ## run the tests and measure branch coverage

@@ -1,12 +1,17 @@
 """What every test may rely on: the folder beside the project, and a machine that looks the same everywhere."""
 
+import functools
+import gc
 import os
+import shutil
+import ssl
 import tempfile
 from pathlib import Path
 
 import pytest
 
 from app.cgroup import usable_cpus
+from tests.exiftool import Exiftool
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 CACHE = pytest.StashKey[tempfile.TemporaryDirectory]()
@@ -28,6 +33,20 @@ def pytest_configure(config):
     os.environ |= {"HF_HOME": config.stash[CACHE].name, "HF_ENDPOINT": NOWHERE, "SWIN2SR_RELEASE_URL": NOWHERE}
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cpus() // workers)))
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait by spinning take other tests' processors
+    # Reading the machine's certificates takes 30 ms, and every HTTP client would do it.
+    ssl.create_default_context = functools.cache(ssl.create_default_context)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Collect no garbage meanwhile, and look for none among what is here then: both would take seconds."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def pytest_unconfigure(config):
@@ -38,6 +57,9 @@ def pytest_unconfigure(config):
 
 SLOW_FOLDERS = ("page", "chaos", "fuzz")
 """Folders of tests that all start a server or a browser."""
+
+SLOW_FIXTURES = {"server", "scripted", "pair"}
+"""Fixtures that start a server as a process, in whichever module."""
 
 
 def pytest_collection_modifyitems(config, items):
@@ -51,9 +73,10 @@ def pytest_collection_modifyitems(config, items):
         items[:] = [item for item in items if not item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=left_out)
     for item in items:
-        if item.path.parent.name in SLOW_FOLDERS:
+        fixtures = getattr(item, "fixturenames", ())
+        if item.path.parent.name in SLOW_FOLDERS or not SLOW_FIXTURES.isdisjoint(fixtures):
             item.add_marker("slow")
-        if "shared" in getattr(item, "fixturenames", ()):
+        if "shared" in fixtures:
             item.add_marker("shared")
         if item.get_closest_marker("shared") and not SHARED.is_dir():
             item.add_marker(pytest.mark.skip(reason=REASON))
@@ -73,3 +96,12 @@ def pytest_runtest_makereport(item):
 def shared():
     """The folder beside the project with real weights and photographs."""
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def exiftool(tmp_path_factory):
+    """exiftool, one process for the tests of a module."""
+    if shutil.which("exiftool") is None:
+        pytest.skip("exiftool (libimage-exiftool-perl) is not here")
+    with Exiftool(tmp_path_factory.mktemp("exiftool")) as tool:
+        yield tool

@@ -132,6 +132,7 @@ def test_what_does_not_fit_is_refused_before_the_machine_suffers():
         memory.measure_peak("here", 200_000, None, 1)
 
 
+@pytest.mark.slow
 def test_other_runtimes_compute_the_same(bench, monkeypatch):
     """The forward section says how far apart the values are, and has a ratio for each runtime and for the roofline."""
     pytest.importorskip("transformers")
@@ -341,6 +342,7 @@ def test_the_cards_table_has_its_rows(card_bench, monkeypatch):
     assert [row.figure is None for row in missing] == [True, True, False, True]
 
 
+@pytest.mark.slow
 def test_answers_come_before_speed(card_bench, monkeypatch, capsys, tmp_path):
     """Values are compared with float64, and wrong ones end the program before anything is timed."""
     errors = [row.figure for row in gpu.check_values(card_bench)]

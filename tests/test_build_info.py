@@ -24,6 +24,7 @@ from model.variants import embedded_path
 from tests.server import ROOT, ServerProcess
 
 
+@pytest.mark.slow
 def test_the_command_line_prints_the_version():
     """Also without importing PyTorch, which takes seconds."""
     program = (

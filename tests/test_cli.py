@@ -299,6 +299,7 @@ def test_a_page_compares_before_and_after(run, photos, tmp_path):
     assert (refused.exit_code, "--compare needs an output file" in refused.stderr) == (1, True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("upscaler")
 def test_shards_divide_the_work(run, photos, tmp_path):
     """Every image is in one shard, with the name that it has without shards; a shard may be empty."""
@@ -397,6 +398,7 @@ def test_a_key_is_sent_to_the_server(run, photos, tmp_path):
     assert (refused.exit_code, served.exit_code) == (1, 0)
 
 
+@pytest.mark.slow
 def test_a_shell_can_complete(run):
     """Commands and options by the shell's own means, and variants by their names."""
     assert "--install-completion" in run("--help").output

@@ -198,6 +198,7 @@ def test_standard_output_is_for_programs_also_where_there_are_bars(hub, cache, m
     assert str(cache) not in console.file.getvalue()
 
 
+@pytest.mark.slow
 def test_a_terminal_has_a_bar(hub, cache):
     """With the bytes, of a resumed download; other steps are lines."""
     hub.misbehave(BIN, Faults(stop_after=2000))
@@ -219,6 +220,7 @@ def test_a_terminal_has_a_bar(hub, cache):
 # The service.
 
 
+@pytest.mark.slow
 @needs_weights
 def test_boot_fetches_what_is_wanted_and_serves_the_rest_meanwhile(hub, settings):
     """Meanwhile: loading with how far it is, not ready, 503 for it, the alias with what is there; then all of it."""
@@ -283,6 +285,7 @@ def test_a_boot_that_cannot_fetch_says_why_and_serves_the_rest(hub, settings):
     assert ready.status_code == served.status_code == 200
 
 
+@pytest.mark.slow
 @needs_weights
 def test_load_fetches_and_answers_when_it_serves(settings, tmp_path):
     """Its answer is that of the authors' weights; the alias stays with what it was bound to at boot."""
@@ -324,6 +327,7 @@ def test_two_loads_at_once_are_one_download(hub, settings):
     assert hub.ranges(BIN) == [None]
 
 
+@pytest.mark.slow
 @needs_weights
 def test_a_download_delays_no_request(hub, settings):
     """While one variant comes, another that is here is loaded for the first request that asks for it."""

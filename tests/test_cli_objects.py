@@ -138,6 +138,7 @@ def test_files_and_objects_of_either_side(bucket, begun, tmp_path, monkeypatch):
     assert begun == ["a.jpg", "a-small-x2.png", "", "b.png"]
 
 
+@pytest.mark.slow
 def test_an_existing_object_is_not_replaced_unless_asked(bucket, begun):
     """Neither before it is computed nor when another writer was faster; ``--force`` replaces it."""
     fill(bucket, "in/a.jpg")
@@ -170,6 +171,7 @@ def test_a_run_continues_after_failures_and_resumes(bucket, begun):
     assert len(contents(bucket, "out/")) == 5
 
 
+@pytest.mark.slow
 def test_shards_divide_a_bucket(bucket, begun):
     """Each object is in one shard, under the name that it has without shards."""
     names = [f"{index}.jpg" for index in range(6)] + ["0.png"]

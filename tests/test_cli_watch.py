@@ -134,6 +134,7 @@ def wait_for(*files):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_images_are_upscaled_as_they_arrive_and_sigterm_ends_it(tmp_path):
     """On a server: one that is there, one that arrives, one that is broken; exit status 0."""
     folder, out = tmp_path / "in", tmp_path / "out"

@@ -110,6 +110,7 @@ def wheel(tmp_path_factory):
     return file
 
 
+@pytest.mark.slow
 def test_it_installs_alone_beside_an_app_of_ones_own(wheel, tmp_path):
     """The distribution asks for httpx and pydantic only, brings no package ``app``, and works where torch cannot."""
     with zipfile.ZipFile(wheel) as archive:

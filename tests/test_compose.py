@@ -39,6 +39,7 @@ def config(text, *options):
     return subprocess.run(whole, input=text, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_compose_accepts_it():
     """With and without the GPU; and the service would accept the settings that it makes."""
     _, text = compose()
@@ -51,6 +52,7 @@ def test_compose_accepts_it():
         Settings(**{setting.removeprefix("SWIN2SR_").lower(): value for setting, value in environment})
 
 
+@pytest.mark.slow
 def test_compose_would_refuse_a_misspelt_field():
     """The check above can fail."""
     _, text = compose()

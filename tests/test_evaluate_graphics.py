@@ -83,6 +83,7 @@ def test_the_worst_graphic_is_named() -> None:
     assert gain.worst_name.split("-")[1] in KINDS
 
 
+@pytest.mark.slow
 def test_the_test_set_has_every_kind_and_is_always_the_same() -> None:
     """Fifty images, three hundredths of a second each, of every kind."""
     first, again = graphics.draw_test_set(2), graphics.draw_test_set(2)

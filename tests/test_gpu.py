@@ -150,6 +150,7 @@ def test_sizes_off_the_grid_are_refused(size):
         lay_out([(8, 8), size], 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capture_sizes", [(), (4, 64)])
 @pytest.mark.parametrize("head", ["lightweight_x4", "jpeg"])
 def test_tiles_come_back_as_from_the_upscaler(head, capture_sizes, monkeypatch):
@@ -182,6 +183,7 @@ def check_pending(upscaler):
         assert batch.fraction_done() == 1
 
 
+@pytest.mark.slow
 def test_batches_under_way_do_not_touch_each_other():
     """As a GPU goes about it, on the CPU."""
     upscaler = Upscaler(tiny_network(), device="cpu")
@@ -244,6 +246,7 @@ def test_a_device_rounds_as_the_host_does():
     assert runner.round_to(torch.from_numpy(values), np.dtype(np.float32)).numpy() is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("head", ["lightweight_x4", "jpeg"])
 def test_integers_come_back_where_they_are_wanted(head, monkeypatch):
     """8 bits, 16 bits and float32 in one batch and several packs; what is downloaded for 8 bits is a quarter."""
@@ -269,6 +272,7 @@ def test_integers_come_back_where_they_are_wanted(head, monkeypatch):
         compute.launch(tiles[:1], [np.int32])
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_are_refused_before_they_are_rounded():
     """A rounded tile with such a value raises; a tile that comes as float32 is checked where it is stitched."""
     network = tiny_network()
@@ -280,6 +284,7 @@ def test_values_that_are_not_finite_are_refused_before_they_are_rounded():
     assert pending([None], np.uint8, torch.tensor([True])).results()[0].item() == 0
 
 
+@pytest.mark.slow
 def test_images_on_a_device_are_what_they_are_on_a_processor():
     """``Upscaler`` rounds there: the same images, their own memory, for sizes off the window grid and 16 bits."""
     upscaler = Upscaler(tiny_network(), device="cpu")
@@ -291,6 +296,7 @@ def test_images_on_a_device_are_what_they_are_on_a_processor():
         np.testing.assert_allclose(found.astype(int), right, atol=1 if right.dtype == np.uint8 else 8)
 
 
+@pytest.mark.slow
 def test_one_thread_launches_everything_on_a_device(monkeypatch):
     """Whoever calls: a library that plans by thread has planned at the warm-up."""
     threads = []
@@ -341,6 +347,7 @@ def test_a_device_thread_keeps_nothing_of_a_call():
         gc.enable()
 
 
+@pytest.mark.slow
 def test_other_pixels_are_refused():
     """Floats have no range of their own, and a tile off the grid no windows."""
     compute = GpuRunner(tiny_network(), torch.float32, capture_sizes=())
@@ -350,6 +357,7 @@ def test_other_pixels_are_refused():
         compute.launch([np.zeros((8, 12, 3), np.uint8)])
 
 
+@pytest.mark.slow
 def test_precision_is_given_back():
     """What everybody's convolutions and products do is as before, also after an error."""
 
@@ -385,6 +393,7 @@ class Recorder:
         return replay
 
 
+@pytest.mark.slow
 def test_packs_are_filled_up_to_what_was_recorded():
     """The next number of windows serves; where there is none, or no memory for it, the pack runs as it is."""
     recorder = Recorder(most=8)
@@ -408,6 +417,7 @@ def test_recordings_leave_memory_to_others():
     assert sizes_that_fit((16,), window_bytes=100, free_bytes=0) == ()
 
 
+@pytest.mark.slow
 def test_nothing_recorded_computes():
     """A machine without memory to spare serves all the same."""
     graphs = Graphs(lambda pixels, _: pixels, channels=1, window=1, device=CPU, capture=eager, sizes=())

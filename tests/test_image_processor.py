@@ -104,6 +104,7 @@ def test_options_of_a_call_replace_those_of_the_processor():
     )
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(sides, sides), min_size=1, max_size=4), st.integers(1, 4), st.integers(2, 9))
 def test_post_processing_undoes_the_padding(sizes, scale, pad_size):
     """Reconstructions are cropped to what each image itself became, whatever its size."""

@@ -39,6 +39,7 @@ def test_calls_make_no_threads_of_their_own():
     assert threads_of_process() == before
 
 
+@pytest.mark.slow
 def test_idle_threads_use_no_time():
     """A second without work costs the process next to nothing."""
     compute(kernel_of(random_block(24, 2, 8, 0)), torch.randn(64 * 64, 24))

@@ -170,6 +170,7 @@ def day(seconds):
     return simulate(target=seconds * speed, speed=speed, busiest=1.0, pixels=250_000, least=2, most=20)
 
 
+@pytest.mark.slow
 def test_the_simulation_shows_what_the_target_trades():
     """A lower target makes more replicas and shorter waits; every request is served; the drawing is SVG."""
     low, high = day(1), day(32)

@@ -47,6 +47,7 @@ def test_prometheus_accepts_its_configuration():
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @with_prometheus
 def test_the_alerts_fire_when_they_should():
     """And are silent while all is well; the cases are in ``docker/prometheus/tests``."""

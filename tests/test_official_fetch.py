@@ -190,6 +190,7 @@ def test_a_variant_of_the_release_alone_is_fetched_from_there(hub, official):
     assert {each.path.partition("/")[0] for each in hub.asked} == {"release", "bytes"}
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_is_tried_again(hub, official, real):
     """In the same fetch, and nothing of the broken attempt is left."""
     hub.misbehave(BIN, Faults(stop_after=1000))
@@ -224,6 +225,7 @@ def start(hub, cache_dir):
     return subprocess.Popen(command, cwd=ROOT, env=environment, **streams)
 
 
+@pytest.mark.slow
 def test_of_two_processes_one_downloads(hub, official, real):
     """The other waits, says so, and finds what it wanted."""
     gate = Gate(is_open=False)
@@ -438,6 +440,7 @@ def test_a_cache_that_cannot_be_written_is_named(official):
     assert folder in str(caught.value)
 
 
+@pytest.mark.slow
 def test_the_folder_is_the_hubs_by_default(tmp_path, hub, real):
     """Without ``cache_dir`` the hub's files are in the hub's cache, and the others in its assets."""
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}

@@ -131,6 +131,7 @@ def test_binary_data_in_and_json_out(ask):
     assert response.json()["outputs"][0]["data"]
 
 
+@pytest.mark.slow
 def test_options_are_parameters(ask):
     """With the names, defaults and limits of ``POST /v1/upscale``."""
     response = ask(

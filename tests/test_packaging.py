@@ -91,6 +91,7 @@ def test_the_sdist_has_what_building_needs_and_no_more(unpacked):
     assert not [name for name in files if name.startswith("tests/") or name.endswith((".so", ".pyc"))]
 
 
+@pytest.mark.slow
 def test_a_wheel_without_a_compiler_says_that_it_has_no_kernel(unpacked, tmp_path):
     """It builds from the sdist, is tagged for every platform, and holds modules, weights, page and licences."""
     file = build(unpacked, "wheel", tmp_path, CC="false")
@@ -111,6 +112,7 @@ def test_a_wheel_without_a_compiler_says_that_it_has_no_kernel(unpacked, tmp_pat
     assert "Programming Language :: Python :: 3.14" in fields.get_all("Classifier")
 
 
+@pytest.mark.slow
 def test_a_release_is_not_built_without_the_kernel(unpacked, tmp_path):
     """With SWIN2SR_REQUIRE_KERNEL a missing compiler is an error, so that no slow wheel is released."""
     program = f"import setuptools.build_meta as backend; backend.build_wheel({str(tmp_path)!r})"
@@ -120,6 +122,7 @@ def test_a_release_is_not_built_without_the_kernel(unpacked, tmp_path):
     assert not list(tmp_path.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_the_client_has_the_version_of_the_service(tmp_path):
     """Both are built from one source tree, and one file has the version."""
     source = checkout(tmp_path / "clone") / "app" / "thin"

@@ -784,6 +784,7 @@ def outcome(future):
         return CancelledError
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @example([("a", ["starved", "deadly", "fine", "fine"], False)])  # a death while halves of a failed batch wait
 @given(

@@ -199,6 +199,7 @@ def test_a_byte_now_and_then_gains_no_time():
     run(scenario)
 
 
+@pytest.mark.slow
 def test_an_idle_connection_outlives_the_time_for_headers():
     """``KEEP_ALIVE_MS`` is its own time; after it the connection is closed without a reset."""
 
@@ -338,6 +339,7 @@ def test_a_flood_beside_requests_is_bounded():
     run(scenario)
 
 
+@pytest.mark.slow
 def test_failures_to_accept_are_logged_once_a_second(caplog):
     """Without a free file descriptor idle connections are closed, and accepting continues."""
 
@@ -724,6 +726,7 @@ def test_after_draining_the_port_is_closed():
     run(scenario)
 
 
+@pytest.mark.slow
 def test_a_unix_socket_is_a_place_to_listen(tmp_path):
     """A file that a dead server left is replaced, one in use is not; while draining the file is gone."""
     path = tmp_path / "socket"

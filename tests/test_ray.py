@@ -462,6 +462,7 @@ def test_a_signal_while_ray_starts_ends_all_of_it():
     until(lambda: not any(map(is_alive, started)))
 
 
+@pytest.mark.slow
 def test_without_ray_there_is_a_sentence():
     """How to install it."""
     program = "import sys; sys.modules['ray'] = None; from app.__main__ import main; main()"
@@ -470,6 +471,7 @@ def test_without_ray_there_is_a_sentence():
     )
 
 
+@pytest.mark.slow
 def test_an_unknown_variant_is_refused_before_ray_starts():
     """In one sentence, as the plain service does."""
     message = fail("--port", "0", variants="nonsense")
@@ -477,6 +479,7 @@ def test_an_unknown_variant_is_refused_before_ray_starts():
     assert message.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_address_in_use_is_refused_before_ray_starts():
     """In one sentence, as the plain service does."""
     with listen("127.0.0.1", 0) as listener:
@@ -484,6 +487,7 @@ def test_an_address_in_use_is_refused_before_ray_starts():
         assert "in use" in fail("--port", str(listener.getsockname()[1]), variants="small-x2")
 
 
+@pytest.mark.slow
 def test_the_command_line_has_rays_settings():
     """``swin2sr ray`` takes the options of ``serve`` and its own; an impossible one is a sentence."""
     assert fail("--ray-min-replicas", "3", "--ray-max-replicas", "2").startswith("swin2sr: --ray-min-replicas (3)")

@@ -9,6 +9,7 @@ from model import Upscaler
 pytestmark = pytest.mark.shared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["16x16", "32x32"])
 def test_golden_images_are_reproduced_within_one_level(shared, size):
     """Both golden image pairs come out within one 8-bit level."""

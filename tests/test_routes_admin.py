@@ -91,6 +91,7 @@ def test_the_administrator_may_also_do_what_users_may(tmp_path, weights):
     assert during(app, lambda client: client.get("/v1/variants", headers=ADMIN)).status_code == 200
 
 
+@pytest.mark.slow
 def test_what_was_unloaded_is_refused_until_it_is_loaded_again(app, weights):
     """503 with the way back, the state absent; health and other variants do not suffer."""
 
@@ -119,6 +120,7 @@ def test_loading_what_is_loaded_changes_nothing(app, weights):
     assert len(weights.loaded) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["unload", "reload"])
 def test_a_request_that_was_accepted_keeps_its_weights(app, weights, what):
     """Its tiles run with the weights it was admitted for, also when the new ones have another scale."""
@@ -141,6 +143,7 @@ def test_a_request_that_was_accepted_keeps_its_weights(app, weights, what):
     np.testing.assert_array_equal(pixels_of(later.content), enlarged(PIXELS, 4))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["unload", "reload"])
 def test_old_weights_are_let_go_when_their_last_request_is_over(app, weights, what):
     """Nothing else holds them: memory is given back."""
@@ -161,6 +164,7 @@ def test_old_weights_are_let_go_when_their_last_request_is_over(app, weights, wh
     assert during(app, scenario) == (True, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault", [ValueError("keys are missing"), MemoryError(), RuntimeError("can't allocate memory")]
 )

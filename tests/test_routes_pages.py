@@ -28,6 +28,7 @@ def test_every_part_is_served_with_a_strict_policy(tmp_path):
             assert httpx.get(address + path).status_code == 404, path
 
 
+@pytest.mark.slow
 def test_what_a_browser_has_is_not_sent_again(tmp_path):
     """As long as it is the same."""
     with listening(scripted_app(tmp_path, lightweight_x2=ScriptedUpscaler())) as address:

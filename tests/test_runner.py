@@ -38,6 +38,7 @@ def test_a_device_rounds_the_results_that_may_be_rounded():
     assert RUN("", [TileJob(upscaler, tile, dtype), TileJob(upscaler, tile)]) == (2, [dtype, None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory"), None])
 def test_a_forward_pass_without_memory_says_so(error):
     """Whatever the library raises, the batcher sees OutOfMemory."""

