@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -49,7 +50,10 @@ SCHEMAS = {
         endpoints={"type": "array", "items": strict(["port"], port=TEXT, path=TEXT, interval=TEXT)},
     ),
 }
-"""The members of the custom resources that are used here, as KEDA and the Prometheus Operator document them."""
+"""The members of the custom resources that are used here, as KEDA and the Prometheus Operator document them.
+
+``make prove`` compares the manifests with the types of both operators.
+"""
 
 GROUPS = {"ScaledObject": "keda.sh/v1alpha1", "ServiceMonitor": "monitoring.coreos.com/v1"}
 
@@ -106,6 +110,36 @@ def test_a_misspelt_field_would_be_seen(production):
     wrong = {**production["ScaledObject"], "spec": {**production["ScaledObject"]["spec"], "minReplicas": 1}}
     with pytest.raises(jsonschema.ValidationError, match="minReplicas"):
         check(wrong)
+
+
+NPM = ("@kubernetes-models/keda@2.0.0", "@kubernetes-models/prometheus-operator@6.0.0", "typescript@5.9.3")
+"""Types that are generated from the sources of KEDA and the Prometheus Operator, and a compiler that checks them."""
+TYPES = {
+    "ScaledObject": "@kubernetes-models/keda/keda.sh/v1alpha1/ScaledObject",
+    "ServiceMonitor": "@kubernetes-models/prometheus-operator/monitoring.coreos.com/v1/ServiceMonitor",
+}
+
+
+@pytest.mark.long
+def test_custom_resources_have_the_types_of_their_operators(production, tmp_path):
+    """A TypeScript compiler accepts both manifests as literals, and refuses unknown fields and wrong types."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    install = ["npm", "install", "--silent", "--no-audit", "--no-fund", *NPM]
+    subprocess.run(install, cwd=tmp_path, check=True, timeout=300)
+
+    def compiled(kind, **changes):
+        manifest = {**production[kind], "spec": {**production[kind]["spec"], **changes}}
+        source = f'import {{ I{kind} }} from "{TYPES[kind]}";\nconst it: I{kind} = {json.dumps(manifest)};\n'
+        (tmp_path / "check.ts").write_text(source)
+        options = ["--noEmit", "--strict", "--skipLibCheck", "--module", "nodenext", "--target", "es2022"]
+        command = ["npx", "tsc", *options, "check.ts"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
+
+    assert compiled("ScaledObject") == compiled("ServiceMonitor") == ""
+    assert "minReplicas" in compiled("ScaledObject", minReplicas=1)
+    assert "'string' is not assignable to type 'number'" in compiled("ScaledObject", pollingInterval="fifteen")
+    assert "endpoint" in compiled("ServiceMonitor", endpoint=[])
 
 
 def test_the_autoscaler_alone_decides_how_many(production):
