@@ -358,8 +358,10 @@ def _portable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _decisive(config: Swin2SRConfig) -> dict[str, object]:
-    """The fields that the output depends on."""
-    training = {
+    """The fields that the output of head and body depends on."""
+    others = {
+        "back_projection",
+        "range_slack",
         "image_size",
         "hidden_dropout_prob",
         "attention_probs_dropout_prob",
@@ -367,7 +369,7 @@ def _decisive(config: Swin2SRConfig) -> dict[str, object]:
         "initializer_range",
     }
     values = config.to_dict()
-    return {field.name: values[field.name] for field in fields(config) if field.name not in training}
+    return {field.name: values[field.name] for field in fields(config) if field.name not in others}
 
 
 def _derived_buffers(config: Swin2SRConfig) -> dict[str, Tensor]:

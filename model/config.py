@@ -80,6 +80,9 @@ class Swin2SRConfig:
         img_range: factor on pixel values in [0, 1] before the network, 255 for the released JPEG network.
         resi_connection: ``1conv`` or ``3conv``, the convolutions that end a stage.
         upsampler: the head, None for restoration.
+        back_projection: whether the image is made true to the input (``model.refinement``).
+        range_slack: None, or the image keeps to the local range of the input (``model.refinement``), and to this much
+            more, of the range of pixels in [0, 1], where 9x9 pixels are not all equal.
         return_dict, output_attentions, output_hidden_states: what the models return unless a call says otherwise.
 
     Keywords of other names are kept as attributes, as Transformers does; all attributes can be changed.
@@ -125,6 +128,8 @@ class Swin2SRConfig:
     img_range: float = 1.0
     resi_connection: str = "1conv"
     upsampler: str | None = "pixelshuffle"
+    back_projection: bool = False
+    range_slack: float | None = None
 
     if TYPE_CHECKING:
         return_dict: bool = True
@@ -224,6 +229,20 @@ class Swin2SRConfig:
                 raise ValueError(f"{name} must lie in [0, 1), not {getattr(self, name)}.")
         if self.upsampler is None and self.num_channels_out != self.num_channels:
             raise ValueError("num_channels_out must equal num_channels without an upsampler: the input is added.")
+        self._refuse_impossible_refinement()
+
+    def _refuse_impossible_refinement(self) -> None:
+        if self.back_projection and self.upscale == 1:
+            raise ValueError("back_projection must be false with upscale 1: it would undo the restoration.")
+        if self.range_slack is not None and not 0 <= self.range_slack <= 1:
+            raise ValueError(f"range_slack must lie in [0, 1] or be null, not {self.range_slack}.")
+        if self.is_refined and self.num_channels_out != self.num_channels:
+            raise ValueError("num_channels_out must equal num_channels with back_projection or range_slack.")
+
+    @property
+    def is_refined(self) -> bool:
+        """Whether the image of the head is refined (``model.refinement``)."""
+        return self.back_projection or self.range_slack is not None
 
     @property
     def shift_size(self) -> int:
@@ -302,8 +321,11 @@ class Swin2SRConfig:
         return (config, unused) if return_unused_kwargs else config
 
     def to_dict(self) -> dict[str, Any]:
-        """All attributes in the form of JSON, with Hugging Face's ``model_type``."""
+        """All attributes in the form of JSON, with Hugging Face's ``model_type``; those of ``_OWN`` if used."""
         found = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        for name in _OWN:
+            if found[name] is getattr(Swin2SRConfig, name):
+                del found[name]
         found["depths"], found["num_heads"] = list(self.depths), list(self.num_heads)
         found["upsampler"] = self.upsampler or ""
         found["dtype"] = None if self.dtype is None else str(self.dtype).removeprefix("torch.")
@@ -314,7 +336,7 @@ class Swin2SRConfig:
         """``model_type``, the fields of the network, and the other attributes that differ from the defaults."""
         default = Swin2SRConfig().to_dict()
         for name in ("model_type", *_field_names()):
-            del default[name]
+            default.pop(name, None)
         return {name: value for name, value in self.to_dict().items() if value != default.get(name, _MISSING)}
 
     def to_json_string(self, use_diff: bool = True) -> str:
@@ -413,6 +435,9 @@ class Swin2SRConfig:
 
 _DERIVED = ("model_type", "num_labels", "num_layers", "num_hidden_layers")
 """Fields of files that follow from other fields."""
+
+_OWN = ("back_projection", "range_slack")
+"""Fields that other programs do not know."""
 
 _MISSING = object()
 

@@ -13,12 +13,15 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from model.config import Swin2SRConfig
 from model.kernels import library
 from model.kernels.library import BlockArguments, ConvolutionArguments, load_kernel
+from model.refinement import MARGIN, enlarge_weights, reduce_border, reduce_weights
 from model.windows import MASK_KINDS
 
 SLOTS = 64
@@ -28,7 +31,12 @@ PARTS = {"fast": 1, "high": 2}
 """Precisions that AMX computes, and how many bfloat16 values represent a float32 in them."""
 
 Arguments = TypeVar(
-    "Arguments", BlockArguments, ConvolutionArguments, library.EmbeddingArguments, library.HeadArguments
+    "Arguments",
+    BlockArguments,
+    ConvolutionArguments,
+    library.EmbeddingArguments,
+    library.HeadArguments,
+    library.RefinementArguments,
 )
 
 
@@ -59,6 +67,7 @@ BlockWeights = KernelWeights[BlockArguments]
 ConvolutionWeights = KernelWeights[ConvolutionArguments]
 EmbeddingWeights = KernelWeights[library.EmbeddingArguments]
 HeadWeights = KernelWeights[library.HeadArguments]
+RefinementWeights = KernelWeights[library.RefinementArguments]
 
 
 def pack_block(
@@ -165,6 +174,25 @@ def pack_head(weight: Tensor, bias: Tensor, scale: int, window: int) -> HeadWeig
     tensors = [_channels_last(to_pixels(weight)), to_pixels(bias).contiguous()]
     pointers = [tensor.data_ptr() for tensor in tensors]
     return KernelWeights(library.HeadArguments(weight.shape[1], window, scale, colors, *pointers), tensors)
+
+
+def pack_refinement(config: Swin2SRConfig) -> RefinementWeights | None:
+    """The weights of ``model.refinement.refine`` in the kernel's form.
+
+    Returns:
+        None if the configuration asks for no refinement, or the kernel was not built.
+    """
+    if load_kernel() is None or not config.is_refined:
+        return None
+    scale, reduced = config.upscale, np.zeros(0, np.float32)
+    if config.back_projection:
+        weights = reduce_weights(scale)
+        reduced = np.pad(weights, (0, -len(weights) % 4)).astype(np.float32)
+    tensors = [torch.from_numpy(reduced), torch.from_numpy(enlarge_weights(scale).astype(np.float32))]
+    pointers = [tensor.data_ptr() if len(tensor) else None for tensor in tensors]
+    slack = -1.0 if config.range_slack is None else config.range_slack
+    sizes = (scale, config.num_channels, len(reduced), reduce_border(scale))
+    return KernelWeights(library.RefinementArguments(*sizes, *pointers, MARGIN, slack), tensors)
 
 
 def _channels_last(weight: Tensor) -> Tensor:
@@ -321,6 +349,38 @@ def enlarge(weights: HeadWeights, tokens: Tensor, halo: Tensor, grid: Tensor, re
         )
     _check(failed)
     return output
+
+
+def refine(weights: RefinementWeights, pixels: Tensor, image: Tensor, groups: Sequence[tuple[int, int, int]]) -> None:
+    """``model.refinement.refine`` in place, for images one behind the other.
+
+    Args:
+        weights: of the network.
+        pixels: the inputs (T, colors) float32 on a CPU, image by image in reading order.
+        image: what the head made of them (T * scale * scale, colors), contiguous.
+        groups: (images, height, width) of each run of inputs of one size.
+
+    Raises:
+        MemoryError: if the scratch memory of a thread cannot be allocated.
+    """
+    kernel = load_kernel()
+    assert kernel is not None
+    pixels = pixels.contiguous()
+    error, size, place = torch.empty_like(pixels), 4 * weights.arguments.colors, 0
+    with _recorded("swin_refine"):
+        for count, height, width in groups:
+            failed = kernel.refine(
+                ctypes.byref(weights.arguments),
+                pixels.data_ptr() + place * size,
+                error.data_ptr() + place * size,
+                image.data_ptr() + place * size * weights.arguments.scale**2,
+                count,
+                height,
+                width,
+                torch.get_num_threads(),
+            )
+            _check(failed)
+            place += count * height * width
 
 
 def _recorded(name: str) -> AbstractContextManager[object]:

@@ -321,6 +321,7 @@ class Inference:
             network.config.window_size,
         )
         self.head = pack_head(network, self.body.form) if isinstance(network, Swin2SR) else None
+        self.refinement = cpu_kernel.pack_refinement(network.config) if self.head is not None else None
         self.workspace = workspace or Workspace(network.config.window_size, network.config.shift_size)
 
     def features(self, pixels: Tensor, layout: PackedLayout) -> list[Tensor]:
@@ -368,6 +369,8 @@ class Inference:
                 deep = self._deep(pixels, layout, buffers)
                 self.body.heartbeat()
                 image = cpu_kernel.enlarge(self.head, deep, layout.halo(layout.window), layout.grid, residual)
+            if self.refinement is not None:
+                cpu_kernel.refine(self.refinement, pixels, image, layout.groups)
             return [Reconstruction(each) for each in layout.images(image, self.head.arguments.scale)]
         groups, found = self.features(pixels, layout), []
         for images in layout.images(pixels):

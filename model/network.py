@@ -24,6 +24,7 @@ from model.config import Swin2SRConfig
 from model.hooks import is_tracing
 from model.outputs import Swin2SREncoderOutput
 from model.reconstruction import Reconstruction, build_head, conv3x3, mean_of
+from model.refinement import refine
 from model.windows import merge, partition, relative_coords_table, relative_position_index, shift_mask
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -490,7 +491,8 @@ class Swin2SR(nn.Module):
         else:
             found = Reconstruction(self.upsample(features))
         image, aux = found
-        return Reconstruction(self.denormalise(image), None if aux is None else self.denormalise(aux))
+        refined = refine(self.denormalise(image), pixel_values, self.config)
+        return Reconstruction(refined, None if aux is None else self.denormalise(aux))
 
     def denormalise(self, image: Tensor) -> Tensor:
         """What the head gives (B, C, H, W) to the range of the pixels."""

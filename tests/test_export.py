@@ -150,6 +150,7 @@ def test_the_command_writes_embedded_and_own_networks(tmp_path):
     for name, file in (("small-x2", "small.pth"), ("mine", "mine.safetensors")):
         done = runner.invoke(app, ["export", name, str(tmp_path / file), "--model-dir", str(models)])
         assert done.exit_code == 0, done.output
+        assert ("no back-projection" in done.output) == (name == "small-x2")
         assert load_network(tmp_path / file).config.upscale in (2, 4)
     done = runner.invoke(app, ["export", "small-x2", str(tmp_path / "small.bin")])
     assert done.exit_code == 1

@@ -14,12 +14,22 @@ from model.network import Swin2SR
 from model.training import __main__ as command
 from model.training.crops import Crops
 from model.training.fit import BodyFeatures, fit_behind_body, is_behind_body
-from model.training.flat_areas import keep_flat
 from model.training.pairs import Batch, Photo
-from tests.test_flat_areas import COLOURS, HEADS, off, scrambled
 from tests.test_training import draw, folder, threads, tiny, tiny_recipes
 
 __all__ = ["folder", "threads", "tiny_recipes"]
+
+HEADS = [(2, "pixelshuffledirect"), (4, "pixelshuffledirect"), (1, None), (4, "pixelshuffle_aux")]
+
+
+def scrambled(upscale: int, upsampler: str | None) -> Swin2SR:
+    """A network with large random weights."""
+    torch.manual_seed(0)
+    network = Swin2SR(tiny(upscale, upsampler))
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return network.eval()
 
 
 def draw_batches(scale: int, count: int = 2) -> list[Batch]:
@@ -44,23 +54,18 @@ def test_features_behind_which_the_head_computes_the_same(upscale: int, upsample
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("upscale", "upsampler"), HEADS)
-@pytest.mark.parametrize("flat", [False, True])
-def test_the_head_is_fitted_and_the_body_stays(upscale: int, upsampler: str | None, flat: bool) -> None:
-    """The loss falls by a tenth and more, and a network that keeps flat areas still does."""
+def test_the_head_is_fitted_and_the_body_stays(upscale: int, upsampler: str | None) -> None:
+    """The loss falls by a tenth and more."""
     network = scrambled(upscale, upsampler)
-    if flat:
-        keep_flat(network)
     before = copy.deepcopy(network.state_dict())
     losses: list[float] = []
-    fit_behind_body(network, draw_batches(upscale), iterations=10, flat=flat, on_loss=losses.append)
+    fit_behind_body(network, draw_batches(upscale), iterations=10, on_loss=losses.append)
     assert losses[-1] < 0.9 * losses[0]
     assert len(losses) >= 10
     for key, tensor in network.state_dict().items():
         if not is_behind_body(key):
             assert torch.equal(tensor, before[key]), key
     assert all(parameter.grad is None for parameter in network.parameters())
-    if flat:
-        assert max(off(network, colour) for colour in COLOURS) < 0.05
 
 
 def test_a_body_with_several_last_convolutions_is_fitted_too() -> None:
@@ -81,14 +86,13 @@ def test_command_fits_and_then_trains(folder: Path, tmp_path: Path) -> None:
     write_official(given, tmp_path / "given.safetensors")
     out = tmp_path / "run"
     run = ["--variant", "small-x2", "--photos", str(folder), "--out", str(out), "--device", "cpu", "--loaders", "1"]
-    fit = ["--init", str(tmp_path / "given.safetensors"), "--fit", "2", "--fit-iterations", "5", "--flat"]
+    fit = ["--init", str(tmp_path / "given.safetensors"), "--fit", "2", "--fit-iterations", "20"]
     assert command.main([*run, *fit]) == 0
     fitted = load_network(out / "small-x2.safetensors")
     assert torch.equal(
         fitted.swin2sr.encoder.stages[0].conv.weight, given.swin2sr.encoder.stages[0].conv.weight.bfloat16().float()
     )
-    assert max(off(fitted.eval(), colour) for colour in COLOURS) < 0.45
-    assert command.main([*run, "--steps", "1", "--resume", "--flat"]) == 0
+    assert command.main([*run, "--steps", "1", "--resume"]) == 0
     history = [json.loads(line) for line in (out / "history.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [line["step"] for line in history] == [0, 0, 1]
     assert history[1]["photos"]["psnr"] > history[0]["photos"]["psnr"]

@@ -579,9 +579,9 @@ def test_command_continues_at_a_lower_rate(folder: Path, tmp_path: Path, monkeyp
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes", "threads")
 def test_command_reproduces_a_run_by_steps(folder: Path, tmp_path: Path) -> None:
-    """Two runs with one seed write the same weights to the bit, graphics, padding and construction included."""
+    """Two runs with one seed write the same weights to the bit, graphics and padding included."""
     run = ["--variant", "small-x2", "--photos", str(folder), "--steps", "3", "--device", "cpu"]
-    mixed = ["--graphics", "0.5", "--flat"]
+    mixed = ["--graphics", "0.5"]
     assert command.main([*run, *mixed, "--loaders", "1", "--out", str(tmp_path / "a")]) == 0
     assert command.main([*run, *mixed, "--loaders", "3", "--out", str(tmp_path / "b")]) == 0
     assert command.main([*run, *mixed, "--loaders", "1", "--seed", "1", "--out", str(tmp_path / "c")]) == 0

@@ -333,10 +333,13 @@ def export(
         found = catalogue.resolve(variant, serves=False)
         assert found.path is not None, "resolve raises for absent weights"
         catalogue.verify(found)
-        write(load_network(found.path), file)
+        network = load_network(found.path)
+        write(network, file)
     except (ValueError, ServiceError, OSError) as error:
         raise failure(_reason(error)) from None
     typer.echo(f"{found.name} written to {file}")
+    if network.config.is_refined and file.suffix == ".pth":
+        typer.echo("a .pth file has no back-projection and no range limit: its images differ a little; .onnx has them")
 
 
 def fetch(

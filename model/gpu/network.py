@@ -18,6 +18,16 @@ from model.operators import PLAIN, Operators
 from model.packed_weights import ALIGNMENT, Form, pack_convolution
 from model.packing import WindowIndex
 from model.reconstruction import mean_of, pixel_shuffle_steps
+from model.refinement import (
+    ENLARGE_BORDER,
+    FAR,
+    NEAR,
+    bounds,
+    enlarge_weights,
+    reduce_border,
+    reduce_weights,
+    spread,
+)
 
 BICUBIC_BORDER = 3
 """Pixels around a window that its bicubic enlargement depends on, and one more."""
@@ -51,6 +61,9 @@ class WindowNetwork:
         self.first = pack_convolution(network.swin2sr.first_convolution, form, fill_input=False)
         self.body = WindowBody(network.swin2sr, Form(dtype, exact, ALIGNMENT), operators)
         self.bicubic = bicubic_rows(config.window_size, config.upscale, device, exact)
+        self.reduce, self.enlarge = (
+            rows.to(device, exact) for rows in refinement_rows(config.window_size, config.upscale)
+        )
         head: nn.Module = network.final_convolution if config.upsampler is None else network.upsample
         self.head = {
             name: pack_convolution(layer, form, fill_input=name not in FROM_IMAGES, fill_output=False)
@@ -78,10 +91,25 @@ class WindowNetwork:
             (nW * N * scale ** 2, out_channels), each window enlarged, in reading order; not clamped.
         """
         index = WindowIndex(grid, self.config.window_size, self.config.shift_size, functions=self.operators.index)
-        pixels = (pixels.to(self.exact) - self.mean_in) * self.config.img_range
-        shallow = convolve(self.operators, pixels, index, index.window, self.first)
-        image = self._reconstruct(self.body(shallow, index), pixels, index)
-        return image / self.config.img_range + self.mean_out
+        pixels = pixels.to(self.exact)
+        normalised = (pixels - self.mean_in) * self.config.img_range
+        shallow = convolve(self.operators, normalised, index, index.window, self.first)
+        image = self._reconstruct(self.body(shallow, index), normalised, index)
+        return self._refine(image / self.config.img_range + self.mean_out, pixels, index)
+
+    def _refine(self, image: Tensor, pixels: Tensor, index: WindowIndex) -> Tensor:
+        """As ``model.refinement.refine``, of tokens."""
+        side, scale, slack = index.window, self.config.upscale, self.config.range_slack
+        if self.config.back_projection:
+            seen = _squares(image, index, side * scale, reduce_border(scale))
+            error = pixels - _tokens(self.reduce @ seen @ self.reduce.T)
+            image = image + _tokens(self.enlarge @ _squares(error, index, side, ENLARGE_BORDER) @ self.enlarge.T)
+        if slack is not None:
+            border = FAR if slack else NEAR
+            seen, inside = _squares(pixels, index, side, border), slice(border, border + side)
+            low, high = (_tokens(spread(bound[..., inside, inside], scale)) for bound in bounds(seen, slack))
+            image = torch.minimum(torch.maximum(image, low), high)
+        return image
 
     # The heads, as in model.reconstruction.
 
@@ -116,10 +144,8 @@ class WindowNetwork:
 
     def _enlarge_by_bicubic(self, pixels: Tensor, index: WindowIndex) -> Tensor:
         """Pixels (T, C) enlarged, beyond an image's border by its border."""
-        side, border, rows = index.window, BICUBIC_BORDER, self.bicubic
-        seen = pixels.index_select(0, index.clamped(side, border).view(-1))
-        squares = seen.view(index.windows_count, side + 2 * border, side + 2 * border, -1).permute(0, 3, 1, 2)
-        return (rows @ squares @ rows.T).permute(0, 2, 3, 1).reshape(-1, pixels.shape[1])
+        squares = _squares(pixels, index, index.window, BICUBIC_BORDER)
+        return _tokens(self.bicubic @ squares @ self.bicubic.T)
 
     def _enlarge_by_nearest(self, features: Tensor, index: WindowIndex) -> Tensor:
         side = index.window
@@ -130,6 +156,17 @@ class WindowNetwork:
             features = self._convolve(square.reshape(-1, features.shape[1]), index, side, name, 0.2)
         features = self._convolve(features, index, side, "conv_hr", 0.2)
         return self._convolve(features, index, side, "final_convolution")
+
+
+def _squares(tokens: Tensor, index: WindowIndex, side: int, border: int) -> Tensor:
+    """The windows of tokens (nW * side ** 2, C) with a border, (nW, C, S, S); beyond the image is its border."""
+    seen = tokens.index_select(0, index.clamped(side, border).view(-1))
+    return seen.view(index.windows_count, side + 2 * border, side + 2 * border, -1).permute(0, 3, 1, 2)
+
+
+def _tokens(squares: Tensor) -> Tensor:
+    """Windows (nW, C, S, S) to tokens (nW * S * S, C)."""
+    return squares.permute(0, 2, 3, 1).reshape(-1, squares.shape[1])
 
 
 def _shuffle(tokens: Tensor, side: int, step: int) -> Tensor:
@@ -144,3 +181,14 @@ def bicubic_rows(side: int, scale: int, device: torch.device, dtype: torch.dtype
     whole = torch.eye(side + 2 * border, dtype=torch.float64)[None, None]
     large = F.interpolate(whole, scale_factor=(scale, 1), mode="bicubic", align_corners=False)
     return large[0, 0, border * scale : (border + side) * scale].to(device, dtype)
+
+
+def refinement_rows(side: int, scale: int) -> tuple[Tensor, Tensor]:
+    """How a window with a border is reduced, (side, S), and how one is enlarged, (side * scale, S'), in float64."""
+    weights, phases = torch.from_numpy(reduce_weights(scale)), torch.from_numpy(enlarge_weights(scale))
+    reduce = torch.zeros(side, side * scale + 2 * reduce_border(scale), dtype=torch.float64)
+    enlarge = torch.zeros(side * scale, side + 2 * ENLARGE_BORDER, dtype=torch.float64)
+    for row in range(side):
+        reduce[row, row * scale : row * scale + len(weights)] = weights
+        enlarge[row * scale : (row + 1) * scale, row : row + phases.shape[1]] = phases
+    return reduce, enlarge

@@ -29,6 +29,10 @@ struct level {
     void (*embed)(const struct embedding *, const float *const *halo, float *shallow, float *out, float *scratch);
     void (*enlarge)(const struct head *, const float *const *halo, long place, long stride, const float *residual,
                     float *out, float *scratch);
+    void (*find_error)(const struct refinement *, const float *pixels, const float *image, long height, long width,
+                       long row, float *error, float *scratch);
+    void (*refine)(const struct refinement *, const float *pixels, const float *error, float *image, long height,
+                   long width, long first, long rows, float *scratch);
 };
 
 /* clang-format off */
@@ -187,11 +191,41 @@ int swin_enlarge(const struct head *head, const float *in, const int32_t *halo, 
     return run_work(&work, threads);
 }
 
+/* A band of rows, of one of the images: its error, or the rest. */
+static void band_of_rows(const struct work *work, long index, void *scratch) {
+    const struct refinement *w = work->refinement;
+    const long height = work->height, width = work->width, bands = (height + BAND - 1) / BAND;
+    const long first = index % bands * BAND, rows = first + BAND < height ? BAND : height - first;
+    const long place = index / bands * height * width * w->colors;
+    const float *pixels = work->in + place;
+    float *image = work->out + place * w->scale * w->scale, *error = work->shallow + place;
+    if (work->residual)
+        work->level->refine(w, pixels, work->residual + place, image, height, width, first, rows, scratch);
+    else
+        for (long row = first; row < first + rows; row++)
+            work->level->find_error(w, pixels, image, height, width, row, error, scratch);
+}
+
+/* Refine in place `count` images (scale * height, scale * width, colors) of the inputs `pixels` (height, width, colors),
+ * both one behind the other; `error`, as large as `pixels`, is overwritten. Returns 0, or 1 where memory is short. */
+int swin_refine(const struct refinement *w, const float *pixels, float *error, float *image, long count, long height,
+                long width, int threads) {
+    const size_t line = width * w->colors, fine = line * w->scale, border = (2 * w->border + 4 + 2 * FAR) * w->colors;
+    struct work work = {.window = band_of_rows, .level = best_level(), .refinement = w, .in = pixels, .shallow = error,
+                        .out = image, .count = count * ((height + BAND - 1) / BAND), .height = height, .width = width,
+                        .bytes = sizeof(float) * ((BAND + 6) * fine + 7 * line + border)};
+    if (w->reduce && run_work(&work, threads)) return 1;
+    work.residual = error;
+    atomic_store(&work.next, 0);
+    return run_work(&work, threads);
+}
+
 /* The sizes of the structures, by which the caller knows that it means the same ones. */
 int swin_block_size(void) { return (int)sizeof(struct block); }
 int swin_convolution_size(void) { return (int)sizeof(struct convolution); }
 int swin_embedding_size(void) { return (int)sizeof(struct embedding); }
 int swin_head_size(void) { return (int)sizeof(struct head); }
+int swin_refinement_size(void) { return (int)sizeof(struct refinement); }
 
 /* The instruction set in use: 512, 256 or 128 bits. */
 int swin_block_width(void) { return best_level()->width; }

@@ -1,6 +1,6 @@
 /* What the parts of the kernel share: the structures that Python fills in (model/kernels/library.py), and the work of a call.
  *
- *   block.c  the functions that Python calls, and the levels for float32 vectors (block.h)
+ *   block.c  the functions that Python calls, and the levels for float32 vectors (block.h, ends.h, refinement.h)
  *   amx.c    the level for processors with AMX, in bfloat16 (amx_block.h, amx_convolution.h)
  *   pool.c   the threads
  */
@@ -15,6 +15,9 @@
 #define EDGE 10  /* tokens in a row of the same with the columns beside it too */
 #define HALO 100 /* tokens of that */
 #define KINDS 4  /* kinds of attention mask */
+#define BAND 8   /* rows of the input that are refined together */
+#define NEAR 1   /* pixels to each side in the local range of model/refinement.py */
+#define FAR 4    /* the same, in what decides on a flat area */
 #define STEEP 58.0f /* largest factor on cosines, to the base of 2, with which no exponential leaves float32 */
 #define LEAST_LOGIT -100.0f /* below 2^-100 a weight is nothing beside the others, and would be a denormal soon */
 #define ALWAYS_INLINE inline __attribute__((always_inline))
@@ -54,6 +57,14 @@ struct head {
     const float *weight, *bias; /* (scale * scale * colors, 3, 3, C), (scale * scale * colors) */
 };
 
+/* Back-projection, and the limit on the range of values. */
+struct refinement {
+    long scale, colors, taps, border; /* taps: weights of `reduce`, a multiple of 4 */
+    const float *reduce;              /* (taps), from `border` pixels of the image before a pixel's own; null: none */
+    const float *enlarge;             /* (scale, 5) */
+    float margin, slack;              /* slack below 0: no limit */
+};
+
 /* A call: all windows of one block or one convolution. */
 struct work {
     void (*begin)(const struct work *, void *scratch); /* in each thread, before its first window; or null */
@@ -65,12 +76,14 @@ struct work {
     const struct convolution *convolution;
     const struct embedding *embedding;
     const struct head *head;
+    const struct refinement *refinement;
     const float *in, *residual;
     const int32_t *table; /* rows of `in` */
     const int32_t *grid;  /* (windows, 5): first window of the image, the window's row and column, rows, columns */
     float *out, *shallow;
     long count; /* of windows */
     const long *kinds;
+    long height, width; /* of the input's images */
     /* The pool's: */
     long chunk; /* windows that a thread takes at a time */
     atomic_long next;

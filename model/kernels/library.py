@@ -70,11 +70,22 @@ class HeadArguments(ctypes.Structure):
     )
 
 
+class RefinementArguments(ctypes.Structure):
+    """``struct refinement`` of ``kernel.h``."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("scale", "colors", "taps", "border")),
+        *((name, ctypes.c_void_p) for name in ("reduce", "enlarge")),
+        *((name, ctypes.c_float) for name in ("margin", "slack")),
+    )
+
+
 STRUCTURES = {
     "swin_block_size": BlockArguments,
     "swin_convolution_size": ConvolutionArguments,
     "swin_embedding_size": EmbeddingArguments,
     "swin_head_size": HeadArguments,
+    "swin_refinement_size": RefinementArguments,
 }
 """The library's functions that say how large it takes each structure to be."""
 
@@ -94,6 +105,7 @@ class Kernel:
     convolution: Function
     embed: Function
     enlarge: Function
+    refine: Function
     pack_block: Function
     pack_convolution: Function
     free_packed: Function
@@ -132,12 +144,13 @@ def is_kernel_installed() -> bool:
 
 def _functions_of(library: ctypes.CDLL) -> Kernel:
     pointer, long, integer = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
-    block, convolution, embedding, head = (ctypes.POINTER(form) for form in STRUCTURES.values())
+    block, convolution, embedding, head, refinement = (ctypes.POINTER(form) for form in STRUCTURES.values())
     return Kernel(
         _declare(library.swin_block, integer, block, *[pointer] * 3, long, ctypes.POINTER(long), integer),
         _declare(library.swin_convolution, integer, convolution, *[pointer] * 4, long, integer),
         _declare(library.swin_embed, integer, embedding, *[pointer] * 4, long, integer),
         _declare(library.swin_enlarge, integer, head, *[pointer] * 5, long, integer),
+        _declare(library.swin_refine, integer, refinement, *[pointer] * 3, *[long] * 3, integer),
         _declare(library.swin_pack_block, pointer, block, long, integer),
         _declare(library.swin_pack_convolution, pointer, convolution, integer),
         _declare(library.swin_free_packed, None, pointer),

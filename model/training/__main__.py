@@ -44,13 +44,7 @@ def _run(options: argparse.Namespace) -> None:
     network, continued = build(RECIPES[options.variant], options.init)
     recipe = _override(RECIPES[options.variant], options, continued=continued)
     bfloat16 = device.type == "cuda" if options.bfloat16 is None else options.bfloat16
-    trainer = Trainer(
-        network.to(device),
-        recipe,
-        bfloat16=bfloat16,
-        compiled=options.compile,
-        flat=recipe.flat,
-    )
+    trainer = Trainer(network.to(device), recipe, bfloat16=bfloat16, compiled=options.compile)
     folder = options.out or Path("build") / "training" / options.variant
     if options.resume:
         trainer.resume(folder)
@@ -131,9 +125,6 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--held-out", type=Path, help="folder of photos to measure on (every fortieth of --photos)")
     parser.add_argument("--graphics", type=float, help="share of drawn graphics, 0 to 1, instead of the recipe's")
     parser.add_argument("--fonts", type=Path, help="folder of fonts for graphics (those of the machine)")
-    parser.add_argument(
-        "--flat", action=argparse.BooleanOptionalAction, help="keep flat areas by construction (the recipe's choice)"
-    )
     parser.add_argument("--out", type=Path, help="checkpoints, history and weights (build/training/VARIANT)")
     parser.add_argument("--steps", type=int, help="length of the run, and of the cosine, in steps")
     parser.add_argument("--minutes", type=float, help="the same in minutes; with both, whichever ends first")
@@ -160,7 +151,7 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
 def _override(recipe: Recipe, options: argparse.Namespace, *, continued: bool) -> Recipe:
     if continued:
         recipe = dataclasses.replace(recipe, learning_rate=recipe.continued_rate, warmup=recipe.continued_warmup)
-    given = {name: getattr(options, name) for name in ("crop", "batch", "learning_rate", "graphics", "flat")}
+    given = {name: getattr(options, name) for name in ("crop", "batch", "learning_rate", "graphics")}
     return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from model.network import Swin2SR
 from model.reconstruction import Reconstruction
-from model.training.flat_areas import balance, constrain_gradients, fixed_parameters
 from model.training.losses import reconstruction_loss
 from model.training.pairs import Batch
 
@@ -65,7 +64,6 @@ def fit_behind_body(
     *,
     iterations: int,
     aux_weight: float = 1.0,
-    flat: bool = False,
     on_loss: Callable[[float], None] = lambda _: None,
 ) -> None:
     """Minimise the reconstruction loss over all batches at once; the weights of the body stay.
@@ -75,20 +73,13 @@ def fit_behind_body(
         batches: kept in memory with their features: 6 KB a low-resolution pixel of a network 40 wide in float32.
         iterations: of L-BFGS; each passes once or twice over all batches.
         aux_weight: as in ``reconstruction_loss``.
-        flat: whether the network keeps flat areas by construction and is to do so afterwards.
         on_loss: called with each loss.
-
-    Raises:
-        ValueError: if ``flat`` is set and the network's head does not allow it.
     """
     network.eval()
-    fitted = {name: weight for name, weight in network.named_parameters() if is_behind_body(name)}
-    if flat:
-        fixed = {id(weight) for weight in fixed_parameters(network)}
-        fitted = {name: weight for name, weight in fitted.items() if id(weight) not in fixed}
+    fitted = [weight for name, weight in network.named_parameters() if is_behind_body(name)]
     prepared = [_prepare(network, batch) for batch in batches]
     optimiser = torch.optim.LBFGS(
-        list(fitted.values()),
+        fitted,
         max_iter=iterations,
         history_size=HISTORY,
         tolerance_grad=0,
@@ -98,8 +89,6 @@ def fit_behind_body(
 
     def closure() -> float:
         network.zero_grad(set_to_none=True)
-        if flat:
-            balance(network)
         total = 0.0
         for features, clean, sharp, sizes in prepared:
             result, wanted, plain = features.reconstruct(network), sharp.float() / 255, clean.float() / 255
@@ -107,14 +96,10 @@ def fit_behind_body(
             loss = loss / len(prepared)
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
-        if flat:
-            constrain_gradients(network)
         on_loss(total)
         return total
 
     optimiser.step(closure)  # type: ignore[no-untyped-call]
-    if flat:
-        balance(network)
     network.zero_grad(set_to_none=True)
 
 

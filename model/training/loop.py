@@ -18,7 +18,6 @@ from model.network import Swin2SR
 from model.reconstruction import Reconstruction
 from model.training.crops import Crops
 from model.training.fit import fit_behind_body
-from model.training.flat_areas import check_can_keep_flat, keep_flat, round_to_bfloat16
 from model.training.held_out import HeldOut, Score
 from model.training.losses import reconstruction_loss
 from model.training.pairs import Batch
@@ -98,10 +97,6 @@ class Trainer:
         recipe: how.
         bfloat16: whether forward passes compute in bfloat16; weights and optimiser stay in float32.
         compiled: whether torch compiles the network first: a minute, and a C++ compiler on a CPU.
-        flat: whether flat areas keep their value by construction (``model.training.flat_areas``).
-
-    Raises:
-        ValueError: if ``flat`` is set and the network's head does not allow it.
     """
 
     def __init__(
@@ -111,13 +106,8 @@ class Trainer:
         *,
         bfloat16: bool = False,
         compiled: bool = False,
-        flat: bool = False,
     ) -> None:
-        self.flat = flat
         self.start: tuple[float, float] | None = None
-        if flat:
-            check_can_keep_flat(network.config)
-        self._untouched = True
         self.network = network.train()
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.step = 0
@@ -132,21 +122,12 @@ class Trainer:
 
     def fit(self, batches: Iterable[Batch], iterations: int) -> None:
         """Fit ``conv_after_body`` and the head to batches, before the first step."""
-        self._begin()
-        fit_behind_body(self.network, batches, iterations=iterations, aux_weight=self.recipe.aux_weight, flat=self.flat)
+        fit_behind_body(self.network, batches, iterations=iterations, aux_weight=self.recipe.aux_weight)
         self.network.train()
         self.average.load_state_dict(self.network.state_dict())
 
-    def _begin(self) -> None:
-        """Hold the weights to the construction, which until now are those that the run was given."""
-        if self._untouched and self.flat:
-            keep_flat(self.network)
-            self.average.load_state_dict(self.network.state_dict())
-        self._untouched = False
-
     def learn(self, batch: Batch, progress: float) -> Tensor:
         """Take one step and return its loss, a scalar tensor left on the device."""
-        self._begin()
         for group in self._optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe, self.step, progress)
         degraded, clean, sharp = (self._to_unit(image) for image in (batch.degraded, batch.clean, batch.sharp))
@@ -159,8 +140,6 @@ class Trainer:
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.clip, foreach=True)
         self._optimiser.step()
-        if self.flat:
-            keep_flat(self.network)
         self._follow()
         self.step += 1
         return loss.detach()
@@ -176,17 +155,8 @@ class Trainer:
 
     @torch.no_grad()
     def finish(self) -> Swin2SR:
-        """Return the averaged weights as a file would hold them: rounded to bfloat16, in float32.
-
-        Before the first step they are those that the run was given, whether they keep flat areas or not.
-        """
-        network = copy.deepcopy(self.average).eval()
-        if self.flat and not self._untouched:
-            keep_flat(network)  # an average of networks that keep flat areas need not keep them
-            round_to_bfloat16(network)
-        else:
-            network.to(torch.bfloat16).float()
-        return network
+        """Return the averaged weights as a file would hold them: rounded to bfloat16, in float32."""
+        return copy.deepcopy(self.average).eval().to(torch.bfloat16).float()
 
     def save(self, folder: Path) -> None:
         """Write the checkpoint, replacing the one before only when it is complete."""
@@ -213,7 +183,6 @@ class Trainer:
         self.average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])
         self.step, self.seconds, self.start = state["step"], state["seconds"], state["start"]
-        self._untouched = False
 
 
 def export(network: Swin2SR, file: Path) -> None:

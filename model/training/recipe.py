@@ -28,7 +28,6 @@ class Recipe:
         continued_rate: peak of the learning rate where all weights come from ``--init``.
         continued_warmup: steps of warm-up there.
         graphics: share of drawn graphics among the crops, 0 to 1.
-        flat: whether flat areas keep their value by construction.
     """
 
     config: Swin2SRConfig
@@ -45,7 +44,6 @@ class Recipe:
     continued_rate: float = 2e-5
     continued_warmup: int = 50
     graphics: float = 0.0
-    flat: bool = False
 
     def __post_init__(self) -> None:
         if self.crop < 1 or self.crop % self.config.window_size:
@@ -62,7 +60,9 @@ class Recipe:
             raise ValueError(f"quality must rise within 1 to 95, not {self.quality}")
 
 
-def _small(upscale: int, upsampler: str | None) -> Swin2SRConfig:
+def _small(
+    upscale: int, upsampler: str | None, *, back_projection: bool = False, range_slack: float = 0.0
+) -> Swin2SRConfig:
     return Swin2SRConfig(
         image_size=48,
         embed_dim=40,
@@ -71,6 +71,8 @@ def _small(upscale: int, upsampler: str | None) -> Swin2SRConfig:
         upscale=upscale,
         upsampler=upsampler,
         drop_path_rate=0.0,
+        back_projection=back_projection,
+        range_slack=range_slack,
     )
 
 
@@ -99,16 +101,15 @@ def _embedded(
         crop=crop,
         batch=batch,
         quality=quality,
-        graphics=0.3,
-        flat=True,
+        graphics=0.15,
     )
 
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "small-x2": _embedded(_small(2, "pixelshuffledirect"), learning_rate=2e-3),
-        "small-x4": _embedded(_small(4, "pixelshuffledirect")),
-        "small-jpeg": _embedded(_small(1, None), crop=64, batch=6, quality=(10, 95)),
+        "small-x2": _embedded(_small(2, "pixelshuffledirect", back_projection=True), learning_rate=2e-3),
+        "small-x4": _embedded(_small(4, "pixelshuffledirect", back_projection=True)),
+        "small-jpeg": _embedded(_small(1, None, range_slack=4 / 255), crop=64, batch=6, quality=(10, 95)),
         "small-compressed-x4": _embedded(_small(4, "pixelshuffle_aux"), quality=(10, 95)),
         # Official networks, for fine-tuning with --init.
         "lightweight-x2": Recipe(config=_LIGHTWEIGHT_X2, crop=64, batch=16, learning_rate=1e-4),

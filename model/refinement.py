@@ -1,0 +1,139 @@
+"""What a network can do to the image of its head: back-projection, and a limit on the range of its values.
+
+*Back-projection* reduces the image to the size of the input, enlarges the difference and adds it, so that the image
+stays true to the input (Irani and Peleg 1991; Timofte, Rothe and Van Gool, CVPR 2016, section 3.6). Both ways are
+bicubic with a = -0.5; reducing is antialiased.
+
+*The range limit* keeps every value within the range of the 3x3 input pixels around it, widened by half of that range.
+So a flat area keeps its value to the bit, whatever the weights are.
+
+The embedded variants use both; ``model.config.Swin2SRConfig`` says how. The released networks use neither.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model.config import Swin2SRConfig
+
+MARGIN = 0.5
+"""Share of the local range by which it is widened."""
+
+NEAR, FAR = 1, 4
+"""Pixels to each side of a pixel: those of its local range; and those that are all equal in a flat area. A block of
+JPEG's 8x8 pixels, which compression often makes flat, is no flat area, unless its neighbours have the same value."""
+
+CUBIC = -0.5
+ENLARGE_BORDER = 2
+"""Input pixels to each side that an enlarged pixel depends on."""
+
+
+def refine(image: Tensor, pixels: Tensor, config: Swin2SRConfig) -> Tensor:
+    """Refine the images of a head as the configuration says.
+
+    Args:
+        image: (B, C, s * H, s * W).
+        pixels: the input (B, C, H, W), both in [0, 1].
+        config: of the network.
+
+    Returns:
+        (B, C, s * H, s * W).
+    """
+    if not config.is_refined:
+        return image
+    with torch.autocast(image.device.type, enabled=False):  # in bfloat16, a flat image would not stay flat
+        if config.back_projection:
+            image = image + enlarge(pixels - reduce(image, config.upscale), config.upscale)
+        if config.range_slack is not None:
+            low, high = (spread(bound, config.upscale) for bound in bounds(pixels, config.range_slack))
+            image = torch.minimum(torch.maximum(image, low), high)
+        return image
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    x = np.abs(distance)
+    inner = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
+    outer = CUBIC * (((x - 5) * x + 8) * x - 4)
+    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
+
+
+def reduce_border(scale: int) -> int:
+    """Image pixels to each side of the s pixels of an input pixel on which its reduced value depends."""
+    return (4 * scale - scale % 2 - scale) // 2
+
+
+@functools.cache
+def reduce_weights(scale: int) -> np.ndarray:
+    """Weights (n,) of the image pixels that reduce to one pixel, beginning ``reduce_border`` before its own."""
+    place = np.arange(scale + 2 * reduce_border(scale)) - reduce_border(scale)
+    weights = _cubic((place - (scale - 1) / 2) / scale)
+    found: np.ndarray = weights / weights.sum()
+    return found
+
+
+@functools.cache
+def enlarge_weights(scale: int) -> np.ndarray:
+    """Weights (s, 5) of the input pixels around one that give each of the s pixels that it becomes."""
+    place = (np.arange(scale) + 0.5) / scale - 0.5
+    weights = _cubic(place[:, None] - np.arange(-ENLARGE_BORDER, ENLARGE_BORDER + 1))
+    found: np.ndarray = weights / weights.sum(1, keepdims=True)
+    return found
+
+
+def reduce(image: Tensor, scale: int) -> Tensor:
+    """Reduce images (B, C, s * H, s * W) to (B, C, H, W); beyond the border is the border."""
+    channels, border = int(image.shape[1]), reduce_border(scale)
+    weights = torch.from_numpy(np.tile(reduce_weights(scale)[:, None], (channels, 1, 1, 1))).to(image)
+
+    def along_rows(image: Tensor) -> Tensor:
+        return F.conv2d(_with_border(image, border), weights, stride=(scale, 1), groups=channels)
+
+    return along_rows(along_rows(image).transpose(2, 3)).transpose(2, 3)
+
+
+def enlarge(image: Tensor, scale: int) -> Tensor:
+    """Enlarge images (B, C, H, W) to (B, C, s * H, s * W); beyond the border is the border."""
+    channels = int(image.shape[1])
+    weights = torch.from_numpy(np.tile(enlarge_weights(scale)[:, None, :, None], (channels, 1, 1, 1))).to(image)
+
+    def along_rows(image: Tensor) -> Tensor:
+        phases = F.conv2d(_with_border(image, ENLARGE_BORDER), weights, groups=channels)  # (B, C * s, H, W)
+        return torch.unflatten(phases, 1, (channels, scale)).transpose(2, 3).flatten(2, 3)
+
+    return along_rows(along_rows(image).transpose(2, 3)).transpose(2, 3)
+
+
+def _with_border(image: Tensor, border: int) -> Tensor:
+    """The image with its first and its last row repeated. ``F.pad`` does not keep the channels in an ONNX export."""
+    return torch.cat([image[:, :, :1].repeat(1, 1, border, 1), image, image[:, :, -1:].repeat(1, 1, border, 1)], 2)
+
+
+def bounds(pixels: Tensor, slack: float) -> tuple[Tensor, Tensor]:
+    """The least and the largest value that a pixel of the input may become, (B, C, H, W) both.
+
+    Args:
+        pixels: (B, C, H, W).
+        slack: as ``Swin2SRConfig.range_slack``.
+    """
+    low, high = extremes(pixels, NEAR)
+    margin = MARGIN * (high - low)
+    if slack:
+        far_low, far_high = extremes(pixels, FAR)
+        margin = margin + (far_high - far_low).clamp(max=slack)
+    return low - margin, high + margin
+
+
+def extremes(pixels: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """The least and the largest of the pixels within ``radius`` in both directions, (B, C, H, W) both."""
+    low, high = (F.max_pool2d(signed, 2 * radius + 1, 1, radius) for signed in (-pixels, pixels))
+    return -low, high
+
+
+def spread(pixels: Tensor, scale: int) -> Tensor:
+    """Repeat each pixel (B, C, H, W) s times in both directions."""
+    return pixels.repeat_interleave(scale, 2).repeat_interleave(scale, 3) if scale > 1 else pixels
