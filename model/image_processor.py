@@ -5,26 +5,33 @@ Source: Transformers 4.37.2, ``Swin2SRImageProcessor``, which does not crop afte
 
 import json
 from collections import UserDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, Self
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from model.config import refuse_push, warn_unknown
-from model.padding import pad_tensor, padded_size, source_indices
+from model.image_arrays import (
+    FIRST,
+    LAST,
+    NONE,
+    PixelValues,
+    arrange,
+    flatten,
+    gather,
+    infer_format,
+    pad_planes,
+    to_planes,
+)
+from model.padding import pad_tensor, padded_size
 from model.repository import FOLDER_OPTIONS, find_folder
 
 CONFIG_NAME = "preprocessor_config.json"
-_FIRST, _LAST, _NONE = "channels_first", "channels_last", "none"
 _IGNORED = {"image_processor_type", "processor_class", "_processor_class", "feature_extractor_type"}
 _FIELDS = ("do_rescale", "rescale_factor", "do_pad", "pad_size", "size_divisor")
-_FOREIGN = ("tensorflow", "jax", "jaxlib", "mlx")
-
-PixelValues = Tensor | np.ndarray | list[np.ndarray]
 
 
 class Reconstructed(Protocol):
@@ -72,7 +79,7 @@ class ProcessedImages(UserDict[str, PixelValues]):
         kind = _option("tensor_type", tensor_type, ("pt", "np", None))
         for key, value in self.data.items():
             if kind is not None and isinstance(value, list):
-                self.data[key] = _gather(value, kind)
+                self.data[key] = gather(value, kind)
         return self
 
 
@@ -215,7 +222,7 @@ class Swin2SRImageProcessor:
         do_pad: bool | None = None,
         pad_size: int | None = None,
         return_tensors: str | None = None,
-        data_format: str | None = _FIRST,
+        data_format: str | None = FIRST,
         input_data_format: str | None = None,
         **options: Any,  # noqa: ANN401
     ) -> ProcessedImages:
@@ -237,8 +244,8 @@ class Swin2SRImageProcessor:
             ValueError: for images or options of another kind, and for unequal sizes that cannot be one tensor.
         """
         kind = _option("return_tensors", return_tensors, ("pt", "np", None))
-        target = _option("data_format", data_format, (_FIRST, _LAST, None))
-        source = _option("input_data_format", input_data_format, (_FIRST, _LAST, _NONE, None))
+        target = _option("data_format", data_format, (FIRST, LAST, None))
+        source = _option("input_data_format", input_data_format, (FIRST, LAST, NONE, None))
         do_rescale = self.do_rescale if do_rescale is None else do_rescale
         factor = self.rescale_factor if rescale_factor is None else rescale_factor
         do_pad = self.do_pad if do_pad is None else do_pad
@@ -247,16 +254,16 @@ class Swin2SRImageProcessor:
         convert = bool(options.pop("do_convert_rgb", False))
         warn_unknown("preprocess", options.keys() - _IGNORED)
         values, sizes = [], []
-        for image, known in _flatten(images, convert=convert):
-            found = known or source or _infer_format(image)
-            planes = _planes(image, found)
+        for image, known in flatten(images, convert=convert):
+            found = known or source or infer_format(image)
+            planes = to_planes(image, found)
             sizes.append((planes.shape[1], planes.shape[2]))
             if do_rescale:
                 planes = (planes * factor).astype(np.float32)
             if do_pad:
-                planes = _pad_planes(planes, window)
-            values.append(_arrange(planes, target or found))
-        result = ProcessedImages(pixel_values=_gather(values, kind))
+                planes = pad_planes(planes, window)
+            values.append(arrange(planes, target or found))
+        result = ProcessedImages(pixel_values=gather(values, kind))
         result.original_sizes = tuple(sizes)
         return result
 
@@ -275,8 +282,8 @@ class Swin2SRImageProcessor:
         window = self.pad_size if size is None else _checked_pad_size(size)
         if isinstance(image, Tensor):
             return pad_tensor(image, window, "script")
-        found = _option("input_data_format", input_data_format, (_FIRST, _LAST, _NONE, None)) or _infer_format(image)
-        return _arrange(_pad_planes(_planes(image, found), window), data_format or found)
+        found = _option("input_data_format", input_data_format, (FIRST, LAST, NONE, None)) or infer_format(image)
+        return arrange(pad_planes(to_planes(image, found), window), data_format or found)
 
     def rescale(self, image: np.ndarray | Tensor, scale: float, **_: Any) -> np.ndarray | Tensor:  # noqa: ANN401
         """Multiply pixel values."""
@@ -352,95 +359,3 @@ def _option(name: str, value: object, allowed: tuple[str | None, ...]) -> str | 
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {value!r}")
     return value
-
-
-def _flatten(images: object, *, convert: bool) -> Iterator[tuple[np.ndarray, str | None]]:
-    """Every image of a nested list or a batch, an array of two or three dimensions, and its format if known.
-
-    PIL images are converted to RGB if ``convert``, and those of files in any case.
-    """
-    if isinstance(images, (list, tuple)):
-        if not images:
-            raise ValueError("the list of images is empty")
-        for image in images:
-            yield from _flatten(image, convert=convert)
-        return
-    if isinstance(images, (str, Path)):
-        images = _open(images)
-    elif convert and isinstance(images, Image.Image):
-        images = images.convert("RGB")
-    array = _array(images)
-    if array.ndim == 4:
-        yield from ((image, None) for image in array)
-    elif array.ndim in (2, 3):
-        known = (_NONE if array.ndim == 2 else _LAST) if isinstance(images, Image.Image) else None
-        yield array, known
-    else:
-        raise ValueError(f"an image has two or three dimensions, a batch four; got shape {array.shape}")
-
-
-def _open(file: str | Path) -> Image.Image:
-    """Read an image file, upright, in RGB."""
-    if str(file).startswith(("http://", "https://")):
-        raise ValueError(f"{file} is not downloaded: give the path of an image file, or a PIL image")
-    try:
-        with Image.open(file) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} is not an image file that can be read: {error}") from error
-
-
-def _array(image: object) -> np.ndarray:
-    """The pixels of one image, or of a batch."""
-    if isinstance(image, np.ndarray):
-        return image
-    if isinstance(image, Tensor):
-        return image.detach().cpu().numpy()
-    if isinstance(image, Image.Image):
-        if image.mode in ("RGB", "L"):
-            return np.asarray(image)
-        raise ValueError(f"an image of mode {image.mode} is neither RGB nor L: use image.convert('RGB') first")
-    kind = f"{type(image).__module__}.{type(image).__name__}"
-    verdict = "is not supported" if kind.partition(".")[0] in _FOREIGN else "is not an image"
-    raise ValueError(f"{kind} {verdict}: give a PIL image, a NumPy array or a PyTorch tensor")
-
-
-def _infer_format(image: np.ndarray) -> str:
-    if image.ndim == 2:
-        return _NONE
-    if image.shape[0] in (1, 3):
-        return _FIRST
-    if image.shape[-1] in (1, 3):
-        return _LAST
-    raise ValueError(f"shape {image.shape} has no side of 1 or 3 channels: pass input_data_format")
-
-
-def _planes(image: np.ndarray, found: str) -> np.ndarray:
-    """Bring an image to (C, H, W)."""
-    if (image.ndim == 2) != (found == _NONE):
-        raise ValueError(f"an image of shape {image.shape} is not in the format {found!r}")
-    if found == _NONE:
-        return image[np.newaxis]
-    return image if found == _FIRST else image.transpose(2, 0, 1)
-
-
-def _pad_planes(planes: np.ndarray, window: int) -> np.ndarray:
-    rows, columns = (source_indices(side, padded_size(side, window, "script"), "script") for side in planes.shape[1:])
-    padded: np.ndarray = planes[:, rows[:, None], columns]
-    return padded
-
-
-def _arrange(planes: np.ndarray, target: str) -> np.ndarray:
-    if target == _NONE:
-        plane: np.ndarray = planes[0]
-        return plane
-    return planes if target == _FIRST else planes.transpose(1, 2, 0)
-
-
-def _gather(values: list[np.ndarray], kind: str | None) -> PixelValues:
-    if kind is None:
-        return values
-    if len({value.shape for value in values}) > 1:
-        raise ValueError("images of different sizes cannot be one tensor: process them one by one")
-    stacked = np.stack(values)
-    return torch.from_numpy(stacked) if kind == "pt" else stacked
