@@ -8,18 +8,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
-from rich.box import MINIMAL
 from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from app import logs
 from app.cli.options import (
@@ -34,18 +29,18 @@ from app.cli.options import (
     Timeout,
     Url,
     VariantName,
-    complete_variant,
     failure,
-    option_fault,
+    failures_reported,
     read_settings,
+    reason,
     with_request_options,
     with_settings,
 )
 from app.cli.shard import Shard
+from app.cli.variants import evaluate, export, fetch, list_variants
 from app.cli.version import global_options
 from app.errors import ServiceError
 from app.ray.settings import RaySettings
-from app.schemas import VariantDescription
 from app.settings import Settings
 
 _PASSED_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
@@ -95,7 +90,7 @@ def _run() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
             raise
-        logs.report(f"swin2sr: {_reason(error)}", "text")
+        logs.report(f"swin2sr: {reason(error)}", "text")
         os._exit(1)  # the interpreter would try to write the output again
 
 
@@ -109,7 +104,7 @@ def serve(sample: str, **options: str | bool | None) -> None:
         status = server.serve(settings, logs.announce, sample)
     except (ValueError, OSError) as error:
         logs.finish()
-        raise failure(_reason(error), report) from None
+        raise failure(reason(error), report) from None
     server.leave(status)
 
 
@@ -124,7 +119,7 @@ def serve_on_ray(sample: str, **options: str | bool | None) -> None:
         status = serve_until_stopped(settings, logs.announce, sample)
     except (ValueError, ServiceError, OSError, RuntimeError) as error:
         logs.finish()
-        raise failure(_reason(error), report) from None
+        raise failure(reason(error), report) from None
     logs.leave(status)
 
 
@@ -177,7 +172,7 @@ def upscale(
     """
     from app.cli.upscale import UpscaleArgs, parse_output, run  # noqa: PLC0415
 
-    with _failures_reported():
+    with failures_reported():
         args = UpscaleArgs(
             tuple(inputs), parse_output(output), url, api_key, timeout, force=force, skip=skip, jobs=jobs,
             as_json=as_json, compare=compare, shard=Shard.parse(shard) if shard else None,
@@ -213,7 +208,7 @@ def watch(
     from app.cli.upscale import UpscaleArgs  # noqa: PLC0415
     from app.cli.watch import check_folders, run  # noqa: PLC0415
 
-    with _failures_reported():
+    with failures_reported():
         check_folders(folder, output)
         args = UpscaleArgs(
             (str(folder),), output, url, api_key, timeout, force=False, skip=True, jobs=jobs, as_json=as_json
@@ -223,138 +218,11 @@ def watch(
         asyncio.run(run(args, request, settings, Console(stderr=True), interval))
 
 
-@contextmanager
-def _failures_reported() -> Iterator[None]:
-    """Print what is wrong, and exit with status 1."""
-    try:
-        yield
-    except ValidationError as error:
-        raise failure("; ".join(dict.fromkeys(map(option_fault, error.errors())))) from None
-    except (ValueError, ServiceError, OSError) as error:
-        raise failure(_reason(error)) from None
-
-
 def _local_settings(device: str, precision: str, model_dir: Path | None, cache_dir: Path | None) -> Settings:
     """Settings of the service in this process."""
     return read_settings(
         Settings, variants=("x2",), device=device, precision=precision, model_dir=model_dir, cache_dir=cache_dir
     )
-
-
-def list_variants(
-    device: Device = "auto",
-    model_dir: ModelDir = None,
-    cache_dir: CacheDir = None,
-    url: Url = None,
-    api_key: ApiKey = None,
-) -> None:
-    """List variants and whether their weights are available locally (or on --url)."""
-    try:
-        described = _described(device, model_dir, cache_dir) if url is None else _described_by(url, api_key)
-    except (ValueError, ServiceError, OSError) as error:
-        raise failure(_reason(error)) from None
-    columns = [Column(name, overflow="fold") for name in ("variant", "available", "aliases", "scale", "description")]
-    table = Table(*columns, box=MINIMAL, pad_edge=False)
-    for each in described:
-        available = "yes" if each.available else "no" if each.state == "absent" else each.state
-        table.add_row(each.name, available, ", ".join(each.aliases), str(each.scale or "?"), each.summary)
-    console = Console()
-    console.print(table)
-    if url is None and any(each.state == "absent" and not each.available for each in described):
-        console.print("Download missing official weights with: swin2sr fetch NAME")
-    for each in described:
-        if each.state in ("loading", "failed") and each.reason:
-            console.print(Text(f"{each.name}: {each.reason}"), soft_wrap=True)
-
-
-def _described(device: str, model_dir: Path | None, cache_dir: Path | None) -> list[VariantDescription]:
-    """Variants of this machine."""
-    from app.variants.registry import ModelRegistry  # noqa: PLC0415
-
-    official = read_settings(Settings, cache_dir=cache_dir).official_weights()
-    return ModelRegistry(("x2",), model_dir=model_dir, official=official, device=device).describe_all()
-
-
-def _described_by(url: str, api_key: str | None) -> list[VariantDescription]:
-    """Variants of a server."""
-    from app.client import Client  # noqa: PLC0415
-
-    with Client(url, api_key=api_key) as client:
-        return client.variants().variants
-
-
-def evaluate(
-    folder: Annotated[
-        Path, typer.Argument(help="folder of photos, or of HR/ and LR_bicubic/X2/", exists=True, file_okay=False)
-    ],
-    *,
-    variant: VariantName = "x2",
-    quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help="JPEG quality of the inputs, 1-100", show_default="no JPEG")
-    ] = None,
-    device: Device = "auto",
-    precision: Precision = "auto",
-    model_dir: ModelDir = None,
-    cache_dir: CacheDir = None,
-) -> None:
-    """Measure PSNR and SSIM on a folder, with the protocol of the published results."""
-    from app.variants.catalogue import Catalogue  # noqa: PLC0415
-    from model.evaluate import evaluate_folder, tabulate  # noqa: PLC0415
-    from model.upscaler import Upscaler, find_device  # noqa: PLC0415
-
-    settings = read_settings(Settings, device=device, precision=precision, model_dir=model_dir, cache_dir=cache_dir)
-    try:
-        catalogue = Catalogue(settings.model_dir, find_device(device).type, settings.official_weights())
-        found = catalogue.resolve(variant, serves=False)
-        assert found.path is not None, "resolve raises for absent weights"
-        catalogue.verify(found)
-        upscaler = Upscaler.from_pretrained(found.path, device, precision)
-        typer.echo(f"{found.name} on {folder}, precision {upscaler.precision}\n")
-        typer.echo(tabulate(evaluate_folder(upscaler, folder, quality=quality)))
-    except (ValueError, ServiceError, OSError) as error:
-        raise failure(_reason(error)) from None
-
-
-def export(
-    variant: Annotated[str, typer.Argument(metavar="VARIANT", help="variant", autocompletion=complete_variant)],
-    file: Annotated[Path, typer.Argument(help="file ending in .onnx, .pth or .safetensors", dir_okay=False)],
-    *,
-    model_dir: ModelDir = None,
-    cache_dir: CacheDir = None,
-) -> None:
-    """Write a variant's network as ONNX, or in the official layout as .pth or .safetensors."""
-    from app.variants.catalogue import Catalogue  # noqa: PLC0415
-    from model.checkpoints import load_network  # noqa: PLC0415
-    from model.export import export as write  # noqa: PLC0415
-
-    settings = read_settings(Settings, model_dir=model_dir, cache_dir=cache_dir)
-    try:
-        catalogue = Catalogue(settings.model_dir, "cpu", settings.official_weights())
-        found = catalogue.resolve(variant, serves=False)
-        assert found.path is not None, "resolve raises for absent weights"
-        catalogue.verify(found)
-        network = load_network(found.path)
-        write(network, file)
-    except (ValueError, ServiceError, OSError) as error:
-        raise failure(_reason(error)) from None
-    typer.echo(f"{found.name} written to {file}")
-    if network.config.is_refined and file.suffix == ".pth":
-        typer.echo("a .pth file has no back-projection and no range limit: its images differ a little; .onnx has them")
-
-
-def fetch(
-    names: Annotated[
-        list[str], typer.Argument(metavar="VARIANT...", help="official variants", autocompletion=complete_variant)
-    ],
-    cache_dir: CacheDir = None,
-) -> None:
-    """Download official weights (SHA-256 verified). Exits with status 1 if a download fails."""
-    from app.cli.fetch import fetch_all  # noqa: PLC0415
-
-    official = read_settings(Settings, cache_dir=cache_dir).official_weights()
-    faults = fetch_all(names, official, Console(stderr=True), typer.echo)
-    if faults:
-        raise failure("\nswin2sr: ".join(faults))
 
 
 def bench(
@@ -380,7 +248,7 @@ def bench(
     try:
         run(Bench(find_device(device), threads or usable_cpus(), runs, checkpoint, precision=precision), only, json)
     except (ValueError, RuntimeError) as error:
-        raise failure(_reason(error)) from None
+        raise failure(reason(error)) from None
 
 
 def train(context: typer.Context) -> None:
@@ -396,9 +264,3 @@ def openapi() -> None:
 
     document = create_app(Settings(variants=("x2",), device="cpu")).openapi()
     typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:  # str(error) begins with the number
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)

@@ -7,7 +7,8 @@ import os
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -16,6 +17,7 @@ from pydantic import SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 
 from app import environment
+from app.errors import ServiceError
 from app.http.settings import PREFIX
 from app.ray.settings import RaySettings
 from app.schemas import UpscaleOptions, describe_fault
@@ -170,6 +172,24 @@ def failure(text: str, report: Report = print_error) -> typer.Exit:
     """Print an error message on standard error. Raise what this returns to exit with status 1."""
     report(f"swin2sr: {text}")
     return typer.Exit(1)
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, without the number of an operating system's error."""
+    if isinstance(error, OSError) and error.strerror:  # str(error) begins with the number
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)
+
+
+@contextmanager
+def failures_reported() -> Iterator[None]:
+    """Print what is wrong, and exit with status 1."""
+    try:
+        yield
+    except ValidationError as error:
+        raise failure("; ".join(dict.fromkeys(map(option_fault, error.errors())))) from None
+    except (ValueError, ServiceError, OSError) as error:
+        raise failure(reason(error)) from None
 
 
 def _parameter(
