@@ -87,6 +87,8 @@ def test_set5_one_by_one_reaches_the_published_figure(alone):
     """Sent one after the other, the five images reach the paper's mean PSNR on Y."""
     assert len(alone.images) == 5
     assert alone.upscaled.psnr_y >= PUBLISHED
+    assert alone.upscaled.psnr_y == pytest.approx(38.174, abs=0.005)
+    assert alone.upscaled.ssim_y == pytest.approx(0.9612, abs=0.0005)
 
 
 @pytest.mark.slow

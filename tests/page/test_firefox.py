@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import npm
 from tests.browser import SHOTS
 from tests.listening import listening
 from tests.service import noise, png, scripted_app
@@ -20,13 +21,11 @@ FIREFOX = shutil.which("firefox-esr") or shutil.which("firefox")
 
 
 @pytest.fixture(scope="module")
-def driver(tmp_path_factory):
+def driver():
     """The folder in which the driver is installed; it brings no browser."""
     if not (FIREFOX and shutil.which("npm")) and os.environ.get("CI") != "true":
         pytest.skip("needs Firefox and npm: `apt-get install firefox-esr npm`")
-    folder = tmp_path_factory.mktemp("puppeteer")
-    command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder), PUPPETEER]
-    subprocess.run(command, check=True, timeout=240)
+    folder = npm.install(PUPPETEER)
     shutil.copy(FLOW, folder)
     return folder
 
