@@ -1,7 +1,7 @@
 """Programs that begin as copies of a process that has imported what they need: a start takes no seconds.
 
 :class:`Fork` is to such a program what ``subprocess.Popen`` is to one that is started anew. ``python -m tests.forks
-DESCRIPTOR MODULE`` is the process that is copied: for each message on its socket it starts a program.
+DESCRIPTOR`` is the process that is copied: for each message on its socket it starts a program.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+IMPORTED = ("tests.scripted_server", "app.cli.commands", "app.__main__")
 MESSAGE_BYTES = 2**20
 NUMBER = struct.Struct("q")
 ROOT = Path(__file__).parents[1]
 
 
 @functools.cache
-def origin(module: str) -> socket.socket:
-    """The socket of the process that has imported a module; it ends with this process."""
+def origin() -> socket.socket:
+    """The socket of the process that is copied; it ends with this process."""
     near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with far:
-        command = [sys.executable, "-W", "ignore", "-m", "tests.forks", str(far.fileno()), module]
+        command = [sys.executable, "-W", "ignore", "-m", "tests.forks", str(far.fileno())]
         process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, pass_fds=[far.fileno()])
 
     def end() -> None:
@@ -59,8 +60,8 @@ class Fork:
     def __init__(self, module: str, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
         output, outputs_end = os.pipe()
         status, statuss_end = os.pipe()
-        message = json.dumps([list(arguments), dict(environment)]).encode()
-        socket.send_fds(origin(module), [message], [outputs_end, statuss_end])
+        message = json.dumps([module, list(arguments), dict(environment)]).encode()
+        socket.send_fds(origin(), [message], [outputs_end, statuss_end])
         os.close(outputs_end)
         os.close(statuss_end)
         self.stdout = os.fdopen(output)
@@ -100,9 +101,10 @@ class Fork:
         return NUMBER.unpack(self._status.read(NUMBER.size))[0]
 
 
-def main(descriptor: str, name: str) -> None:
-    """Import a module, and start its program for each message, until the socket is closed."""
-    module = importlib.import_module(name)
+def main(descriptor: str) -> None:
+    """Import what servers need, and start a program for each message, until the socket is closed."""
+    for module in IMPORTED:
+        importlib.import_module(module)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch
     with socket.socket(fileno=int(descriptor)) as near:
         while True:
@@ -111,12 +113,12 @@ def main(descriptor: str, name: str) -> None:
                 return
             if not os.fork():
                 near.close()
-                watch(module, *json.loads(message), *descriptors)
+                watch(*json.loads(message), *descriptors)
             for each in descriptors:
                 os.close(each)
 
 
-def watch(module, arguments: list[str], environment: dict[str, str], output: int, status: int) -> None:
+def watch(module: str, arguments: list[str], environment: dict[str, str], output: int, status: int) -> None:
     """Start the program, write the number of its process, wait for its end, and write its exit status."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     pid = os.fork()
@@ -130,22 +132,24 @@ def watch(module, arguments: list[str], environment: dict[str, str], output: int
     os._exit(0)
 
 
-def run(module, arguments: list[str], environment: dict[str, str], output: int) -> None:
+def run(name: str, arguments: list[str], environment: dict[str, str], output: int) -> None:
     """Be the program."""
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2))
-    sys.argv = [module.__file__, *arguments]
+    sys.argv = [name, *arguments]
     os.environ.clear()
     os.environ.update(environment)
     status = 1
     try:
-        status = module.main()
+        status = importlib.import_module(name).main()
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
     except BaseException:  # noqa: BLE001 - as the interpreter does
         sys.excepthook(*sys.exc_info())
     sys.stdout.flush()
-    os._exit(status)
+    os._exit(status or 0)
 
 
 if __name__ == "__main__":

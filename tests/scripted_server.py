@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import enum
-import subprocess
 import tempfile
 import threading
 import time
@@ -21,7 +20,6 @@ from app.ray.deployment import serve as serve_on_ray
 from app.ray.settings import RaySettings
 from app.server import leave, serve
 from app.settings import Settings
-from tests.forks import Fork
 from tests.scripted import ScriptedUpscaler, model_dir
 from tests.server import ServerProcess
 
@@ -118,13 +116,9 @@ class ScriptedServer(ServerProcess):
         options += ["--memory", str(memory)] if memory else []
         options += ["--ray"] if ray else []
         small = {"tile_size": 128, "tile_overlap": 32, "device": "cpu", "variants": "classical-x2"}
-        super().__init__(*options, program=program, runner=runner, **{**small, **settings})
-        self._forked = program is PROGRAM and not ray and not runner
-
-    def _launch(self) -> subprocess.Popen[str] | Fork:
-        if self._forked:
-            return Fork("tests.scripted_server", self._arguments, self._environment)
-        return super()._launch()
+        anew = ray or runner or program is not PROGRAM
+        fork = () if anew else ("tests.scripted_server",)
+        super().__init__(*options, program=program, runner=runner, fork=fork, **{**small, **settings})
 
 
 def main() -> int:

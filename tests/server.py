@@ -16,6 +16,9 @@ from typing import Self
 from tests.forks import Fork
 
 ROOT = Path(__file__).parents[1]
+SERVE = ("app.__main__", "serve")
+"""``swin2sr serve``, as a program to fork."""
+
 PATIENCE = 120.0
 """Seconds from start to ready, and from SIGTERM to the end, after which a test has failed."""
 
@@ -41,6 +44,7 @@ class ServerProcess:
         arguments: options of ``serve``.
         program: another program that prints what ``serve`` prints, as arguments of ``python``.
         runner: a command that starts it, such as ``unshare``.
+        fork: module and first arguments of a program that is forked instead, which is quick: ``SERVE`` is ``serve``.
         settings: as ``port=0``; environment variables of the process.
 
     Attributes:
@@ -54,11 +58,12 @@ class ServerProcess:
         *arguments: str,
         program: Sequence[str] = ("-m", "app", "serve"),
         runner: Sequence[str] = (),
+        fork: Sequence[str] = (),
         **settings: object,
     ) -> None:
         chosen = {"port": 0, "drain_delay_ms": 0, **settings}
         self._command = [*runner, sys.executable, *program, *arguments]
-        self._arguments = arguments
+        self._fork = [*fork, *arguments] if fork else []
         self._environment = {
             **{name: value for name, value in os.environ.items() if not name.startswith("SWIN2SR_")},
             **{f"SWIN2SR_{name.upper()}": str(value) for name, value in chosen.items()},
@@ -88,6 +93,8 @@ class ServerProcess:
         self._wait(self._listening, "listen")
 
     def _launch(self) -> subprocess.Popen[str] | Fork:
+        if self._fork:
+            return Fork(self._fork[0], self._fork[1:], self._environment)
         return subprocess.Popen(
             self._command,
             cwd=ROOT,

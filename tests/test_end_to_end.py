@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from model.evaluate import evaluate_folder, read_pairs, tabulate
-from tests.server import ServerProcess
+from tests.server import SERVE, ServerProcess
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
@@ -64,7 +64,7 @@ class Remembered:
 def client(shared):
     """A client of a server that serves the real weights from a folder, as a user's would."""
     with (
-        ServerProcess(model_dir=shared / "checkpoints", variants=VARIANT, device="cpu") as server,
+        ServerProcess(fork=SERVE, model_dir=shared / "checkpoints", variants=VARIANT, device="cpu") as server,
         httpx.Client(base_url=server.url, timeout=240) as client,
     ):
         yield client

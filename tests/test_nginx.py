@@ -19,7 +19,7 @@ from model.variants import embedded_path
 from tests.chaos.metrics import MetricsSnapshot
 from tests.scripted import PATIENCE
 from tests.scripted_server import ScriptedServer
-from tests.server import ROOT, ServerProcess, free_ports
+from tests.server import ROOT, SERVE, ServerProcess, free_ports
 from tests.service import noise, pixels_of, png
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin")
@@ -123,7 +123,9 @@ def test_a_restart_behind_nginx_fails_no_request(balance):
     with contextlib.ExitStack() as stack:
 
         def start(port):
-            server = ServerProcess(variants="small-x2", device="cpu", port=port, threads=1, drain_delay_ms=500)
+            server = ServerProcess(
+                fork=SERVE, variants="small-x2", device="cpu", port=port, threads=1, drain_delay_ms=500
+            )
             server.start()
             stack.push(server)
             return server

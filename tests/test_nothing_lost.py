@@ -20,7 +20,7 @@ from model.evaluate import psnr
 from tests.conftest import SHARED
 from tests.pictures import ORIENTED_EXIF, adobe_rgb, gray_profile, image, samples, saved, written
 from tests.scripted import ScriptedUpscaler
-from tests.server import ServerProcess
+from tests.server import SERVE, ServerProcess
 from tests.service import running, scripted_app
 from tests.test_codec_files import FILES
 from tests.test_golden import FILES as GOLDEN
@@ -90,7 +90,7 @@ def server(tmp_path_factory):
     golden = Golden(next(file for file in GOLDEN if file.stem == "jpeg_gray"), tmp_path_factory.mktemp("golden"))
     write_pretrained(load_network(golden.weights), folder / "jpeg-gray")
     with (
-        ServerProcess(variants="small-x2,jpeg-gray", model_dir=folder, device="cpu") as process,
+        ServerProcess(fork=SERVE, variants="small-x2,jpeg-gray", model_dir=folder, device="cpu") as process,
         httpx.Client(base_url=process.url, timeout=240) as client,
     ):
         yield client

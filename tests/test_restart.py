@@ -15,7 +15,7 @@ import pytest
 from app import errors
 from app.client import AsyncClient
 from model.variants import embedded_path
-from tests.server import ROOT, ServerProcess
+from tests.server import ROOT, SERVE, ServerProcess
 from tests.service import noise, pixels_of, png
 
 pytestmark = [
@@ -47,7 +47,7 @@ def restartable():
     servers = []
 
     def start():
-        server = ServerProcess(variants="x2", device="cpu", port=port, threads=1)
+        server = ServerProcess(fork=SERVE, variants="x2", device="cpu", port=port, threads=1)
         servers.append(server)
         return server.__enter__()
 
