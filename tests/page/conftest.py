@@ -16,11 +16,11 @@ from tests.service import scripted_app
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: `make install`")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def chromium():
-    """The browser of all tests in this folder; CI installs it, so there it is never missing.
+    """The browser; CI installs it, so there it is never missing.
 
-    It does not last for the session: Playwright runs an event loop in this thread, and other tests start their own.
+    It does not last longer: Playwright runs an event loop in this thread, and tests elsewhere start their own.
     """
     if CHROMIUM is None and os.environ.get("CI") != "true":
         pytest.skip("no Chromium is installed: `apt-get install chromium`")
