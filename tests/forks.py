@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from app import logs
+
 IMPORTED = ("tests.scripted_server", "app.cli.commands", "app.__main__")
 MESSAGE_BYTES = 2**20
 NUMBER = struct.Struct("q")
@@ -133,7 +135,7 @@ def watch(module: str, arguments: list[str], environment: dict[str, str], output
 
 
 def run(name: str, arguments: list[str], environment: dict[str, str], output: int) -> None:
-    """Be the program."""
+    """Be the program, to the last line of its log."""
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
@@ -148,8 +150,7 @@ def run(name: str, arguments: list[str], environment: dict[str, str], output: in
         status = error.code if isinstance(error.code, int) else 1
     except BaseException:  # noqa: BLE001 - as the interpreter does
         sys.excepthook(*sys.exc_info())
-    sys.stdout.flush()
-    os._exit(status or 0)
+    logs.leave(status or 0)
 
 
 if __name__ == "__main__":
