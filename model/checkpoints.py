@@ -187,7 +187,7 @@ def write_official(network: Swin2SR, file: str | Path) -> None:
         save_file(state, file, metadata={"format": "pt", "config": json.dumps(network.config.to_dict())})
     elif file.suffix == ".pth":
         state |= _derived_buffers(network.config)
-        if _decisive(infer_config(state)) != _decisive(network.config):
+        if decisive_fields(infer_config(state)) != decisive_fields(network.config):
             raise ValueError(f"{file.name}: a .pth file cannot hold this configuration. Write it as .safetensors")
         torch.save(state, file)
     else:
@@ -357,7 +357,7 @@ def _portable(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {key: tensor.detach().cpu().contiguous() for key, tensor in state.items()}
 
 
-def _decisive(config: Swin2SRConfig) -> dict[str, object]:
+def decisive_fields(config: Swin2SRConfig) -> dict[str, object]:
     """The fields that the output of head and body depends on."""
     others = {
         "back_projection",

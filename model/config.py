@@ -232,6 +232,8 @@ class Swin2SRConfig:
         self._refuse_impossible_refinement()
 
     def _refuse_impossible_refinement(self) -> None:
+        if not isinstance(self.back_projection, bool):
+            raise ValueError(f"back_projection must be true or false, not {self.back_projection!r}.")  # noqa: TRY004
         if self.back_projection and self.upscale == 1:
             raise ValueError("back_projection must be false with upscale 1: it would undo the restoration.")
         if self.range_slack is not None and not 0 <= self.range_slack <= 1:
@@ -324,8 +326,8 @@ class Swin2SRConfig:
         """All attributes in the form of JSON, with Hugging Face's ``model_type``; those of ``_OWN`` if used."""
         found = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         for name in _OWN:
-            if found[name] is getattr(Swin2SRConfig, name):
-                del found[name]
+            if found.get(name) is getattr(Swin2SRConfig, name):
+                found.pop(name, None)
         found["depths"], found["num_heads"] = list(self.depths), list(self.num_heads)
         found["upsampler"] = self.upsampler or ""
         found["dtype"] = None if self.dtype is None else str(self.dtype).removeprefix("torch.")

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Generic, TypeVar
 
-import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
@@ -184,13 +184,13 @@ def pack_refinement(config: Swin2SRConfig) -> RefinementWeights | None:
     """
     if load_kernel() is None or not config.is_refined:
         return None
-    scale, reduced = config.upscale, np.zeros(0, np.float32)
+    scale, reduced = config.upscale, torch.zeros(0)
     if config.back_projection:
-        weights = reduce_weights(scale)
-        reduced = np.pad(weights, (0, -len(weights) % 4)).astype(np.float32)
-    tensors = [torch.from_numpy(reduced), torch.from_numpy(enlarge_weights(scale).astype(np.float32))]
+        weights = reduce_weights(scale).float()
+        reduced = F.pad(weights, (0, -len(weights) % 4))
+    tensors = [reduced, enlarge_weights(scale).float()]
     pointers = [tensor.data_ptr() if len(tensor) else None for tensor in tensors]
-    slack = -1.0 if config.range_slack is None else config.range_slack
+    slack = -1.0 if config.range_slack is None else max(0.0, config.range_slack)
     sizes = (scale, config.num_channels, len(reduced), reduce_border(scale))
     return KernelWeights(library.RefinementArguments(*sizes, *pointers, MARGIN, slack), tensors)
 
@@ -366,6 +366,7 @@ def refine(weights: RefinementWeights, pixels: Tensor, image: Tensor, groups: Se
     kernel = load_kernel()
     assert kernel is not None
     pixels = pixels.contiguous()
+    assert len(image) == len(pixels) * weights.arguments.scale**2
     error, size, place = torch.empty_like(pixels), 4 * weights.arguments.colors, 0
     with _recorded("swin_refine"):
         for count, height, width in groups:

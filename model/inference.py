@@ -321,8 +321,15 @@ class Inference:
             network.config.window_size,
         )
         self.head = pack_head(network, self.body.form) if isinstance(network, Swin2SR) else None
+        if self.head is not None and network.config.is_refined and not self._fits_refinement(self.head):
+            self.head = None
         self.refinement = cpu_kernel.pack_refinement(network.config) if self.head is not None else None
         self.workspace = workspace or Workspace(network.config.window_size, network.config.shift_size)
+
+    def _fits_refinement(self, head: cpu_kernel.HeadWeights) -> bool:
+        """Whether the head, which may have been replaced, makes images of the size that the configuration says."""
+        config = self.network.config
+        return (head.arguments.scale, head.arguments.colors) == (config.upscale, config.num_channels)
 
     def features(self, pixels: Tensor, layout: PackedLayout) -> list[Tensor]:
         """Pixels (T, C) in [0, 1], image by image in reading order, to deep features (B, embed_dim, H, W) by group."""

@@ -5,16 +5,17 @@ stays true to the input (Irani and Peleg 1991; Timofte, Rothe and Van Gool, CVPR
 bicubic with a = -0.5; reducing is antialiased.
 
 *The range limit* keeps every value within the range of the 3x3 input pixels around it, widened by half of that range.
-So a flat area keeps its value to the bit, whatever the weights are.
+So where these are all equal, the image has their value to the bit, whatever the weights are. A slack allows more, but
+not where 9x9 pixels are all equal.
 
-The embedded variants use both; ``model.config.Swin2SRConfig`` says how. The released networks use neither.
+The embedded variants have the limit, those that enlarge clean images also back-projection; the released networks have
+neither. ``model.config.Swin2SRConfig`` says which.
 """
 
 from __future__ import annotations
 
-import functools
+from contextlib import nullcontext
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -46,20 +47,27 @@ def refine(image: Tensor, pixels: Tensor, config: Swin2SRConfig) -> Tensor:
     """
     if not config.is_refined:
         return image
-    with torch.autocast(image.device.type, enabled=False):  # in bfloat16, a flat image would not stay flat
+    device = image.device.type
+    in_full = nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
+    with in_full:  # in bfloat16, a flat image would not stay flat
         if config.back_projection:
             image = image + enlarge(pixels - reduce(image, config.upscale), config.upscale)
         if config.range_slack is not None:
             low, high = (spread(bound, config.upscale) for bound in bounds(pixels, config.range_slack))
-            image = torch.minimum(torch.maximum(image, low), high)
+            image = limit(image, low, high)
         return image
 
 
-def _cubic(distance: np.ndarray) -> np.ndarray:
-    x = np.abs(distance)
+def limit(image: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The image within bounds of its form; NaN stays NaN, and infinity becomes it, so that faults are still noticed."""
+    return torch.minimum(torch.maximum(image, low), high) + 0 * image
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    x = distance.abs()
     inner = ((CUBIC + 2) * x - (CUBIC + 3)) * x * x + 1
     outer = CUBIC * (((x - 5) * x + 8) * x - 4)
-    return np.where(x < 1, inner, np.where(x < 2, outer, 0.0))
+    return torch.where(x < 1, inner, torch.where(x < 2, outer, 0.0))
 
 
 def reduce_border(scale: int) -> int:
@@ -67,28 +75,26 @@ def reduce_border(scale: int) -> int:
     return (4 * scale - scale % 2 - scale) // 2
 
 
-@functools.cache
-def reduce_weights(scale: int) -> np.ndarray:
-    """Weights (n,) of the image pixels that reduce to one pixel, beginning ``reduce_border`` before its own."""
-    place = np.arange(scale + 2 * reduce_border(scale)) - reduce_border(scale)
+def reduce_weights(scale: int, device: torch.device | None = None) -> Tensor:
+    """Weights (n,), float64, of the image pixels that reduce to one, beginning ``reduce_border`` before its own."""
+    border = reduce_border(scale)
+    place = torch.arange(-border, scale + border, dtype=torch.float64, device=device)
     weights = _cubic((place - (scale - 1) / 2) / scale)
-    found: np.ndarray = weights / weights.sum()
-    return found
+    return weights / weights.sum()
 
 
-@functools.cache
-def enlarge_weights(scale: int) -> np.ndarray:
-    """Weights (s, 5) of the input pixels around one that give each of the s pixels that it becomes."""
-    place = (np.arange(scale) + 0.5) / scale - 0.5
-    weights = _cubic(place[:, None] - np.arange(-ENLARGE_BORDER, ENLARGE_BORDER + 1))
-    found: np.ndarray = weights / weights.sum(1, keepdims=True)
-    return found
+def enlarge_weights(scale: int, device: torch.device | None = None) -> Tensor:
+    """Weights (s, 5), float64, of the input pixels around one that give each of the s pixels that it becomes."""
+    place = (torch.arange(scale, dtype=torch.float64, device=device) + 0.5) / scale - 0.5
+    around = torch.arange(-ENLARGE_BORDER, ENLARGE_BORDER + 1, dtype=torch.float64, device=device)
+    weights = _cubic(place[:, None] - around)
+    return weights / weights.sum(1, keepdim=True)
 
 
 def reduce(image: Tensor, scale: int) -> Tensor:
     """Reduce images (B, C, s * H, s * W) to (B, C, H, W); beyond the border is the border."""
     channels, border = int(image.shape[1]), reduce_border(scale)
-    weights = torch.from_numpy(np.tile(reduce_weights(scale)[:, None], (channels, 1, 1, 1))).to(image)
+    weights = reduce_weights(scale, image.device).to(image).view(1, 1, -1, 1).expand(channels, -1, -1, -1)
 
     def along_rows(image: Tensor) -> Tensor:
         return F.conv2d(_with_border(image, border), weights, stride=(scale, 1), groups=channels)
@@ -99,7 +105,7 @@ def reduce(image: Tensor, scale: int) -> Tensor:
 def enlarge(image: Tensor, scale: int) -> Tensor:
     """Enlarge images (B, C, H, W) to (B, C, s * H, s * W); beyond the border is the border."""
     channels = int(image.shape[1])
-    weights = torch.from_numpy(np.tile(enlarge_weights(scale)[:, None, :, None], (channels, 1, 1, 1))).to(image)
+    weights = enlarge_weights(scale, image.device).to(image)[:, None, :, None].repeat(channels, 1, 1, 1)
 
     def along_rows(image: Tensor) -> Tensor:
         phases = F.conv2d(_with_border(image, ENLARGE_BORDER), weights, groups=channels)  # (B, C * s, H, W)
@@ -122,7 +128,7 @@ def bounds(pixels: Tensor, slack: float) -> tuple[Tensor, Tensor]:
     """
     low, high = extremes(pixels, NEAR)
     margin = MARGIN * (high - low)
-    if slack:
+    if slack > 0:
         far_low, far_high = extremes(pixels, FAR)
         margin = margin + (far_high - far_low).clamp(max=slack)
     return low - margin, high + margin

@@ -125,18 +125,44 @@ def test_back_projection_brings_an_image_nearer_to_its_input(scale: int) -> None
 
 
 @needs_kernel
-def test_what_is_not_a_number_stays_so() -> None:
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_what_is_not_a_number_stays_so(value: float) -> None:
     """A broken image does not become a plausible one by the limit; the service looks for these values."""
-    pixels, image = torch.rand(16, 3), torch.full((64, 3), math.nan)
+    pixels, image = torch.rand(16, 3), torch.full((64, 3), value)
     for fields in ({"range_slack": 0.0}, {"back_projection": True, "range_slack": 0.1}):
         config = tiny_config(upscale=2, **fields)
         weights = cpu_kernel.pack_refinement(config)
         assert weights is not None
         given = image.clone()
         cpu_kernel.refine(weights, pixels, given, [(1, 4, 4)])
-        assert given.isnan().all()
+        assert not given.isfinite().any()
         planes = (each.view(1, side, side, 3).permute(0, 3, 1, 2) for each, side in ((image, 8), (pixels, 4)))
-        assert refine(*planes, config).isnan().all()
+        assert not refine(*planes, config).isfinite().any()
+
+
+@needs_kernel
+def test_what_a_thread_computed_before_is_not_seen() -> None:
+    """Scratch memory full of NaN, from an image of another network, leaves no trace in the next one."""
+    for scale in (2, 3, 4, 8):
+        config = tiny_config(upscale=scale, back_projection=True, range_slack=0.01)
+        weights = cpu_kernel.pack_refinement(config)
+        assert weights is not None
+        wide, pixels = torch.full((8 * 64, 3), math.nan), torch.rand(8 * 8, 3)
+        cpu_kernel.refine(weights, wide, torch.full((8 * 64 * scale**2, 3), math.nan), [(1, 8, 64)])
+        image = torch.rand(8 * 8 * scale**2, 3)
+        cpu_kernel.refine(weights, pixels, image, [(1, 8, 8)])
+        assert image.isfinite().all()
+
+
+@needs_kernel
+def test_a_head_of_another_scale_is_not_refined_by_the_kernel() -> None:
+    """It is computed by its modules, which say that the sizes differ."""
+    network, other = tiny_network(range_slack=0.0), tiny_network(upscale=2)
+    network.upsample = other.upsample
+    inference = Inference(network)
+    assert inference.head is None
+    with pytest.raises(RuntimeError, match="size"):
+        inference.reconstruct([random_image(network, 1, 1)])
 
 
 def test_autocast_does_not_round_it() -> None:
@@ -164,6 +190,7 @@ def test_gradients_pass_through() -> None:
         ({"range_slack": 0.0, "num_channels_out": 1}, "num_channels_out must equal"),
         ({"back_projection": True, "num_channels_out": 1}, "num_channels_out must equal"),
         ({"back_projection": True, **HEADS["jpeg"]}, "back_projection must be false"),
+        ({"back_projection": "false"}, "back_projection must be true or false"),
     ],
 )
 def test_impossible_configurations_are_refused(fields: dict[str, object], message: str) -> None:
@@ -193,27 +220,29 @@ def test_files_keep_it_and_other_configurations_do_not_mention_it(tmp_path: Path
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @torch.no_grad()
 def test_exports_contain_it(tmp_path: Path) -> None:
-    """Programs of torch.export and ONNX files refine images of any size."""
+    """Programs of torch.export and ONNX files refine images of any size; torch.compile makes one graph of it."""
     onnxruntime = pytest.importorskip("onnxruntime")
     network = tiny_network(back_projection=True, range_slack=0.01)
     rows, columns = (8 * torch.export.Dim(name, max=64) for name in ("rows", "columns"))
     shapes = {"pixel_values": {2: rows, 3: columns}}
     program = torch.export.export(network, (random_image(network, 2, 3)[None],), dynamic_shapes=shapes).module()
+    compiled = torch.compile(network, fullgraph=True, backend="eager")
     export(network, tmp_path / "network.onnx")
     session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
     for size in ((4, 2), (2, 5)):
         pixels = random_image(network, *size)[None]
         wanted = network(pixels).image
-        torch.testing.assert_close(program(pixels).image, wanted, rtol=0, atol=1e-5)
+        for found in (program(pixels), compiled(pixels)):
+            torch.testing.assert_close(found.image, wanted, rtol=0, atol=1e-5)
         [found] = session.run(None, {"pixel_values": pixels.numpy()})
         np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=1e-4)
 
 
 def test_the_python_surface_has_it_too(tmp_path: Path) -> None:
-    """``Swin2SRForImageSuperResolution`` gives the images of the upscaler, padding by the script's rule apart."""
+    """``Swin2SRForImageSuperResolution`` keeps a flat image too."""
     network = tiny_network(back_projection=True, range_slack=0.0)
     write_official(network, tmp_path / "a.safetensors")
     model = Swin2SRForImageSuperResolution.from_pretrained(tmp_path / "a.safetensors").eval()
     with torch.no_grad():
         flat = model(torch.full((1, 3, 16, 24), 0.7)).reconstruction
-    assert (flat == flat[0, 0, 0, 0]).all()
+    assert (flat == torch.tensor(0.7)).all()

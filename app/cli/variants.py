@@ -127,7 +127,7 @@ def export(
         write(network, file)
     typer.echo(f"{name} written to {file}")
     if network.config.is_refined and file.suffix == ".pth":
-        typer.echo("a .pth file has no back-projection and no range limit: its images differ a little; .onnx has them")
+        typer.echo("a .pth file has no back-projection and no range limit: flat colours are not exact; .onnx has them")
 
 
 def fetch(

@@ -24,6 +24,7 @@ from model.refinement import (
     NEAR,
     bounds,
     enlarge_weights,
+    limit,
     reduce_border,
     reduce_weights,
     spread,
@@ -60,6 +61,7 @@ class WindowNetwork:
         self.mean_out = mean_of(config.out_channels).to(device, exact).flatten()
         self.first = pack_convolution(network.swin2sr.first_convolution, form, fill_input=False)
         self.body = WindowBody(network.swin2sr, Form(dtype, exact, ALIGNMENT), operators)
+        self.back_projection, self.range_slack = config.back_projection, config.range_slack
         self.bicubic = bicubic_rows(config.window_size, config.upscale, device, exact)
         self.reduce, self.enlarge = (
             rows.to(device, exact) for rows in refinement_rows(config.window_size, config.upscale)
@@ -99,16 +101,16 @@ class WindowNetwork:
 
     def _refine(self, image: Tensor, pixels: Tensor, index: WindowIndex) -> Tensor:
         """As ``model.refinement.refine``, of tokens."""
-        side, scale, slack = index.window, self.config.upscale, self.config.range_slack
-        if self.config.back_projection:
+        side, scale, slack = index.window, self.config.upscale, self.range_slack
+        if self.back_projection:
             seen = _squares(image, index, side * scale, reduce_border(scale))
             error = pixels - _tokens(self.reduce @ seen @ self.reduce.T)
             image = image + _tokens(self.enlarge @ _squares(error, index, side, ENLARGE_BORDER) @ self.enlarge.T)
         if slack is not None:
-            border = FAR if slack else NEAR
+            border = FAR if slack > 0 else NEAR
             seen, inside = _squares(pixels, index, side, border), slice(border, border + side)
             low, high = (_tokens(spread(bound[..., inside, inside], scale)) for bound in bounds(seen, slack))
-            image = torch.minimum(torch.maximum(image, low), high)
+            image = limit(image, low, high)
         return image
 
     # The heads, as in model.reconstruction.
@@ -185,7 +187,7 @@ def bicubic_rows(side: int, scale: int, device: torch.device, dtype: torch.dtype
 
 def refinement_rows(side: int, scale: int) -> tuple[Tensor, Tensor]:
     """How a window with a border is reduced, (side, S), and how one is enlarged, (side * scale, S'), in float64."""
-    weights, phases = torch.from_numpy(reduce_weights(scale)), torch.from_numpy(enlarge_weights(scale))
+    weights, phases = reduce_weights(scale), enlarge_weights(scale)
     reduce = torch.zeros(side, side * scale + 2 * reduce_border(scale), dtype=torch.float64)
     enlarge = torch.zeros(side * scale, side + 2 * ENLARGE_BORDER, dtype=torch.float64)
     for row in range(side):

@@ -268,7 +268,8 @@ static void NAME(window)(const struct block *w, const float *bias, float *x, flo
 #include "refinement.h"
 
 static const struct level NAME(level) = {LANES * 32,     NAME(load),  NAME(store),  NAME(window),
-                                          NAME(convolve), NAME(norm), NAME(embed), NAME(enlarge), NAME(find_error), NAME(refine)};
+                                          NAME(convolve), NAME(norm), NAME(embed), NAME(enlarge),
+                                          NAME(find_error), NAME(refine)};
 
 #undef floats
 #undef loose

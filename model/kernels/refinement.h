@@ -24,7 +24,7 @@ static inline void NAME(place)(const float *restrict dense, long pixels, long co
             for (long c = 0; c < colors; c++) line[(x * scale + phase) * colors + c] = dense[x * colors + c];
 }
 
-/* What lacks in a row of the image, reduced, to be the input's row. `scratch` is a line of the image with a border. */
+/* A row of the input minus the reduced image's row. `scratch` is a line of the image with a border. */
 static void NAME(find_error)(const struct refinement *w, const float *pixels, const float *image, long height,
                              long width, long row, float *error, float *scratch) {
     float *restrict seen = scratch + w->border * w->colors;
@@ -42,7 +42,7 @@ static void NAME(find_error)(const struct refinement *w, const float *pixels, co
         const float *first = seen + (x * scale - w->border) * colors;
         for (long c = 0; c < colors; c++) {
             float sum = 0;
-            for (long k = 0; k < w->taps; k++) sum += w->reduce[k] * first[k * colors + c];
+            for (long k = 0; k < scale + 2 * w->border; k++) sum += w->reduce[k] * first[k * colors + c];
             error[(row * width + x) * colors + c] = pixels[(row * width + x) * colors + c] - sum;
         }
     }
@@ -125,9 +125,9 @@ static void NAME(refine)(const struct refinement *w, const float *pixels, const 
                     to[i] += weight[0] * added[i] + weight[1] * added[i + fine] + weight[2] * added[i + 2 * fine] +
                              weight[3] * added[i + 3 * fine] + weight[4] * added[i + 4 * fine];
             if (w->slack >= 0)
-                for (long i = 0; i < fine; i++) { /* what is not a number stays */
+                for (long i = 0; i < fine; i++) { /* NaN stays NaN, and infinity becomes it */
                     float value = to[i] < low[i] ? low[i] : to[i];
-                    to[i] = value > high[i] ? high[i] : value;
+                    to[i] = (value > high[i] ? high[i] : value) + 0 * to[i];
                 }
         }
     }
