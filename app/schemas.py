@@ -192,7 +192,7 @@ class VariantDescription(BaseModel):
                     "parameters": 164504,
                     "license": "Apache-2.0",
                     "source": "trained by this project on CC0 photographs",
-                    "digest": "6912009753c57901615862b10a3dd373a5aa383422a795beb3ca3d425a60d257",
+                    "digest": "bab712c47dbd3f1312fe6eec21766b145ac00d23043fb1a74891e90cc17bd78a",
                     "state": "ready",
                     "available": True,
                     "reason": None,

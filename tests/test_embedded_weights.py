@@ -9,9 +9,9 @@ from model.variants import embedded_path
 # Levels off inside a saturated spot; the mean of a checkerboard; mean gain in dB. Lower them when weights improve.
 # Flat colours, and the gray around a spot, are right for all of them by construction.
 BOUNDS = {
-    "small-x2": (0, 1.0, 1.5),
+    "small-x2": (0, 1.0, 2.6),
     "small-x4": (0, 13.0, 0.6),
-    "small-jpeg": (4, 2.1, 0.4),
+    "small-jpeg": (4, 1.0, 0.85),
     "small-compressed-x4": (0, 17.5, -2.1),
 }
 
