@@ -81,8 +81,8 @@ class Swin2SRConfig:
         resi_connection: ``1conv`` or ``3conv``, the convolutions that end a stage.
         upsampler: the head, None for restoration.
         back_projection: whether the image is made true to the input (``model.refinement``).
-        range_slack: None, or the image keeps to the local range of the input (``model.refinement``), and to this much
-            more, of the range of pixels in [0, 1], where 9x9 pixels are not all equal.
+        range_slack: whether values are limited to the local range of the input (``model.refinement``): None for no
+            limit; else how far they may exceed it where 9x9 pixels are not all equal, 0 to 1 (pixels are in [0, 1]).
         return_dict, output_attentions, output_hidden_states: what the models return unless a call says otherwise.
 
     Keywords of other names are kept as attributes, as Transformers does; all attributes can be changed.

@@ -40,7 +40,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection():
-    """Collect no garbage meanwhile, and look for none among what is here then: both would take seconds."""
+    """Collect no garbage while tests are collected, nor later among what exists then: both would take seconds."""
     gc.disable()
     try:
         return (yield)

@@ -107,7 +107,7 @@ def main(descriptor: str) -> None:
     """Import what servers need, and start a program for each message, until the socket is closed."""
     for module in IMPORTED:
         importlib.import_module(module)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who watch
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system removes watching processes that have ended
     with socket.socket(fileno=int(descriptor)) as near:
         while True:
             message, descriptors, _, _ = socket.recv_fds(near, MESSAGE_BYTES, 2)

@@ -13,7 +13,7 @@ static void NAME(repeat_ends)(float *line, long pixels, long colors, long border
     }
 }
 
-/* Every `scale`th float group of `line` becomes those of `dense`: pixel x goes to pixel x * scale + phase. */
+/* Copy pixel x of `dense` to pixel x * scale + phase of `line`. */
 static inline void NAME(place)(const float *restrict dense, long pixels, long colors, long scale, long phase,
                                float *restrict line) {
     if (colors == 3)
