@@ -66,7 +66,7 @@ struct convolution_scratch {
 static long operand_rows(long channels) { return (channels + 2 + 31) / 32 * 32; }
 
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,avx2,fma,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512vl,avx512dq,avx512bw,avx512bf16,avx2,fma,prfchw,prefer-vector-width=512")
 #include "amx_tiles.h"
 
 /* The tokens of a window, wherever they lie; the first one in place of what is missing. */

@@ -137,8 +137,9 @@ static ALWAYS_INLINE float *NAME(logits_of)(const struct block *w, const struct 
 /* All heads. A vector instruction that reads what a tile instruction has just stored waits for some hundred cycles, and
  * so does the reverse. That is why the logits of two strips ahead stay in the tiles while the exponentials of one are
  * computed, values are weighed during the next head, and a head is prepared while the one before is computed. `bias` is
- * (heads, 4 strips of keys). */
-static void NAME(attend)(const struct block *w, const float *bias, int clamp, const struct block_scratch *m) {
+ * (heads, 4 strips of keys); `out` is what the block will write. */
+static void NAME(attend)(const struct block *w, const float *bias, int clamp, const float *out,
+                         const struct block_scratch *m) {
     const long depth = w->channels / w->heads, heads = w->heads;
     NAME(prepare_head)(w, 0, m);
     NAME(logits)(w, m, 0);
@@ -150,6 +151,7 @@ static void NAME(attend)(const struct block *w, const float *bias, int clamp, co
         const float *logits = NAME(logits_of)(w, m, i);
         uint32_t *weights = m->weights[h % 2];
         prefetch_tokens(m->next, i * SLOTS / (4 * heads), (i + 1) * SLOTS / (4 * heads), w->channels);
+        prefetch_to_write(out, w->tokens * w->channels, i, 4 * heads);
         if (steep && strip == 3) NAME(steep_exponentials)(m->logits, bias - 3 * STRIP, weights);
         if (i + 1 < 4 * heads) store_sums(NAME(logits_of)(w, m, i + 1), 4 * TILE, 64);
         if (strip == 1 && h) NAME(weigh_values)(m->value[(h - 1) % 2], m->weights[(h - 1) % 2], depth, m->weighed);

@@ -230,6 +230,7 @@ static void NAME(block_window)(const struct work *work, long index, void *memory
     const long channels = w->channels, depths = operand_rows(channels) / 32, strips = (channels + 15) / 16;
     const long kind = kind_of(work, index);
     const float *rows[SLOTS];
+    float *out = work->out + index * w->tokens * channels;
     find_tokens(work, index, rows);
     find_tokens(work, index + 1 < work->count ? index + 1 : index, ((struct block_scratch *)memory)->next);
     load_tokens(rows, channels, m->x);
@@ -238,11 +239,11 @@ static void NAME(block_window)(const struct work *work, long index, void *memory
             NAME(round_pair)(_mm512_load_ps(m->x + AT(c, v)), _mm512_load_ps(m->x + AT(c + 1, v)),
                              m->tokens + AT(c / 2, v), m->lo);
     NAME(linear)(packed->qkv, m->tokens, m->lo, depths, (3 * channels + 15) / 16, m->sums);
-    NAME(attend)(w, packed->bias + kind * w->heads * 4 * STRIP, kind || w->tokens < SLOTS, m);
+    NAME(attend)(w, packed->bias + kind * w->heads * 4 * STRIP, kind || w->tokens < SLOTS, out, m);
     NAME(linear)(packed->proj, m->attended, m->lo, depths, strips, m->sums);
     NAME(add_norm)(m->x, m->sums, channels, w->norm1_weight, w->norm1_bias, w->eps, m->tokens, m->lo);
     NAME(linear_gelu)(packed->fc1, m->tokens, m->lo, depths, w->hidden, m->logits, m->hidden, m->hidden_lo);
     NAME(linear)(packed->fc2, m->hidden, m->hidden_lo, operand_rows(w->hidden) / 32, strips, m->sums);
     NAME(add_norm)(m->x, m->sums, channels, w->norm2_weight, w->norm2_bias, w->eps, NULL, 0);
-    store_tokens(m->x, w->tokens, channels, work->out + index * w->tokens * channels);
+    store_tokens(m->x, w->tokens, channels, out);
 }

@@ -103,7 +103,11 @@ static void NAME(convolution_window)(const struct work *work, long index, void *
     const struct convolution_scratch *m = memory;
     const long channels = w->channels, side = w->window, tokens = side * side, seen = (side + 2) * (side + 2);
     const long width = m->width;
+    const float *residual = work->residual + index * tokens * channels;
+    float *out = work->out + index * tokens * channels;
     for (long y = 0; y < side + 2; y++) {
+        prefetch_to_read(residual, tokens * channels, y, side + 2);
+        prefetch_to_write(out, tokens * channels, y, side + 2);
         const float *halo[EDGE];
         for (long x = 0; x < side + 2; x++) {
             long row = work->table[index * seen + y * (side + 2) + x];
@@ -119,8 +123,6 @@ static void NAME(convolution_window)(const struct work *work, long index, void *
         NAME(multiply_places)(m->linear_rows, &none, 1, m->linear_lo, m->linear_stride, w->packed->linear_columns,
                               width, m->sums);
     }
-    const float *residual = work->residual + index * tokens * channels;
-    float *out = work->out + index * tokens * channels;
     for (long t = 0; t < tokens; t++)
         for (long c = 0; c < channels; c += 16) {
             const __mmask16 lanes = first_lanes(channels - c);

@@ -99,6 +99,16 @@ static ALWAYS_INLINE void prefetch_tokens(const float *const *tokens, long first
         for (long c = 0; c < channels; c += 16) _mm_prefetch((const char *)(tokens[i] + c), _MM_HINT_T1);
 }
 
+/* Part `index` of `count` of some floats: into the cache, to be read, or to be written, so that stores do not wait. */
+static ALWAYS_INLINE void prefetch_to_read(const float *floats, long size, long index, long count) {
+    for (long i = size * index / count; i < size * (index + 1) / count; i += 16)
+        _mm_prefetch((const char *)(floats + i), _MM_HINT_T0);
+}
+
+static ALWAYS_INLINE void prefetch_to_write(const float *floats, long size, long index, long count) {
+    for (long i = size * index / count; i < size * (index + 1) / count; i += 16) __builtin_prefetch(floats + i, 1);
+}
+
 /* Tokens (64, C), from wherever they lie, to strips of channels. */
 static void load_tokens(const float *const *tokens, long channels, float *x) {
     for (long i = 0; i < SLOTS; i += 16)
