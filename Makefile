@@ -6,7 +6,7 @@ TORCH_INDEX ?= $(if $(shell command -v nvidia-smi),,https://download.pytorch.org
 # Further options of `swin2sr serve` and `swin2sr ray`, and of pytest.
 SERVE ?=
 TEST ?=
-# Processes that run tests; auto: one for each processor.
+# Processes that run tests; auto: one more than processors, because some tests wait (tests/conftest.py).
 WORKERS ?= auto
 # What builds and runs images where there is no Docker; see docker/verify.sh.
 IMAGE_TOOL ?=

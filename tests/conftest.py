@@ -25,7 +25,7 @@ def pytest_configure(config):
     No test finds weights that somebody downloaded, or downloads any: the Hugging Face cache is empty, and its hub and
     the authors' release are nowhere.
     """
-    for name in [name for name in os.environ if name.startswith(("SWIN2SR_", "MAKE", "MFLAGS"))]:
+    for name in [name for name in os.environ if name.startswith(("SWIN2SR_", "MAKE", "MFLAGS", "WORKERS"))]:
         del os.environ[name]
     for name in [name for name in os.environ if name.startswith(("HF_", "HUGGINGFACE_"))]:
         del os.environ[name]
@@ -36,6 +36,12 @@ def pytest_configure(config):
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that wait by spinning take other tests' processors
     # Reading the machine's certificates takes 30 ms, and every HTTP client would do it.
     ssl.create_default_context = functools.cache(ssl.create_default_context)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One process more than processors: some tests wait for servers, browsers and timers."""
+    return usable_cpus() + 1
 
 
 @pytest.hookimpl(wrapper=True)

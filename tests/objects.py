@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-import boto3
-from moto.server import ThreadedMotoServer
-
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "nothing", "AWS_DEFAULT_REGION": "us-east-1"}
 
 
 @contextmanager
 def s3_server():
     """Start a server with the empty bucket ``photos``; yields the bucket and the environment that names the server."""
+    import boto3  # these take a third of a second, which every collection of tests would wait for
+    from moto.server import ThreadedMotoServer
+
     server = ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()

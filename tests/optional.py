@@ -14,7 +14,9 @@ class Package:
         self.__name__ = name
 
     def __getattr__(self, name: str) -> Any:
-        """What the package has under this name."""
+        """What the package has under this name, but for names that pytest looks for when it collects tests."""
+        if name == "pytestmark" or name.startswith("_"):
+            raise AttributeError(name)
         return getattr(pytest.importorskip(self.__name__), name)
 
 

@@ -1,4 +1,4 @@
-"""The rule for tests that need ``../shared``, tried on a project of two tests."""
+"""The rules for tests that need ``../shared`` or an optional package, tried on a project of two tests."""
 
 import os
 import shutil
@@ -8,8 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from app.cgroup import usable_cpus
+
 CASES = """
 import pytest
+from tests.optional import Package
+
+loud = Package("loud")
 
 def test_by_fixture(shared):
     assert (shared / "here").is_file()
@@ -22,11 +27,12 @@ def test_with_an_excuse():
 
 @pytest.fixture
 def project(tmp_path):
-    """A project with this one's conftest and two tests of ``../shared``."""
+    """A project with this one's conftest, two tests of ``../shared``, and a package that must not be imported."""
     tests = tmp_path / "project" / "tests"
     tests.mkdir(parents=True)
     shutil.copy(Path(__file__).with_name("conftest.py"), tests)
     (tests / "test_cases.py").write_text(CASES)
+    (tests / "loud.py").write_text("raise SystemExit('it was imported')")
     settings = ["[pytest]", "markers = shared: needs ../shared", "addopts = -rs -p no:cacheprovider"]
     (tests.parent / "pytest.ini").write_text("\n".join(settings))
     return tests.parent
@@ -34,8 +40,15 @@ def project(tmp_path):
 
 def run(project, **environment):
     command = [sys.executable, "-m", "pytest", "-q", "--strict-markers"]
-    environment = {**os.environ, "CI": "", "PYTHONPATH": str(Path(__file__).parents[1]), **environment}
+    plain = {"CI": "", "PYTHONPATH": str(Path(__file__).parents[1]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    environment = {**os.environ, **plain, **environment}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_one_process_more_than_processors_runs_tests(request):
+    """That is what ``--numprocesses auto`` starts, within the limits of a container."""
+    hook = request.config.hook.pytest_xdist_auto_num_workers
+    assert hook(config=request.config) == usable_cpus() + 1
 
 
 @pytest.mark.slow

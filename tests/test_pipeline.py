@@ -281,8 +281,18 @@ def test_the_deadline_is_answered_while_the_network_still_computes(build):
     upscaler = ScriptedUpscaler()
     service = build(upscaler)
     upscaler.gate.close()
+
+    async def exchange():
+        loop = asyncio.get_running_loop()
+        caller = Caller(time.monotonic() + PATIENCE)
+        upload = Upload(png(noise(200, 300)), "")
+        task = asyncio.create_task(service.pipeline.upscale(upload, UpscaleOptions(), caller))
+        await asyncio.to_thread(upscaler.gate.wait_until_reached)
+        loop.time = lambda now=loop.time: now() + PATIENCE
+        await task
+
     with pytest.raises(DeadlineExceeded):
-        upscale(service, png(noise(200, 300)), timeout=0.3)
+        asyncio.run(exchange())
     upscaler.gate.open()
     assert upscale(service, png(noise(8, 8))).tiles == 1
     assert len(upscaler.calls) == 2
@@ -360,8 +370,8 @@ def test_a_request_waits_before_encoding_until_its_response_fits(build):
 
 
 def test_requests_share_the_memory_and_wait_for_it(build):
-    """What does not fit beside another request begins when that has ended."""
-    upscaler = ScriptedUpscaler()
+    """What does not fit beside another request is decoded when that has ended."""
+    upscaler, decoded = ScriptedUpscaler(), []
     service = build(upscaler)
 
     async def exchange():
@@ -370,15 +380,18 @@ def test_requests_share_the_memory_and_wait_for_it(build):
         upscaler.gate.close()
         tasks = []
         for _ in range(2):
-            upload, caller = Upload(png(noise(60, 60)), ""), Caller(time.monotonic() + PATIENCE)
+            upload = Upload(png(noise(60, 60)), "")
+            caller = Caller(time.monotonic() + PATIENCE, on_decoded=lambda: decoded.append("an image"))
             tasks.append(asyncio.create_task(service.pipeline.upscale(upload, UpscaleOptions(), caller)))
         await asyncio.to_thread(upscaler.gate.wait_until_reached)
+        while not service.batcher.status().waiting_requests:  # noqa: ASYNC110 - a queue has no event for it
+            await asyncio.sleep(0.01)
         await asyncio.wait(tasks, timeout=0.2)
-        waiting = service.batcher.status().waiting_requests
+        held = service.batcher.status().waiting_requests, len(decoded)
         upscaler.gate.open()
         await asyncio.gather(*tasks)
-        return waiting
+        return held
 
-    assert asyncio.run(exchange()) == 1, "it holds its place in the queue"
+    assert asyncio.run(exchange()) == (1, 1), "it holds its place in the queue, and is not decoded"
     assert [len(call) for call in upscaler.calls] == [1, 1]
     assert service.memory.held == 0
