@@ -361,6 +361,7 @@ def decisive_fields(config: Swin2SRConfig) -> dict[str, object]:
     """The fields that the output of head and body depends on."""
     others = {
         "back_projection",
+        "back_projection_blur",
         "range_slack",
         "image_size",
         "hidden_dropout_prob",

@@ -23,6 +23,8 @@ SCALES = {
 }
 ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 CONFIG_NAME = "config.json"
+MOST_BLUR = 2.0
+"""The largest ``back_projection_blur``: the seam of two tiles stays far from what a pixel depends on."""
 
 
 GENERIC: dict[str, Any] = {
@@ -81,6 +83,8 @@ class Swin2SRConfig:
         resi_connection: ``1conv`` or ``3conv``, the convolutions that end a stage.
         upsampler: the head, None for restoration.
         back_projection: whether the image is made true to the input (``model.refinement``).
+        back_projection_blur: for compressed inputs, the standard deviation in input pixels of the Gaussian that smooths
+            the difference to the input, 0 to 2.
         range_slack: whether values are limited to the local range of the input (``model.refinement``): None for no
             limit; else how far they may exceed it where 9x9 pixels are not all equal, 0 to 1 (pixels are in [0, 1]).
         return_dict, output_attentions, output_hidden_states: what the models return unless a call says otherwise.
@@ -129,6 +133,7 @@ class Swin2SRConfig:
     resi_connection: str = "1conv"
     upsampler: str | None = "pixelshuffle"
     back_projection: bool = False
+    back_projection_blur: float = 0.0
     range_slack: float | None = None
 
     if TYPE_CHECKING:
@@ -236,6 +241,8 @@ class Swin2SRConfig:
             raise ValueError(f"back_projection must be true or false, not {self.back_projection!r}.")  # noqa: TRY004
         if self.back_projection and self.upscale == 1:
             raise ValueError("back_projection must be false with upscale 1: it would undo the restoration.")
+        if not 0 <= self.back_projection_blur <= MOST_BLUR:
+            raise ValueError(f"back_projection_blur must lie in [0, {MOST_BLUR:g}], not {self.back_projection_blur}.")
         if self.range_slack is not None and not 0 <= self.range_slack <= 1:
             raise ValueError(f"range_slack must lie in [0, 1] or be null, not {self.range_slack}.")
         if self.is_refined and self.num_channels_out != self.num_channels:
@@ -438,7 +445,7 @@ class Swin2SRConfig:
 _DERIVED = ("model_type", "num_labels", "num_layers", "num_hidden_layers")
 """Fields of files that follow from other fields."""
 
-_OWN = ("back_projection", "range_slack")
+_OWN = ("back_projection", "back_projection_blur", "range_slack")
 """Fields that other programs do not know."""
 
 _MISSING = object()

@@ -180,9 +180,9 @@ def pack_refinement(config: Swin2SRConfig) -> RefinementWeights | None:
     """The weights of ``model.refinement.refine`` in the kernel's form.
 
     Returns:
-        None if the configuration asks for no refinement, or the kernel was not built.
+        None if the configuration asks for no refinement, or for one that the kernel cannot do, or it was not built.
     """
-    if load_kernel() is None or not config.is_refined:
+    if load_kernel() is None or not config.is_refined or config.back_projection_blur > 0:
         return None
     scale, reduced = config.upscale, torch.zeros(0)
     if config.back_projection:

@@ -327,9 +327,10 @@ class Inference:
         self.workspace = workspace or Workspace(network.config.window_size, network.config.shift_size)
 
     def _fits_refinement(self, head: cpu_kernel.HeadWeights) -> bool:
-        """Whether the head, which may have been replaced, makes images of the size that the configuration says."""
+        """Whether the kernel refines the images of the head, which may have been replaced by one of another size."""
         config = self.network.config
-        return (head.arguments.scale, head.arguments.colors) == (config.upscale, config.num_channels)
+        fits = (head.arguments.scale, head.arguments.colors) == (config.upscale, config.num_channels)
+        return fits and config.back_projection_blur == 0
 
     def features(self, pixels: Tensor, layout: PackedLayout) -> list[Tensor]:
         """Pixels (T, C) in [0, 1], image by image in reading order, to deep features (B, embed_dim, H, W) by group."""

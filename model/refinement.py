@@ -2,18 +2,20 @@
 
 *Back-projection* reduces the image to the size of the input, enlarges the difference and adds it, so that the image
 stays true to the input (Irani and Peleg 1991; Timofte, Rothe and Van Gool, CVPR 2016, section 3.6). Both ways are
-bicubic with a = -0.5; reducing is antialiased.
+bicubic with a = -0.5; reducing is antialiased. Where inputs are compressed, the difference is smoothed first: its finer
+part is what compression did.
 
 *The range limit* keeps every value within the range of the 3x3 input pixels around it, widened by half of that range.
 So where these are all equal, the image has their value to the bit, whatever the weights are. A slack allows more, but
 not where 9x9 pixels are all equal.
 
-The embedded variants have the limit, those that enlarge clean images also back-projection; the released networks have
-neither. ``model.config.Swin2SRConfig`` says which.
+The embedded variants have the limit, those that enlarge also back-projection; the released networks have neither.
+``model.config.Swin2SRConfig`` says which.
 """
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 
 import torch
@@ -30,8 +32,7 @@ NEAR, FAR = 1, 4
 JPEG's 8x8 pixels, which compression often makes flat, is no flat area, unless its neighbours have the same value."""
 
 CUBIC = -0.5
-ENLARGE_BORDER = 2
-"""Input pixels to each side that an enlarged pixel depends on."""
+CUBIC_BORDER = 2
 
 
 def refine(image: Tensor, pixels: Tensor, config: Swin2SRConfig) -> Tensor:
@@ -51,7 +52,8 @@ def refine(image: Tensor, pixels: Tensor, config: Swin2SRConfig) -> Tensor:
     in_full = nullcontext() if device == "meta" else torch.autocast(device, enabled=False)
     with in_full:  # in bfloat16, a flat image would not stay flat
         if config.back_projection:
-            image = image + enlarge(pixels - reduce(image, config.upscale), config.upscale)
+            error = pixels - reduce(image, config.upscale)
+            image = image + enlarge(error, config.upscale, config.back_projection_blur)
         if config.range_slack is not None:
             low, high = (spread(bound, config.upscale) for bound in bounds(pixels, config.range_slack))
             image = limit(image, low, high)
@@ -83,11 +85,32 @@ def reduce_weights(scale: int, device: torch.device | None = None) -> Tensor:
     return weights / weights.sum()
 
 
-def enlarge_weights(scale: int, device: torch.device | None = None) -> Tensor:
-    """Weights (s, 5), float64, of the input pixels around one that give each of the s pixels that it becomes."""
+def _blur_border(blur: float) -> int:
+    return math.ceil(2.5 * blur)
+
+
+def enlarge_border(blur: float) -> int:
+    """Input pixels to each side that an enlarged pixel depends on, behind a Gaussian of ``blur`` pixels."""
+    return CUBIC_BORDER + _blur_border(blur)
+
+
+def enlarge_weights(scale: int, blur: float = 0.0, device: torch.device | None = None) -> Tensor:
+    """Weights (s, n), float64, of the input pixels around one that give each of the s pixels that it becomes.
+
+    Args:
+        scale: s.
+        blur: standard deviation in input pixels of the Gaussian that smooths the input first; 0 for none.
+        device: of the weights.
+
+    Returns:
+        (s, n): n is twice the ``enlarge_border``, plus 1.
+    """
+    border, spread = enlarge_border(blur), _blur_border(blur)
     place = (torch.arange(scale, dtype=torch.float64, device=device) + 0.5) / scale - 0.5
-    around = torch.arange(-ENLARGE_BORDER, ENLARGE_BORDER + 1, dtype=torch.float64, device=device)
-    weights = _cubic(place[:, None] - around)
+    around = torch.arange(-border, border + 1, dtype=torch.float64, device=device)
+    shift = torch.arange(-spread, spread + 1, dtype=torch.float64, device=device)
+    gaussian = torch.exp(-0.5 * (shift / blur) ** 2) if blur > 0 else torch.ones_like(shift)
+    weights = (_cubic(place[:, None, None] - around[:, None] + shift) * gaussian).sum(-1)
     return weights / weights.sum(1, keepdim=True)
 
 
@@ -102,13 +125,13 @@ def reduce(image: Tensor, scale: int) -> Tensor:
     return along_rows(along_rows(image).transpose(2, 3)).transpose(2, 3)
 
 
-def enlarge(image: Tensor, scale: int) -> Tensor:
-    """Enlarge images (B, C, H, W) to (B, C, s * H, s * W); beyond the border is the border."""
+def enlarge(image: Tensor, scale: int, blur: float = 0.0) -> Tensor:
+    """Smooth images (B, C, H, W) and enlarge them to (B, C, s * H, s * W); beyond the border is the border."""
     channels = int(image.shape[1])
-    weights = enlarge_weights(scale, image.device).to(image)[:, None, :, None].repeat(channels, 1, 1, 1)
+    weights = enlarge_weights(scale, blur, image.device).to(image)[:, None, :, None].repeat(channels, 1, 1, 1)
 
     def along_rows(image: Tensor) -> Tensor:
-        phases = F.conv2d(_with_border(image, ENLARGE_BORDER), weights, groups=channels)  # (B, C * s, H, W)
+        phases = F.conv2d(_with_border(image, enlarge_border(blur)), weights, groups=channels)  # (B, C * s, H, W)
         return torch.unflatten(phases, 1, (channels, scale)).transpose(2, 3).flatten(2, 3)
 
     return along_rows(along_rows(image).transpose(2, 3)).transpose(2, 3)

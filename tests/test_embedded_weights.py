@@ -12,7 +12,7 @@ BOUNDS = {
     "small-x2": (0, 1.0, 2.6),
     "small-x4": (0, 13.0, 0.6),
     "small-jpeg": (4, 1.0, 0.85),
-    "small-compressed-x4": (0, 17.5, -2.1),
+    "small-compressed-x4": (0, 1.0, -1.85),
 }
 
 pytestmark = [

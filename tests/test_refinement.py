@@ -28,6 +28,8 @@ REFINED = [
     ("lightweight_x4", {"back_projection": True, "range_slack": 0.0, "upscale": 3, "num_channels": 1}),
     ("lightweight_x4", {"back_projection": True, "range_slack": 0.02, "upscale": 8, "num_channels": 2}),
     ("compressed_x4", {"back_projection": True, "range_slack": 0.0}),
+    ("compressed_x4", {"back_projection": True, "back_projection_blur": 2.0, "range_slack": 0.0}),
+    ("lightweight_x4", {"back_projection": True, "back_projection_blur": 0.7, "range_slack": 0.0}),
     ("realworld_x4", {"back_projection": True, "range_slack": 0.1}),
     ("jpeg", {"range_slack": 0.02}),
     ("jpeg", {"range_slack": 0.0, "num_channels": 3}),
@@ -124,6 +126,27 @@ def test_back_projection_brings_an_image_nearer_to_its_input(scale: int) -> None
     assert abs(float(found.mean() - pixels.mean())) < 1e-3
 
 
+def test_blur_corrects_the_mean_and_leaves_fine_patterns() -> None:
+    """A difference to the input that is the same everywhere is corrected whole; one of single pixels is not at all."""
+    rows = torch.arange(32)
+    pattern = ((rows[:, None] + rows) % 2).float()[None, None] - 0.5
+    config = tiny_config(upscale=2, num_channels=1, back_projection=True, back_projection_blur=2.0)
+    black = torch.zeros(1, 1, 64, 64)
+    torch.testing.assert_close(refine(black, torch.ones(1, 1, 32, 32), config), torch.ones_like(black))
+    assert refine(black, pattern, config)[..., 20:-20, 20:-20].abs().max() < 1e-3
+
+
+def test_a_gaussian_smooths_the_difference() -> None:
+    """Enlarging with blur is smoothing, by a Gaussian cut off at 2.5 standard deviations, and enlarging."""
+    image = torch.rand(1, 1, 40, 40, dtype=torch.float64)
+    distance = torch.arange(-3, 4, dtype=torch.float64)
+    gaussian = torch.exp(-0.5 * (distance / 1.2) ** 2)
+    kernel = torch.outer(gaussian, gaussian)[None, None] / gaussian.sum() ** 2
+    wanted = enlarge(torch.nn.functional.conv2d(image, kernel, padding=3), 3)
+    found = enlarge(image, 3, 1.2)
+    torch.testing.assert_close(found[..., 24:-24, 24:-24], wanted[..., 24:-24, 24:-24], rtol=0, atol=1e-12)
+
+
 @needs_kernel
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_a_number_stays_so(value: float) -> None:
@@ -191,6 +214,9 @@ def test_gradients_pass_through() -> None:
         ({"back_projection": True, "num_channels_out": 1}, "num_channels_out must equal"),
         ({"back_projection": True, **HEADS["jpeg"]}, "back_projection must be false"),
         ({"back_projection": "false"}, "back_projection must be true or false"),
+        ({"back_projection": True, "back_projection_blur": 2.5}, "back_projection_blur must lie in"),
+        ({"back_projection": True, "back_projection_blur": math.nan}, "back_projection_blur must lie in"),
+        ({"back_projection_blur": -1.0}, "back_projection_blur must lie in"),
     ],
 )
 def test_impossible_configurations_are_refused(fields: dict[str, object], message: str) -> None:
@@ -200,15 +226,16 @@ def test_impossible_configurations_are_refused(fields: dict[str, object], messag
 
 
 def test_files_keep_it_and_other_configurations_do_not_mention_it(tmp_path: Path) -> None:
-    """Both fields are in files where they are used, so that a network is the same when it is read again."""
-    for name in ("back_projection", "range_slack"):
+    """The fields are in files where they are used, so that a network is the same when it is read again."""
+    for name in ("back_projection", "back_projection_blur", "range_slack"):
         assert name not in Swin2SRConfig().to_dict()
         assert name not in Swin2SRConfig().to_diff_dict()
-    network = tiny_network(back_projection=True, range_slack=0.0)
+    network = tiny_network(back_projection=True, back_projection_blur=1.5, range_slack=0.0)
     write_official(network, tmp_path / "a.safetensors")
     network.config.save_pretrained(tmp_path)
     for config in (load_network(tmp_path / "a.safetensors").config, Swin2SRConfig.from_pretrained(tmp_path)):
         assert config.back_projection is True
+        assert config.back_projection_blur == 1.5
         assert config.range_slack == 0
         assert config == network.config
         assert config != tiny_config()

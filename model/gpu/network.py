@@ -19,10 +19,10 @@ from model.packed_weights import ALIGNMENT, Form, pack_convolution
 from model.packing import WindowIndex
 from model.reconstruction import mean_of, pixel_shuffle_steps
 from model.refinement import (
-    ENLARGE_BORDER,
     FAR,
     NEAR,
     bounds,
+    enlarge_border,
     enlarge_weights,
     limit,
     reduce_border,
@@ -62,9 +62,11 @@ class WindowNetwork:
         self.first = pack_convolution(network.swin2sr.first_convolution, form, fill_input=False)
         self.body = WindowBody(network.swin2sr, Form(dtype, exact, ALIGNMENT), operators)
         self.back_projection, self.range_slack = config.back_projection, config.range_slack
+        self.error_border = enlarge_border(config.back_projection_blur)
         self.bicubic = bicubic_rows(config.window_size, config.upscale, device, exact)
         self.reduce, self.enlarge = (
-            rows.to(device, exact) for rows in refinement_rows(config.window_size, config.upscale)
+            rows.to(device, exact)
+            for rows in refinement_rows(config.window_size, config.upscale, config.back_projection_blur)
         )
         head: nn.Module = network.final_convolution if config.upsampler is None else network.upsample
         self.head = {
@@ -105,7 +107,7 @@ class WindowNetwork:
         if self.back_projection:
             seen = _squares(image, index, side * scale, reduce_border(scale))
             error = pixels - _tokens(self.reduce @ seen @ self.reduce.T)
-            image = image + _tokens(self.enlarge @ _squares(error, index, side, ENLARGE_BORDER) @ self.enlarge.T)
+            image = image + _tokens(self.enlarge @ _squares(error, index, side, self.error_border) @ self.enlarge.T)
         if slack is not None:
             border = FAR if slack > 0 else NEAR
             seen, inside = _squares(pixels, index, side, border), slice(border, border + side)
@@ -185,11 +187,11 @@ def bicubic_rows(side: int, scale: int, device: torch.device, dtype: torch.dtype
     return large[0, 0, border * scale : (border + side) * scale].to(device, dtype)
 
 
-def refinement_rows(side: int, scale: int) -> tuple[Tensor, Tensor]:
+def refinement_rows(side: int, scale: int, blur: float) -> tuple[Tensor, Tensor]:
     """How a window with a border is reduced, (side, S), and how one is enlarged, (side * scale, S'), in float64."""
-    weights, phases = reduce_weights(scale), enlarge_weights(scale)
+    weights, phases = reduce_weights(scale), enlarge_weights(scale, blur)
     reduce = torch.zeros(side, side * scale + 2 * reduce_border(scale), dtype=torch.float64)
-    enlarge = torch.zeros(side * scale, side + 2 * ENLARGE_BORDER, dtype=torch.float64)
+    enlarge = torch.zeros(side * scale, side + 2 * enlarge_border(blur), dtype=torch.float64)
     for row in range(side):
         reduce[row, row * scale : row * scale + len(weights)] = weights
         enlarge[row * scale : (row + 1) * scale, row : row + phases.shape[1]] = phases

@@ -61,7 +61,7 @@ class Recipe:
 
 
 def _small(
-    upscale: int, upsampler: str | None, *, back_projection: bool = False, range_slack: float = 0.0
+    upscale: int, upsampler: str | None, *, back_projection_blur: float | None = None, range_slack: float = 0.0
 ) -> Swin2SRConfig:
     return Swin2SRConfig(
         image_size=48,
@@ -71,7 +71,8 @@ def _small(
         upscale=upscale,
         upsampler=upsampler,
         drop_path_rate=0.0,
-        back_projection=back_projection,
+        back_projection=back_projection_blur is not None,
+        back_projection_blur=back_projection_blur or 0.0,
         range_slack=range_slack,
     )
 
@@ -107,10 +108,10 @@ def _embedded(
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "small-x2": _embedded(_small(2, "pixelshuffledirect", back_projection=True), learning_rate=2e-3),
-        "small-x4": _embedded(_small(4, "pixelshuffledirect", back_projection=True)),
+        "small-x2": _embedded(_small(2, "pixelshuffledirect", back_projection_blur=0), learning_rate=2e-3),
+        "small-x4": _embedded(_small(4, "pixelshuffledirect", back_projection_blur=0)),
         "small-jpeg": _embedded(_small(1, None, range_slack=4 / 255), crop=64, batch=6, quality=(10, 95)),
-        "small-compressed-x4": _embedded(_small(4, "pixelshuffle_aux"), quality=(10, 95)),
+        "small-compressed-x4": _embedded(_small(4, "pixelshuffle_aux", back_projection_blur=2), quality=(10, 95)),
         # Official networks, for fine-tuning with --init.
         "lightweight-x2": Recipe(config=_LIGHTWEIGHT_X2, crop=64, batch=16, learning_rate=1e-4),
         "classical-x2": Recipe(config=_classical(2, "pixelshuffle"), learning_rate=1e-4),
