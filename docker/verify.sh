@@ -92,7 +92,7 @@ echo "The image has $megabytes MB (limit: $most_megabytes MB)."
 inside sh -c '! command -v cc gcc c++ g++ clang pip' || fail "it contains a compiler or an installer"
 inside python3 -c '
 import importlib.metadata, pathlib, torch
-from model.cpu_kernel import load_kernel
+from model.kernels.library import load_kernel
 assert torch.version.cuda is None
 assert not [each.name for each in importlib.metadata.distributions() if "nvidia" in each.name or "cuda" in each.name]
 assert load_kernel() is not None, "the C kernel is missing"

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from model import cpu_kernel
 from model.fingerprint import Kept, fingerprint_of
 from model.hooks import has_observers, is_tracing
+from model.kernels.weights import HeadWeights, pack_refinement
 from model.network import (
     Swin2SR,
     Swin2SRBody,
@@ -323,10 +324,10 @@ class Inference:
         self.head = pack_head(network, self.body.form) if isinstance(network, Swin2SR) else None
         if self.head is not None and network.config.is_refined and not self._fits_refinement(self.head):
             self.head = None
-        self.refinement = cpu_kernel.pack_refinement(network.config) if self.head is not None else None
+        self.refinement = pack_refinement(network.config) if self.head is not None else None
         self.workspace = workspace or Workspace(network.config.window_size, network.config.shift_size)
 
-    def _fits_refinement(self, head: cpu_kernel.HeadWeights) -> bool:
+    def _fits_refinement(self, head: HeadWeights) -> bool:
         """Whether the kernel refines the images of the head, which may have been replaced by one of another size."""
         config = self.network.config
         fits = (head.arguments.scale, head.arguments.colors) == (config.upscale, config.num_channels)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model import cpu_kernel
+from model.kernels import weights as kernel_weights
 from model.network import (
     Swin2SR,
     Swin2SRAttention,
@@ -80,7 +80,7 @@ class Block:
     act: Callable[[Tensor], Tensor]
     fc2: Weights
     norm2: NormWeights
-    kernel: cpu_kernel.BlockWeights | None = None
+    kernel: kernel_weights.BlockWeights | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class EndWeights:
 
     convolutions: tuple[Weights, ...]
     linear: Weights | None
-    kernel: cpu_kernel.ConvolutionWeights | None = None
+    kernel: kernel_weights.ConvolutionWeights | None = None
     norm: NormWeights | None = None
     """The body's norm, where the kernel computes it with the last of these."""
 
@@ -144,10 +144,10 @@ def pack_block(block: nn.Module, form: Form) -> Block:
     return Block(**{**vars(packed), "kernel": _pack_for_kernel(packed, form.precision)})
 
 
-def _pack_for_kernel(block: Block, precision: str) -> cpu_kernel.BlockWeights | None:
+def _pack_for_kernel(block: Block, precision: str) -> kernel_weights.BlockWeights | None:
     layers = (block.qkv, block.proj, block.norm1, block.fc1, block.fc2, block.norm2)
     weights = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
-    return cpu_kernel.pack_block(block.tables.bias, block.tables.scale, weights, block.norm1.eps, precision)
+    return kernel_weights.pack_block(block.tables.bias, block.tables.scale, weights, block.norm1.eps, precision)
 
 
 def pack_tables(attention: Swin2SRSelfAttention, shift: int, dtype: torch.dtype) -> AttentionTables:
@@ -192,7 +192,7 @@ def pack_end(
         if form.alignment > 1:
             return EndWeights((convolution,), behind)
         given = None if norm is None else (norm.weight, norm.bias, norm.eps)
-        kernel = cpu_kernel.pack_convolution(weights, window, form.precision, given)
+        kernel = kernel_weights.pack_convolution(weights, window, form.precision, given)
         return EndWeights((convolution,), behind, kernel, norm if kernel else None)
     first, leaky, middle, again, last = connection.children()
     for activation in (leaky, again):
@@ -203,14 +203,14 @@ def pack_end(
 
 def pack_embedding(
     first: nn.Module, linear: Weights, norm: NormWeights, form: Form, window: int
-) -> cpu_kernel.EmbeddingWeights | None:
+) -> kernel_weights.EmbeddingWeights | None:
     """Pack the first convolution with the embedding behind it for the C kernel, if that can compute it."""
     convolution = pack_convolution(first, form)
     weights = (convolution.weight, convolution.bias, linear.weight, linear.bias, norm.weight, norm.bias)
-    return cpu_kernel.pack_embedding(weights, norm.eps, window) if form.alignment == 1 else None
+    return kernel_weights.pack_embedding(weights, norm.eps, window) if form.alignment == 1 else None
 
 
-def pack_head(network: Swin2SR, form: Form) -> cpu_kernel.HeadWeights | None:
+def pack_head(network: Swin2SR, form: Form) -> kernel_weights.HeadWeights | None:
     """Pack a head of one convolution for the C kernel, with what brings its values to the range of pixels.
 
     None where the head is another one, or was replaced.
@@ -229,7 +229,7 @@ def pack_head(network: Swin2SR, form: Form) -> cpu_kernel.HeadWeights | None:
     weights = pack_convolution(head, form)
     mean = network.mean_out.flatten().repeat_interleave(scale**2)
     added = 0 if config.upsampler is None else mean  # there the pixels are added, and their mean with them
-    return cpu_kernel.pack_head(
+    return kernel_weights.pack_head(
         weights.weight / config.img_range, weights.bias / config.img_range + added, scale, config.window_size
     )
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from model import cpu_kernel
 from model.config import Swin2SRConfig
+from model.kernels import library
 from model.network import Swin2SR
 
-_kernel = cpu_kernel.load_kernel()
+_kernel = library.load_kernel()
 needs_kernel = pytest.mark.skipif(_kernel is None, reason="the kernel was not built: no C compiler")
 needs_amx = pytest.mark.skipif(
     _kernel is None or not _kernel.has_amx(), reason="the kernel was not built with AMX, or there is none here"

@@ -191,11 +191,11 @@ if libc.prctl(22, 2, program, 0, 0):
     sys.exit(3)
 
 import torch
-from model import cpu_kernel
+from model.kernels import library
 from model.packed_weights import Form, pack_block
 from tests.test_cpu_kernel import random_block
 
-kernel = cpu_kernel.load_kernel()
+kernel = library.load_kernel()
 assert not kernel.has_amx()
 form = Form(torch.float32, torch.float32, precision="fast")
 assert not pack_block(random_block(24, 2, 8, 0), form).kernel.packed

@@ -13,7 +13,6 @@ import torch
 
 from app.bench import load, peers, service
 from app.cli.commands import build
-from model import cpu_kernel
 from model.bench import baselines, blocks, gpu, memory, roofline, sections, timing, workloads
 from model.bench.__main__ import main
 from model.bench.profile import count_arithmetic, profile_forward
@@ -212,7 +211,7 @@ def test_a_profile_adds_up(bench):
     shares = profile_forward(bench.upscaler(), workloads.draw_pixels(16, 16), 1)
     assert sum(shares.values()) == pytest.approx(1)
     families = [f"the kernel's {part}" for part in ("blocks", "convolutions", "embedding and head")]
-    assert all(shares[family] > 0 for family in (families if cpu_kernel.load_kernel() else ["convolution"]))
+    assert all(shares[family] > 0 for family in (families if library.load_kernel() else ["convolution"]))
 
 
 def test_precisions_are_compared(bench, monkeypatch):
@@ -383,7 +382,7 @@ def test_families_account_for_arithmetic_and_traffic(card_bench, monkeypatch):
 
     PyTorch's operators compute, as on a GPU: the compiled kernel for CPUs is one family for several of them.
     """
-    monkeypatch.setattr(cpu_kernel, "load_kernel", lambda: None)
+    monkeypatch.setattr(library, "load_kernel", lambda: None)
     network = card_bench.network("lightweight-x2")
     counted = roofline.multiply_adds_per_pixel(network)
     assert sum(count_arithmetic(network, 64).values()) == 2 * 64 * counted

@@ -20,6 +20,8 @@ from model import cpu_kernel
 from model.config import Swin2SRConfig
 from model.inference import CHUNK, Inference, compute_block, run_block
 from model.kernels import library
+from model.kernels import weights as kernel_weights
+from model.kernels.weights import BlockWeights
 from model.network import Swin2SR, Swin2SRLayer, residual_connection
 from model.operators import PLAIN, NormWeights
 from model.packed_weights import Form, pack_block, pack_embedding, pack_end, pack_linear
@@ -43,7 +45,7 @@ def random_block(dim: int, heads: int, window: int, shift: int, hidden: float = 
     return block.eval()
 
 
-def kernel_of(block: Swin2SRLayer) -> cpu_kernel.BlockWeights:
+def kernel_of(block: Swin2SRLayer) -> BlockWeights:
     packed = pack_block(block, FLOAT32).kernel
     assert packed is not None
     return packed
@@ -60,7 +62,7 @@ def plain(block: Swin2SRLayer, tokens: torch.Tensor, counts: tuple[int, ...], fo
 @pytest.mark.skipif(shutil.which(sysconfig.get_config_var("CC").split()[0]) is None, reason="there is no C compiler")
 def test_the_kernel_is_there_where_it_could_be_built():
     """An installation on a machine with a compiler has the kernel."""
-    assert cpu_kernel.load_kernel() is not None
+    assert library.load_kernel() is not None
 
 
 @pytest.mark.slow
@@ -240,7 +242,7 @@ def test_the_kernel_enlarges(*, channels, scale, window, sizes, gray):
     residual = torch.randn(len(tokens) * scale**2, colors) if gray else None
     with torch.inference_mode():
         found = cpu_kernel.enlarge(
-            cpu_kernel.pack_head(conv.weight, conv.bias, scale, window),
+            kernel_weights.pack_head(conv.weight, conv.bias, scale, window),
             tokens,
             layout.halo(window),
             layout.grid,
@@ -298,7 +300,7 @@ def test_the_kernel_and_pytorch_give_the_same_images(monkeypatch: pytest.MonkeyP
     images = [random_image(network, *size) for size in ((1, 3), (5, 2), (2, 2))]
     with torch.inference_mode():
         own = Inference(network).reconstruct(images)
-        monkeypatch.setattr(cpu_kernel, "load_kernel", lambda: None)
+        monkeypatch.setattr(library, "load_kernel", lambda: None)
         plain = Inference(network).reconstruct(images)
     assert all((a.image - b.image).abs().max() < 1e-5 for a, b in zip(own, plain, strict=True))
 
@@ -372,7 +374,7 @@ def test_without_the_kernel_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch
     tokens = torch.randn(sum(counts) * 64, 24)
     rows = torch.randperm(len(tokens)).int()
     kinds = torch.arange(4).repeat_interleave(torch.tensor(counts)).int()
-    monkeypatch.setattr(cpu_kernel, "load_kernel", lambda: None)
+    monkeypatch.setattr(library, "load_kernel", lambda: None)
     with torch.inference_mode():
         found = run_block(tokens, kinds, pack_block(block, FLOAT32), rows)
         assert (found - plain(block, tokens[rows], counts)).abs().max() < 2e-5
@@ -382,21 +384,21 @@ def test_without_the_kernel_chunks_give_the_same(monkeypatch: pytest.MonkeyPatch
 def kernels(tmp_path, monkeypatch):
     """A folder in the place of the kernel's own, and a cache that is forgotten afterwards."""
     monkeypatch.setattr(library, "FOLDER", tmp_path)
-    cpu_kernel.load_kernel.cache_clear()
+    library.load_kernel.cache_clear()
     yield tmp_path
-    cpu_kernel.load_kernel.cache_clear()
+    library.load_kernel.cache_clear()
 
 
 @pytest.mark.usefixtures("kernels")
 def test_no_kernel_is_no_error():
     """An installation without a compiler has none."""
-    assert cpu_kernel.load_kernel() is None
+    assert library.load_kernel() is None
 
 
 def test_a_broken_kernel_is_passed_over(kernels):
     """A file that is no library, or one built for something else, leaves PyTorch's operators."""
     (kernels / f"block{EXTENSION_SUFFIXES[0]}").write_bytes(b"not a library")
-    assert cpu_kernel.load_kernel() is None
+    assert library.load_kernel() is None
 
 
 @needs_kernel
@@ -404,7 +406,7 @@ def test_a_kernel_of_another_shape_is_passed_over(kernels, monkeypatch):
     """A library whose weights' structure has another size would read wild memory."""
     built = next(Path(model.__file__).with_name("kernels").glob("block*.so"))
     shutil.copy(built, kernels)
-    assert cpu_kernel.load_kernel() is not None
-    cpu_kernel.load_kernel.cache_clear()
+    assert library.load_kernel() is not None
+    library.load_kernel.cache_clear()
     monkeypatch.setattr(library.ctypes, "sizeof", lambda _type: 1)
-    assert cpu_kernel.load_kernel() is None
+    assert library.load_kernel() is None

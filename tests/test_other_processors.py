@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from model import cpu_kernel
+from model.kernels import library
 from tests import test_cpu_kernel
 from tests.emulated_kernel import EmulatedKernel, compile_program
 from tests.server import ROOT, ServerProcess
@@ -41,13 +41,13 @@ def emulated(request, tmp_path_factory):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed")
     folder = tmp_path_factory.mktemp("emulated")
-    library = None
+    wheel = None
     if "wheel" in request.param:
         with zipfile.ZipFile(arm_wheel(folder)) as archive:
-            library = Path(archive.extract("model/kernels/block.so", folder))
-    kernel = EmulatedKernel([*emulator, str(compile_program(compiler, folder, library))], folder)
+            wheel = Path(archive.extract("model/kernels/block.so", folder))
+    kernel = EmulatedKernel([*emulator, str(compile_program(compiler, folder, wheel))], folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_kernel, "load_kernel", kernel.kernel)
+        patch.setattr(library, "load_kernel", kernel.kernel)
         yield kernel
         assert kernel.width == width
 

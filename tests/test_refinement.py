@@ -16,6 +16,7 @@ from model.checkpoints import load_network, write_official
 from model.config import Swin2SRConfig
 from model.export import export
 from model.inference import Inference
+from model.kernels import weights as kernel_weights
 from model.refinement import FAR, NEAR, enlarge, reduce, refine
 from model.upscaler import Upscaler
 from tests.networks import HEADS, needs_kernel, random_image, tiny_config, tiny_network
@@ -76,7 +77,7 @@ def test_the_kernel_does_it_for_heads_that_it_computes(threads: int, monkeypatch
     assert Inference(network).refinement is not None
     assert Inference(tiny_network()).refinement is None
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    weights, config = cpu_kernel.pack_refinement(network.config), network.config
+    weights, config = kernel_weights.pack_refinement(network.config), network.config
     assert weights is not None
     pixels, image = torch.rand(2, 3, 21, 5), torch.rand(2, 3, 84, 20)
     rows, given = (each.permute(0, 2, 3, 1).reshape(-1, 3) for each in (pixels, image))
@@ -154,7 +155,7 @@ def test_what_is_not_a_number_stays_so(value: float) -> None:
     pixels, image = torch.rand(16, 3), torch.full((64, 3), value)
     for fields in ({"range_slack": 0.0}, {"back_projection": True, "range_slack": 0.1}):
         config = tiny_config(upscale=2, **fields)
-        weights = cpu_kernel.pack_refinement(config)
+        weights = kernel_weights.pack_refinement(config)
         assert weights is not None
         given = image.clone()
         cpu_kernel.refine(weights, pixels, given, [(1, 4, 4)])
@@ -168,7 +169,7 @@ def test_what_a_thread_computed_before_is_not_seen() -> None:
     """Scratch memory full of NaN, from an image of another network, leaves no trace in the next one."""
     for scale in (2, 3, 4, 8):
         config = tiny_config(upscale=scale, back_projection=True, range_slack=0.01)
-        weights = cpu_kernel.pack_refinement(config)
+        weights = kernel_weights.pack_refinement(config)
         assert weights is not None
         wide, pixels = torch.full((8 * 64, 3), math.nan), torch.rand(8 * 8, 3)
         cpu_kernel.refine(weights, wide, torch.full((8 * 64 * scale**2, 3), math.nan), [(1, 8, 64)])

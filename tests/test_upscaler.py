@@ -8,8 +8,9 @@ import sys
 import numpy as np
 import pytest
 
-from model import cpu_kernel, precision
+from model import precision
 from model.checkpoints import load_network
+from model.kernels import library
 from model.precision import PRECISIONS
 from model.upscaler import Upscaler, find_device
 from model.variants import embedded_path
@@ -105,7 +106,7 @@ def test_each_precision_is_close_to_exact():
 
 def test_without_amx_every_precision_is_exact(monkeypatch: pytest.MonkeyPatch):
     """If the kernel cannot pack a block, every precision is computed in float32, and reported so."""
-    monkeypatch.setattr(cpu_kernel, "load_kernel", lambda: None)
+    monkeypatch.setattr(library, "load_kernel", lambda: None)
     for name in ("auto", *PRECISIONS):
         assert Upscaler(tiny_network("lightweight_x4"), device="cpu", precision=name).precision == "exact"
 
