@@ -24,7 +24,7 @@ from model.training.held_out import HeldOut
 from model.training.initialise import interpolation_kernels, solve_second, start_at_interpolation
 from model.training.loop import Limits, Report, Trainer, learning_rate, parameter_groups, train
 from model.training.losses import reconstruction_loss
-from model.training.pairs import Photo, Sample, cut, stack, turn
+from model.training.pairs import Batch, Photo, Sample, cut, stack, turn
 from model.training.photos import read_photos, split
 from model.training.recipe import RECIPES, Recipe
 
@@ -410,6 +410,19 @@ def test_auxiliary_image_is_compared_with_the_clean_input() -> None:
         image, aux = F.l1_loss(result.image, sharp), F.l1_loss(result.aux, clean)
         loss = reconstruction_loss(result, sharp, clean, torch.tensor([[8, 8]]), aux_weight=0.5)
         assert loss == pytest.approx(float(image + 0.5 * aux))
+
+
+def test_smoothing_squares_small_distances() -> None:
+    """With it the loss is Charbonnier's, sqrt(d^2 + s^2), and a step takes it from the recipe."""
+    network = Swin2SR(tiny())
+    clean, sharp = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 32, 32)
+    recipe = Recipe(config=tiny(), crop=16, smoothing=0.25)
+    with torch.no_grad():
+        wanted = ((network(clean).image - sharp).square() + 0.25**2).sqrt().mean()
+    batch = Batch(*((255 * image).round().byte() for image in (clean, clean, sharp)), torch.tensor([[16, 16]]))
+    assert float(Trainer(network, recipe).learn(batch, 0)) == pytest.approx(float(wanted), rel=0.01)
+    with pytest.raises(ValueError, match="smoothing must lie between 0 and 1"):
+        Recipe(config=tiny(), crop=16, smoothing=1.5)
 
 
 def test_bfloat16_trains_too(photos: list[Photo]) -> None:

@@ -141,6 +141,7 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--crop", type=int, help="low-resolution pixels a side, instead of the recipe's")
     parser.add_argument("--batch", type=int, help="crops a step, instead of the recipe's")
     parser.add_argument("--learning-rate", type=float, help="peak (the recipe's, which is lower with --init)")
+    parser.add_argument("--smoothing", type=float, help="below this distance, 0 to 1, the loss is squared (0: L1)")
     parser.add_argument("--every", type=int, default=500, help="steps between reports and checkpoints")
     options = parser.parse_args(arguments)
     if options.steps is None and options.minutes is None and not options.fit:
@@ -151,7 +152,7 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
 def _override(recipe: Recipe, options: argparse.Namespace, *, continued: bool) -> Recipe:
     if continued:
         recipe = dataclasses.replace(recipe, learning_rate=recipe.continued_rate, warmup=recipe.continued_warmup)
-    given = {name: getattr(options, name) for name in ("crop", "batch", "learning_rate", "graphics")}
+    given = {name: getattr(options, name) for name in ("crop", "batch", "learning_rate", "graphics", "smoothing")}
     return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -134,7 +134,12 @@ class Trainer:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16):
             result: Reconstruction = self._forward(degraded)
         loss = reconstruction_loss(
-            result, sharp, clean, batch.sizes.to(self._device), aux_weight=self.recipe.aux_weight
+            result,
+            sharp,
+            clean,
+            batch.sizes.to(self._device),
+            aux_weight=self.recipe.aux_weight,
+            smoothing=self.recipe.smoothing,
         )
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -25,6 +25,7 @@ class Recipe:
         ema_decay: of the average of weights, which is what is kept.
         quality: lowest and highest JPEG quality of the inputs, as ``cut`` draws them; None leaves them uncompressed.
         aux_weight: weight of the auxiliary loss, for ``pixelshuffle_aux``.
+        smoothing: distance to the wanted values, which lie in [0, 1], below which the loss is squared; 0 for L1.
         continued_rate: peak of the learning rate where all weights come from ``--init``.
         continued_warmup: steps of warm-up there.
         graphics: share of drawn graphics among the crops, 0 to 1.
@@ -41,6 +42,7 @@ class Recipe:
     ema_decay: float = 0.999
     quality: tuple[int, int] | None = None
     aux_weight: float = 1.0
+    smoothing: float = 0.0
     continued_rate: float = 2e-5
     continued_warmup: int = 50
     graphics: float = 0.0
@@ -54,8 +56,8 @@ class Recipe:
             or not 0 <= self.ema_decay < 1
         ):
             raise ValueError("batch and warmup must be 1 or more, learning_rate positive, ema_decay in [0, 1)")
-        if not 0 <= self.graphics <= 1 or self.continued_rate <= 0:
-            raise ValueError("graphics must be a share from 0 to 1, continued_rate positive")
+        if not 0 <= self.graphics <= 1 or self.continued_rate <= 0 or not 0 <= self.smoothing <= 1:
+            raise ValueError("graphics and smoothing must lie between 0 and 1, continued_rate must be positive")
         if self.quality is not None and not 1 <= self.quality[0] <= self.quality[1] <= 95:
             raise ValueError(f"quality must rise within 1 to 95, not {self.quality}")
 
