@@ -18,7 +18,7 @@ import logging
 import torch
 from torch import Tensor
 
-from model.inference import Inference, infer
+from model.inference.cpu import Inference, infer
 from model.network import Swin2SR
 
 logger = logging.getLogger(__name__)

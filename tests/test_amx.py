@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import cpu_kernel
-from model.inference import Inference
-from model.packed_weights import Form, pack_block, pack_end
+from model.inference.cpu import Inference
+from model.inference.packed_weights import Form, pack_block, pack_end
 from model.packing import PackedLayout
 from tests.networks import needs_amx, needs_kernel, tiny_network
 from tests.test_cpu_kernel import plain, random_block, random_layers
@@ -192,7 +192,7 @@ if libc.prctl(22, 2, program, 0, 0):
 
 import torch
 from model.kernels import library
-from model.packed_weights import Form, pack_block
+from model.inference.packed_weights import Form, pack_block
 from tests.test_cpu_kernel import random_block
 
 kernel = library.load_kernel()

@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 import model
 from model import cpu_kernel
 from model.config import Swin2SRConfig
-from model.inference import CHUNK, Inference, compute_block, run_block
+from model.inference.cpu import CHUNK, Inference, compute_block, run_block
+from model.inference.operators import PLAIN, NormWeights
+from model.inference.packed_weights import Form, pack_block, pack_embedding, pack_end, pack_linear
+from model.inference.scratch import KEPT_BYTES, Buffers, Scratch
 from model.kernels import library
 from model.kernels import weights as kernel_weights
 from model.kernels.weights import BlockWeights
 from model.network import Swin2SR, Swin2SRLayer, residual_connection
-from model.operators import PLAIN, NormWeights
-from model.packed_weights import Form, pack_block, pack_embedding, pack_end, pack_linear
 from model.packing import PackedLayout
 from model.reconstruction import DirectHead
-from model.scratch import KEPT_BYTES, Buffers, Scratch
 from tests.networks import HEADS, needs_kernel, random_image, tiny_network
 
 FLOAT32 = Form(torch.float32, torch.float32)

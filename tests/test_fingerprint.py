@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from model import Swin2SRForImageSuperResolution, inference
-from model.fingerprint import Kept, fingerprint_of
+from model import Swin2SRForImageSuperResolution
+from model.inference import cpu as inference
+from model.inference.fingerprint import Kept, fingerprint_of
 from model.kernels import library
 from tests.networks import needs_kernel, random_image, tiny_config
 

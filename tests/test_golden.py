@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from model.checkpoints import load_network
-from model.inference import Inference
+from model.inference.cpu import Inference
 from model.padding import pad, pad_tensor, quantise, to_tensor
 from model.upscaler import Upscaler
 from tests.networks import needs_amx

@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
-from model import operators, windows
+from model import windows
 from model.gpu import autotune, runner
 from model.gpu.graphs import CAPTURE_SIZES, Graphs, eager, sizes_that_fit
 from model.gpu.network import WindowNetwork
 from model.gpu.pending import PendingBatch, PendingPack
 from model.gpu.runner import GpuRunner
 from model.gpu.streams import DeviceThread, float32_precision
-from model.inference import Inference, compute_block
-from model.operators import PLAIN, AttentionTables, NormWeights, Operators
+from model.inference import operators
+from model.inference.cpu import Inference, compute_block
+from model.inference.operators import PLAIN, AttentionTables, NormWeights, Operators
 from model.packing import IndexFunctions, lay_out, locate, mask_kinds, pixel_rows
 from model.padding import quantise, to_tensor
 from model.upscaler import Upscaler

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.inference import Inference
+from model.inference.cpu import Inference
 from model.network import Swin2SR
 from tests.networks import HEADS, random_image, tiny_config, tiny_network
 

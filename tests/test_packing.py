@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.inference import Inference
+from model.inference.cpu import Inference
 from model.packing import LayoutCache, PackedLayout, mask_kinds, split_by_area
 from model.windows import partition
 from tests.networks import HEADS, random_image, tiny_network

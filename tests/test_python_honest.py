@@ -14,7 +14,7 @@ from torch.optim import swa_utils
 
 from model import Swin2SRConfig, Swin2SRForImageSuperResolution, Upscaler
 from model.hooks import HeartbeatHook
-from model.inference import can_infer, infer
+from model.inference.cpu import can_infer, infer
 from tests.networks import tiny_network
 from tests.optional import peft, transformers
 

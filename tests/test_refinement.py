@@ -15,7 +15,7 @@ from model import Swin2SRForImageSuperResolution, cpu_kernel
 from model.checkpoints import load_network, write_official
 from model.config import Swin2SRConfig
 from model.export import export
-from model.inference import Inference
+from model.inference.cpu import Inference
 from model.kernels import weights as kernel_weights
 from model.refinement import FAR, NEAR, enlarge, reduce, refine
 from model.upscaler import Upscaler

@@ -16,8 +16,8 @@ from model.bench.timing import Run, attempt
 from model.gpu.autotune import Work, choose_operators, draw_work, load_kernels, run_block, time_on_cuda
 from model.gpu.graphs import CAPTURE_SIZES
 from model.gpu.network import WindowNetwork
-from model.inference import compute_block
-from model.operators import PLAIN, Operators
+from model.inference.cpu import compute_block
+from model.inference.operators import PLAIN, Operators
 
 WINDOWS = {"cuda": 8192, "cpu": 16}
 """Windows of the block; on a GPU those of a large pack, so that the time for launching kernels is negligible."""

@@ -24,7 +24,7 @@ from model.bench.timing import Run, Timing, attempt
 from model.bench.workloads import draw_pixels, mixed_sizes
 from model.evaluate import evaluate_folder
 from model.gpu.pending import PendingBatch
-from model.inference import Inference
+from model.inference.cpu import Inference
 from model.network import Swin2SR
 from model.padding import pad, to_tensor
 from model.precision import PRECISIONS

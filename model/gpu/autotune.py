@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from model.gpu.network import WindowNetwork
-from model.inference import compute_block
-from model.operators import PLAIN, NormWeights, Operators
-from model.packed_weights import Block
+from model.inference.cpu import compute_block
+from model.inference.operators import PLAIN, NormWeights, Operators
+from model.inference.packed_weights import Block
 from model.packing import lay_out
 
 logger = logging.getLogger(__name__)

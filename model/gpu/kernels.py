@@ -1,8 +1,8 @@
 """The operators as Triton kernels; importing this needs Triton.
 
-Source of the arithmetic: ``model.operators``. Nothing is rounded twice: queries and keys that come as bfloat16 meet
-as they came, and their lengths are divided out of the products; those that are still float32 are normalised first.
-Bounded logits are to the base of 2; for others, which may be large, its rounding would cost digits.
+Source of the arithmetic: ``model.inference.operators``. Nothing is rounded twice: queries and keys in bfloat16 are
+multiplied as they are, and the products divided by their lengths; those in float32 are normalised first. Bounded
+logits are to the base of 2. Other logits may be large, and rounding to that base would make them less precise.
 """
 
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-calls, allow-untyped-decorators
@@ -19,8 +19,8 @@ import triton.language as tl
 from torch import Tensor, nn
 
 from model.gpu.index_kernels import INDEX
-from model.operators import AttentionTables, NormWeights, Operators
-from model.packed_weights import Block, Weights
+from model.inference.operators import AttentionTables, NormWeights, Operators
+from model.inference.packed_weights import Block, Weights
 
 ROWS = 8
 """Tokens that a program of ``add_norm`` has."""
@@ -240,7 +240,7 @@ def gather_rows(
 
 
 def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:
-    """As ``model.operators.Attend``, for float32 and bfloat16."""
+    """As ``model.inference.operators.Attend``, for float32 and bfloat16."""
     heads, length = tables.bias.shape[1:3]
     width, channels = qkv.shape[1] // 3, tables.channels
     out = qkv.new_empty(len(qkv), width)
@@ -255,7 +255,7 @@ def attend(qkv: Tensor, kinds: Tensor, tables: AttentionTables) -> Tensor:
 
 
 def add_norm(stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As ``model.operators.AddNorm``, for a stream in float32."""
+    """As ``model.inference.operators.AddNorm``, for a stream in float32."""
     (count, width), channels = stream.shape, norm.weight.shape[0]
     stream_out, branch_out = torch.empty_like(stream), torch.empty_like(branch)
     add_norm_rows[(triton.cdiv(count, ROWS),)](
@@ -268,7 +268,7 @@ def add_norm(stream: Tensor, branch: Tensor, norm: NormWeights, rows: Tensor | N
 
 
 def gather(tokens: Tensor, rows: Tensor) -> Tensor:
-    """As ``model.operators.Gather``."""
+    """As ``model.inference.operators.Gather``."""
     width, count = tokens.shape[1], len(rows)
     lanes = triton.next_power_of_2(width)
     many, out = max(1, GATHERED // lanes), tokens.new_empty(count, width)
@@ -279,7 +279,7 @@ def gather(tokens: Tensor, rows: Tensor) -> Tensor:
 def run_block(
     stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None, out: Tensor | None = None, *, unroll: bool = False
 ) -> Tensor:
-    """As ``model.operators.RunBlock``, for float32 and bfloat16 and an exact GELU.
+    """As ``model.inference.operators.RunBlock``, for float32 and bfloat16 and an exact GELU.
 
     With ``unroll`` its loops are written out: a fifth fewer instructions, and nothing is fetched ahead. Which is faster
     depends on the card.
@@ -301,7 +301,7 @@ def run_block(
 
 
 def finish(stream: Tensor, branch: Tensor, block: Block, rows: Tensor | None) -> tuple[Tensor, Tensor]:
-    """As ``model.operators.Finish``, for float32 and bfloat16 and an exact GELU."""
+    """As ``model.inference.operators.Finish``, for float32 and bfloat16 and an exact GELU."""
     (count, width), numbers = stream.shape, _numbers(branch)
     stream_out, branch_out = torch.empty_like(stream), torch.empty_like(branch)
     finish_rows[(triton.cdiv(count, FINISHED),)](

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.inference import WindowBody, convolve
+from model.inference.cpu import WindowBody, convolve
+from model.inference.operators import PLAIN, Operators
+from model.inference.packed_weights import ALIGNMENT, Form, pack_convolution
 from model.network import Swin2SR
-from model.operators import PLAIN, Operators
-from model.packed_weights import ALIGNMENT, Form, pack_convolution
 from model.packing import WindowIndex
 from model.reconstruction import mean_of, pixel_shuffle_steps
 from model.refinement import (

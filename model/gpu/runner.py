@@ -25,8 +25,8 @@ from model.gpu.graphs import CAPTURE_SIZES, Capture, CudaCapture, Graphs, eager,
 from model.gpu.network import WindowNetwork
 from model.gpu.pending import DType, PendingBatch, PendingPack
 from model.gpu.streams import DeviceThread, Precision, Streams, float32_precision
+from model.inference.operators import PLAIN, Operators
 from model.network import Swin2SR
-from model.operators import PLAIN, Operators
 from model.packing import lay_out, split_by_area
 
 P = TypeVar("P")

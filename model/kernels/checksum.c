@@ -1,4 +1,4 @@
-/* A checksum of weights, by which a change of any of them is noticed (model/fingerprint.py). */
+/* A checksum of weights, by which a change of any of them is noticed (model/inference/fingerprint.py). */
 #include <stdint.h>
 #include <string.h>
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.inference.operators import AttentionTables, NormWeights
 from model.kernels import weights as kernel_weights
 from model.network import (
     Swin2SR,
@@ -29,7 +30,6 @@ from model.network import (
     Swin2SRSelfOutput,
     Swin2SRStage,
 )
-from model.operators import AttentionTables, NormWeights
 from model.reconstruction import DirectHead
 from model.windows import mask_of_each_kind
 

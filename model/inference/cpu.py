@@ -1,7 +1,7 @@
 """The fast forward pass: the network's weights, computed on windows.
 
-Everything has a shape that depends on the number of windows alone, so images of any sizes share a pass. One formulation
-serves CPU and GPU; its operators exist in PyTorch (``model.operators``), in C (``model.cpu_kernel``) and in Triton
+Every shape depends on the number of windows only, so images of any sizes share a pass. One formulation serves CPU and
+GPU; its operators exist in PyTorch (``model.inference.operators``), in C (``model.cpu_kernel``) and in Triton
 (``model.gpu.kernels``). Matrix products and the body's convolutions are computed in one dtype; the residual stream,
 norms, softmax, the first convolution and the head in another, exact one.
 
@@ -20,19 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import cpu_kernel
-from model.fingerprint import Kept, fingerprint_of
 from model.hooks import has_observers, is_tracing
-from model.kernels.weights import HeadWeights, pack_refinement
-from model.network import (
-    Swin2SR,
-    Swin2SRBody,
-    Swin2SREmbeddings,
-    Swin2SREncoder,
-    Swin2SRPatchEmbeddings,
-    Swin2SRPatchUnEmbeddings,
-)
-from model.operators import PLAIN, EndStage, NormWeights, Operators, add_norm, attend
-from model.packed_weights import (
+from model.inference.fingerprint import Kept, fingerprint_of
+from model.inference.operators import PLAIN, NormWeights, Operators, add_norm, attend
+from model.inference.packed_weights import (
     Block,
     EndWeights,
     Form,
@@ -47,9 +38,18 @@ from model.packed_weights import (
     pack_norm,
     pack_stage,
 )
+from model.inference.scratch import Buffers, Scratch
+from model.kernels.weights import HeadWeights, pack_refinement
+from model.network import (
+    Swin2SR,
+    Swin2SRBody,
+    Swin2SREmbeddings,
+    Swin2SREncoder,
+    Swin2SRPatchEmbeddings,
+    Swin2SRPatchUnEmbeddings,
+)
 from model.packing import LayoutCache, PackedLayout, WindowIndex, split_by_area
 from model.reconstruction import Reconstruction
-from model.scratch import Buffers, Scratch
 from model.windows import MASK_KINDS
 
 PACK_PIXELS = 2**16
@@ -238,7 +238,7 @@ def compute_block(
 
 
 def run_block(stream: Tensor, kinds: Tensor, block: Block, rows: Tensor | None, out: Tensor | None = None) -> Tensor:
-    """As ``model.operators.RunBlock``: by the C kernel, or by PyTorch's operators for ``CHUNK`` windows at a time.
+    """As ``model.inference.operators.RunBlock``: by the C kernel, or by PyTorch for ``CHUNK`` windows at a time.
 
     Windows are sorted by their kind.
     """
@@ -265,13 +265,12 @@ def end_stage(
     shifted: bool,
     out: Tensor | None = None,
 ) -> Tensor:
-    """As ``model.operators.EndStage``, by the C kernel."""
+    """As ``model.inference.operators.EndStage``, by the C kernel."""
     assert layers.kernel is not None
     return cpu_kernel.convolve(layers.kernel, tokens, index.halo(index.window, shifted=shifted), residual, out)
 
 
-_END_STAGE: EndStage = end_stage
-ON_CPU = Operators(attend, add_norm, run_block=run_block, end_stage=_END_STAGE)
+ON_CPU = Operators(attend, add_norm, run_block=run_block, end_stage=end_stage)
 """The operators on a CPU."""
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from model.packing import IN_PYTORCH, IndexFunctions
 
 if TYPE_CHECKING:
-    from model.packed_weights import Block, EndWeights
+    from model.inference.packed_weights import Block, EndWeights
     from model.packing import WindowIndex
 
 BOUNDED_SCALE = 40.0
