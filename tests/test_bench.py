@@ -19,7 +19,7 @@ from model.bench.profile import count_arithmetic, profile_forward
 from model.bench.report import Row, tabulate
 from model.bench.sections import Bench
 from model.config import Swin2SRConfig
-from model.inference.cpu import compute_block
+from model.inference.body import compute_block
 from model.inference.operators import PLAIN
 from model.kernels import library
 from model.network import Swin2SR

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 import model
 from model import cpu_kernel
 from model.config import Swin2SRConfig
-from model.inference.cpu import CHUNK, Inference, compute_block, run_block
+from model.inference.body import CHUNK, compute_block
+from model.inference.cpu import Inference, run_block
 from model.inference.operators import PLAIN, NormWeights
 from model.inference.packed_weights import Form, pack_block, pack_embedding, pack_end, pack_linear
 from model.inference.scratch import KEPT_BYTES, Buffers, Scratch

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from model import Swin2SRForImageSuperResolution
-from model.inference import cpu as inference
+from model.inference import cpu
 from model.inference.fingerprint import Kept, fingerprint_of
 from model.kernels import library
 from tests.networks import needs_kernel, random_image, tiny_config
@@ -44,8 +44,8 @@ def reference_of(network: Swin2SRForImageSuperResolution, pixels: torch.Tensor) 
 def packings(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Grows with every packing."""
     calls: list[object] = []
-    infer = inference.infer
-    monkeypatch.setattr(inference, "infer", lambda *args: calls.append(args) or infer(*args))
+    infer = cpu.infer
+    monkeypatch.setattr(cpu, "infer", lambda *args: calls.append(args) or infer(*args))
     return calls
 
 

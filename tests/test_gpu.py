@@ -21,7 +21,8 @@ from model.gpu.pending import PendingBatch, PendingPack
 from model.gpu.runner import GpuRunner
 from model.gpu.streams import DeviceThread, float32_precision
 from model.inference import operators
-from model.inference.cpu import Inference, compute_block
+from model.inference.body import compute_block
+from model.inference.cpu import Inference
 from model.inference.operators import PLAIN, AttentionTables, NormWeights, Operators
 from model.packing import IndexFunctions, lay_out, locate, mask_kinds, pixel_rows
 from model.padding import quantise, to_tensor

@@ -16,7 +16,7 @@ from model.bench.timing import Run, attempt
 from model.gpu.autotune import Work, choose_operators, draw_work, load_kernels, run_block, time_on_cuda
 from model.gpu.graphs import CAPTURE_SIZES
 from model.gpu.network import WindowNetwork
-from model.inference.cpu import compute_block
+from model.inference.body import compute_block
 from model.inference.operators import PLAIN, Operators
 
 WINDOWS = {"cuda": 8192, "cpu": 16}

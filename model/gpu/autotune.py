@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from model.gpu.network import WindowNetwork
-from model.inference.cpu import compute_block
+from model.inference.body import compute_block
 from model.inference.operators import PLAIN, NormWeights, Operators
 from model.inference.packed_weights import Block
 from model.packing import lay_out

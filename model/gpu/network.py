@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.inference.cpu import WindowBody, convolve
+from model.inference.body import WindowBody, convolve
 from model.inference.operators import PLAIN, Operators
 from model.inference.packed_weights import ALIGNMENT, Form, pack_convolution
 from model.network import Swin2SR
