@@ -11,11 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from model.checkpoints import Checkpoint, load_body_weights, load_weights, plain_names, read_checkpoint
+from model.checkpoints.read import Checkpoint, load_body_weights, load_weights, plain_names, read_checkpoint
+from model.checkpoints.state_dict_keys import BODY_PREFIX, CheckpointError, is_head, is_huggingface, to_huggingface
 from model.config import Swin2SRConfig
 from model.network import Swin2SR, Swin2SRBody
 from model.repository import find_folder
-from model.state_dict_keys import BODY_PREFIX, CheckpointError, is_head, is_huggingface, to_huggingface
 
 _BODY_PARTS = ("first_convolution", "embeddings", "encoder", "layernorm", "conv_after_body")
 _PARTS = ("swin2sr", "upsample", "final_convolution")

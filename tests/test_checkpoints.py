@@ -16,9 +16,9 @@ from model.checkpoints import (
     write_official,
     write_pretrained,
 )
+from model.checkpoints.state_dict_keys import is_derived, to_official
 from model.config import Swin2SRConfig
 from model.network import Swin2SR
-from model.state_dict_keys import is_derived, to_official
 from tests.test_state_dict_keys import golden_state
 
 HEADS = [

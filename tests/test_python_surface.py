@@ -56,7 +56,7 @@ def test_unknown_keywords_are_kept_and_written(tmp_path):
 def test_json_holds_what_differs_from_the_defaults(tmp_path):
     """to_json_string, to_json_file, from_json_file, to_diff_dict and update."""
     config = Swin2SRConfig(**TINY)
-    own = {"back_projection", "range_slack"}  # which other programs do not know; written where they are used
+    own = {"back_projection", "back_projection_blur", "range_slack"}  # unknown elsewhere; written where they are used
     fields = {field.name for field in dataclasses.fields(Swin2SRConfig)} - own
     assert set(config.to_diff_dict()) == {"model_type", *fields}
     assert set(Swin2SRConfig(output_attentions=True).to_diff_dict()) == {"model_type", "output_attentions", *fields}

@@ -8,8 +8,15 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from model.checkpoints.state_dict_keys import (
+    CheckpointError,
+    infer_config,
+    is_derived,
+    is_head,
+    to_huggingface,
+    to_official,
+)
 from model.config import Swin2SRConfig
-from model.state_dict_keys import CheckpointError, infer_config, is_derived, is_head, to_huggingface, to_official
 
 GOLDEN = Path(__file__).with_name("golden")
 NAMES = sorted(file.stem for file in GOLDEN.glob("*.safetensors"))

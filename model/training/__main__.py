@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from model.checkpoints import read_checkpoint
+from model.checkpoints.state_dict_keys import is_head, is_huggingface, to_huggingface
 from model.network import Swin2SR
-from model.state_dict_keys import is_head, is_huggingface, to_huggingface
 from model.training.crops import Crops
 from model.training.fonts import find_fonts
 from model.training.held_out import HeldOut, Score, draw_held_out

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoints import decisive_fields, load_network
+from model.checkpoints import load_network
+from model.checkpoints.write import decisive_fields
 from model.network import Swin2SR
 from model.training.loop import export
 
