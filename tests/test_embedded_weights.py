@@ -10,7 +10,7 @@ from model.variants import embedded_path
 # Flat colours, and the gray around a spot, are right for all of them by construction.
 BOUNDS = {
     "small-x2": (0, 1.0, 2.6),
-    "small-x4": (0, 13.0, 0.6),
+    "small-x4": (0, 2.0, 1.75),
     "small-jpeg": (4, 1.0, 0.85),
     "small-compressed-x4": (0, 1.0, -1.85),
 }
