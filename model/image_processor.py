@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.config import refuse_push, warn_unknown
 from model.image_arrays import (
     FIRST,
     LAST,
@@ -27,6 +26,7 @@ from model.image_arrays import (
     to_planes,
 )
 from model.padding import pad_tensor, padded_size
+from model.pretrained_config import refuse_push, warn_unknown
 from model.repository import FOLDER_OPTIONS, find_folder
 
 CONFIG_NAME = "preprocessor_config.json"
