@@ -10,15 +10,15 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from model.adapters import WithAdapters
 from model.checkpoints import write_pretrained
 from model.config import Swin2SRConfig
 from model.hooks import is_tracing
 from model.inference.cpu import Inference, Workspace, can_infer, infer_again
-from model.loading import device_of, dtype_of, find_checkpoint, load_all, load_what_fits
 from model.network import Swin2SR, Swin2SRBody, Swin2SRSelfAttention
 from model.packing import PackedLayout
 from model.padding import pad_tensor
+from model.pretrained.adapters import WithAdapters
+from model.pretrained.loading import device_of, dtype_of, find_checkpoint, load_all, load_what_fits
 from model.pretrained_config import GENERIC, refuse_push
 from model.reconstruction import mean_of
 from model.repository import FOLDER_OPTIONS

@@ -15,10 +15,8 @@ from torch import Tensor
 from model.config import Swin2SRConfig
 from model.network import Swin2SR, Swin2SRBody
 from model.outputs import BaseModelOutput, ImageSuperResolutionOutput, Swin2SREncoderOutput
+from model.pretrained.base import PreTrained
 from model.pretrained_config import warn_unknown
-from model.pretrained_model import PreTrained
-
-__all__ = ["BaseModelOutput", "ImageSuperResolutionOutput", "Swin2SRForImageSuperResolution", "Swin2SRModel"]
 
 
 class Swin2SRModel(PreTrained, Swin2SRBody):
