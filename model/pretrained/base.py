@@ -1,59 +1,37 @@
-"""The part of Transformers' ``PreTrainedModel`` that the model classes share: folders, flags and the forward pass."""
+"""The base of the model classes: loading, saving, and the choice of the forward pass."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, Self, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.checkpoints import write_pretrained
+from model.checkpoints import Checkpoint, write_pretrained
 from model.config import Swin2SRConfig
 from model.hooks import is_tracing
 from model.inference.cpu import Inference, Workspace, can_infer, infer_again
-from model.network import Swin2SR, Swin2SRBody, Swin2SRSelfAttention
+from model.network import Swin2SR
 from model.packing import PackedLayout
 from model.padding import pad_tensor
 from model.pretrained.adapters import WithAdapters
 from model.pretrained.loading import device_of, dtype_of, find_checkpoint, load_all, load_what_fits
+from model.pretrained.methods import ModelMethods, check_attention
 from model.pretrained_config import GENERIC, refuse_push
-from model.reconstruction import mean_of
 from model.repository import FOLDER_OPTIONS
 
 _REFUSED = ("from_tf", "from_flax", "quantization_config", "gguf_file")
 
 
-class PreTrained(WithAdapters):
-    """Base of both model classes: loading, saving, and the choice of the forward pass."""
-
-    config_class: ClassVar[type[Swin2SRConfig]] = Swin2SRConfig
-    base_model_prefix: ClassVar[str] = "swin2sr"
-    main_input_name: ClassVar[str] = "pixel_values"
-    supports_gradient_checkpointing: ClassVar[bool] = True
-    framework: ClassVar[str] = "pt"
-    accepts_loss_kwargs: ClassVar[bool] = False
-    _no_split_modules: ClassVar[list[str]] = ["Swin2SRStage"]
-    _keep_in_fp32_modules: ClassVar[frozenset[str]] = frozenset()
-    _keep_in_fp32_modules_strict: ClassVar[frozenset[str]] = frozenset()
-    _keys_to_ignore_on_load_missing: ClassVar[None] = None
-    _keys_to_ignore_on_load_unexpected: ClassVar[None] = None
-    _keys_to_ignore_on_save: ClassVar[None] = None
-    _tied_weights_keys: ClassVar[None] = None
-    _can_record_outputs: ClassVar[None] = None
-    _skip_keys_device_placement: ClassVar[None] = None
-    _supports_sdpa: ClassVar[bool] = False
-    _supports_flash_attn: ClassVar[bool] = False
-    _supports_flex_attn: ClassVar[bool] = False
-    _supports_attention_backend: ClassVar[bool] = False
-
-    config: Swin2SRConfig
+class PreTrained(WithAdapters, ModelMethods):
+    """What both model classes have from Transformers' ``PreTrainedModel``, and what their forward passes share."""
 
     def __init__(self, config: Swin2SRConfig) -> None:
         config.validate()
-        _check_attention(config._attn_implementation)  # noqa: SLF001 (the name that Transformers gives it)
+        check_attention(config._attn_implementation)  # noqa: SLF001 (the name that Transformers gives it)
         super().__init__(config)
         self._trunk.encoder.gradient_checkpointing = bool(getattr(config, "gradient_checkpointing", False))
         self.workspace = Workspace(config.window_size, config.shift_size)
@@ -102,23 +80,8 @@ class PreTrained(WithAdapters):
             CheckpointError: if the weights are broken, or do not fit their configuration.
             RuntimeError: in a context manager of the meta device.
         """
-        if refused := [name for name in _REFUSED if options.get(name)]:
-            raise ValueError(
-                f"{', '.join(refused)} is not supported: weights are read from safetensors or PyTorch files"
-            )
-        if torch.get_default_device().type == "meta":
-            raise RuntimeError(
-                "You are using `from_pretrained` with a meta device context manager, which cannot hold weights. "
-                "Build the model from its configuration there, or load it outside of the context manager"
-            )
-        folder_options = {name: options.pop(name) for name in FOLDER_OPTIONS if name in options}
-        if config is None and cls.config_class is not Swin2SRConfig:
-            config = cls.config_class.from_pretrained(pretrained_model_name_or_path or "", **folder_options)
-        config = copy.deepcopy(config)  # options must not change the caller's
-        checkpoint = find_checkpoint(pretrained_model_name_or_path, config, state_dict, variant, folder_options)
-        known = set(vars(checkpoint.config)) | GENERIC.keys() | cls.config_class.attribute_map.keys()
-        checkpoint.config.update({name: value for name, value in options.items() if name in known})
-        checkpoint.config.name_or_path = str(pretrained_model_name_or_path or "")
+        _refuse_unsupported(options)
+        checkpoint = cls._find_checkpoint(pretrained_model_name_or_path, config, state_dict, variant, options)
         wanted = torch_dtype if dtype is None else dtype
         if wanted == "auto":
             wanted = next(iter(checkpoint.state.values())).dtype
@@ -130,6 +93,27 @@ class PreTrained(WithAdapters):
             info = load_all(network, checkpoint)
         model = model.to(device=device_of(device_map, device), dtype=dtype_of(wanted)).eval()
         return (model, vars(info)) if output_loading_info else model
+
+    @classmethod
+    def _find_checkpoint(
+        cls,
+        name: str | Path | None,
+        config: Swin2SRConfig | str | Path | None,
+        state_dict: Mapping[str, Tensor] | None,
+        variant: str | None,
+        options: Mapping[str, Any],
+    ) -> Checkpoint:
+        """The checkpoint; options of ``from_pretrained`` that are attributes of the configuration replace its own."""
+        folder_options = {option: value for option, value in options.items() if option in FOLDER_OPTIONS}
+        if config is None and cls.config_class is not Swin2SRConfig:
+            config = cls.config_class.from_pretrained(name or "", **folder_options)
+        config = copy.deepcopy(config)  # options must not change the caller's
+        checkpoint = find_checkpoint(name, config, state_dict, variant, folder_options)
+        known = set(vars(checkpoint.config)) | GENERIC.keys() | cls.config_class.attribute_map.keys()
+        known -= folder_options.keys()
+        checkpoint.config.update({option: value for option, value in options.items() if option in known})
+        checkpoint.config.name_or_path = str(name or "")
+        return checkpoint
 
     def save_pretrained(  # noqa: PLR0917 (the order of Transformers)
         self,
@@ -180,149 +164,8 @@ class PreTrained(WithAdapters):
 
     @classmethod
     def _from_config(cls, config: Swin2SRConfig, **options: Any) -> Self:  # noqa: ANN401
-        _check_attention(options.get("attn_implementation"))
+        check_attention(options.get("attn_implementation"))
         return cls(config).to(dtype=dtype_of(options.get("dtype", options.get("torch_dtype"))))
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: str = "AutoModel") -> None:
-        """Accepted for code written for Transformers; has no effect."""
-
-    def add_model_tags(self, tags: str | list[str]) -> None:
-        """Keep tags for a model card; nothing here writes one."""
-        self.model_tags = [*getattr(self, "model_tags", []), *([tags] if isinstance(tags, str) else tags)]
-
-    # Weights.
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Initialise as Transformers does, including convolutions and tables."""
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            nn.init.trunc_normal_(module.weight, std=self.config.initializer_range)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            nn.init.zeros_(module.bias)
-            nn.init.ones_(module.weight)
-        elif isinstance(module, Swin2SRSelfAttention):
-            module.reset()
-        elif isinstance(module, Swin2SRBody):
-            module.mean.copy_(mean_of(self.config.num_channels))
-        elif isinstance(module, Swin2SR):
-            module.mean_out.copy_(mean_of(self.config.out_channels))
-
-    def init_weights(self) -> None:
-        """Initialise all weights and buffers, for example after ``to_empty``."""
-        self.apply(self._init_weights)
-
-    def post_init(self) -> None:
-        """Accepted for subclasses written for Transformers; has no effect."""
-
-    def tie_weights(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
-        """Accepted for code written for Transformers; no weights are tied."""
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the weights."""
-        return next((each.dtype for each in self.parameters() if each.is_floating_point()), torch.float32)
-
-    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:  # noqa: ARG002
-        """The number of weights; there are no embeddings of tokens."""
-        return sum(each.numel() for each in self.parameters() if each.requires_grad or not only_trainable)
-
-    def get_memory_footprint(self, return_buffers: bool = True) -> int:
-        """Bytes of weights and buffers."""
-        buffers = list(self.buffers()) if return_buffers else []
-        return sum(tensor.nbytes for tensor in (*self.parameters(), *buffers))
-
-    def estimate_tokens(self, input_dict: Mapping[str, Tensor]) -> int:
-        """Number of input values, as Transformers counts."""
-        return input_dict[self.main_input_name].numel() if self.main_input_name in input_dict else 0
-
-    def floating_point_ops(self, input_dict: Mapping[str, Tensor], exclude_embeddings: bool = True) -> int:
-        """An estimate of the operations of a training step, as Transformers counts."""
-        return 6 * self.estimate_tokens(input_dict) * self.num_parameters(exclude_embeddings=exclude_embeddings)
-
-    # Parts.
-
-    @property
-    def base_model(self) -> nn.Module:
-        """The body."""
-        return cast("nn.Module", getattr(self, self.base_model_prefix, self))
-
-    @property
-    def _trunk(self) -> Swin2SRBody:
-        return cast("Swin2SRBody", self.base_model)
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding of pixels."""
-        return self._trunk.embeddings.patch_embeddings
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding of pixels."""
-        self._trunk.embeddings.patch_embeddings = value  # type: ignore[assignment]  # whatever is given
-
-    def get_output_embeddings(self) -> None:
-        """Return None: the network has no output embeddings."""
-
-    def resize_token_embeddings(self, *_: Any, **__: Any) -> None:  # noqa: ANN401
-        """Not supported: the network has no text tokens."""
-        raise NotImplementedError("Swin2SR has no token embeddings to resize")
-
-    def set_attn_implementation(self, attn_implementation: str) -> None:
-        """Accepted for code written for Transformers.
-
-        Raises:
-            ValueError: if it is not ``"eager"``, the only one.
-        """
-        _check_attention(attn_implementation)
-
-    @classmethod
-    def _can_set_attn_implementation(cls) -> bool:
-        return False
-
-    @classmethod
-    def _can_set_experts_implementation(cls) -> bool:
-        return False
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        """Return False: the network does not generate text."""
-        return False
-
-    @property
-    def dummy_inputs(self) -> dict[str, Tensor]:
-        """Inputs of two windows by two."""
-        side = 2 * self.config.window_size
-        return {"pixel_values": torch.zeros(1, self.config.num_channels, side, side, device=self.device)}
-
-    # Training.
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """Whether stages are computed again in the backward pass."""
-        return self._trunk.encoder.gradient_checkpointing
-
-    def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:  # noqa: ANN401 (ways that there is one of)
-        """Compute stages again in the backward pass, so that training takes less memory."""
-        self._trunk.encoder.gradient_checkpointing = True
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep all activations for the backward pass."""
-        self._trunk.encoder.gradient_checkpointing = False
-
-    def enable_input_require_grads(self) -> None:
-        """Let gradients reach the output of the embedding, for adapters in frozen networks."""
-        self._input_hook = self.get_input_embeddings().register_forward_hook(
-            lambda _module, _inputs, output: (output[0].requires_grad_(), output[1])
-        )
-
-    def disable_input_require_grads(self) -> None:
-        """Undo ``enable_input_require_grads``."""
-        self._input_hook.remove()
 
     # What both forward passes need.
 
@@ -334,11 +177,8 @@ class PreTrained(WithAdapters):
         channels = self._trunk.num_channels
         if not isinstance(pixel_values, Tensor):
             raise ValueError(f"pixel_values must be a PyTorch tensor, not {type(pixel_values).__name__}")  # noqa: TRY004 (as the shape)
-        if pixel_values.ndim != 4 or not pixel_values.is_floating_point():
-            fits = False
-        else:
-            fits = is_tracing() or pixel_values.shape[1] == channels
-        if not fits:
+        is_image = pixel_values.ndim == 4 and pixel_values.is_floating_point()
+        if not is_image or not (is_tracing() or pixel_values.shape[1] == channels):
             raise ValueError(
                 f"pixel_values must be floating point of shape (B, {channels}, H, W), "
                 f"not {pixel_values.dtype} {tuple(pixel_values.shape)}"
@@ -371,6 +211,11 @@ class PreTrained(WithAdapters):
         return list(masks.to(device=self.device, dtype=self.dtype).unbind())
 
 
-def _check_attention(name: str | None) -> None:
-    if name not in (None, "eager"):
-        raise ValueError(f"attn_implementation={name!r} is not supported: use 'eager'")
+def _refuse_unsupported(options: Mapping[str, Any]) -> None:
+    if refused := [name for name in _REFUSED if options.get(name)]:
+        raise ValueError(f"{', '.join(refused)} is not supported: weights are read from safetensors or PyTorch files")
+    if torch.get_default_device().type == "meta":
+        raise RuntimeError(
+            "You are using `from_pretrained` with a meta device context manager, which cannot hold weights. "
+            "Build the model from its configuration there, or load it outside of the context manager"
+        )
