@@ -15,7 +15,7 @@ from app.settings import Settings
 from tests.scripted import ScriptedUpscaler
 from tests.service import SMALL, enlarged, noise, pixels_of, png, running
 
-SCALES = {"small-x2": 2, "small-x4": 4, "small-jpeg": 1}
+SCALES = {"small-compressed-x4": 4, "small-x2": 2, "small-x4": 4, "small-jpeg": 1}
 PHOTO = noise(20, 30)
 
 
@@ -218,6 +218,33 @@ def test_compressed_uploads_are_restored_first(ask, quality, options, restored):
     assert response.headers["x-swin2sr-variant"] == (
         "small-jpeg" if options["variant"] == "jpeg-restore" else "small-x2"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"variant": "compressed"}, "small-jpeg; small-x4"),
+        ({"variant": "compressed", "restore": "never"}, "small-jpeg; small-x4"),
+        ({"variant": "compressed", "factor": 6}, "small-jpeg; small-x2; small-x4; resize 180x120"),
+        ({"variant": "small-compressed-x4"}, "small-compressed-x4"),
+        ({"variant": "small-compressed-x4", "restore": "always"}, "small-compressed-x4"),
+        ({"variant": "compressed", "variants": "compressed"}, "small-jpeg; small-x4"),
+    ],
+)
+def test_the_alias_compressed_runs_two_variants(ask, options, steps):
+    """Which are better than the one that it names, and run in its place; ``restore`` makes no difference."""
+    variants = options.pop("variants", "x2,x4,jpeg-restore,compressed")
+    response = ask(jpeg(PHOTO, 40), variants=variants, **options)
+    assert response.headers["x-swin2sr-steps"] == steps
+    assert response.headers["x-swin2sr-variant"] == steps.removeprefix("small-jpeg; ").partition(";")[0]
+    assert response.headers.get("x-swin2sr-restored") == ("small-jpeg; quality=40" if ";" in steps else None)
+
+
+def test_own_weights_are_not_put_in_the_place_of_the_alias(ask, tmp_path):
+    """Where an own file replaces one of the two variants, the alias runs the variant that it names."""
+    (tmp_path / "small-x4.safetensors").write_bytes(b"own")
+    response = ask(variants="compressed", variant="compressed", settings={"model_dir": tmp_path})
+    assert response.headers["x-swin2sr-steps"] == "small-compressed-x4"
 
 
 def test_a_png_is_restored_only_with_restore_always(ask):
