@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.image_arrays import (
+from model.image_processor.arrays import (
     FIRST,
     LAST,
     NONE,
