@@ -122,7 +122,7 @@ class ServerProcess:
             self.process.wait()
             raise
         self._reader.join(PATIENCE)
-        if self.process.stdout:
+        if self.process.stdout and not self._reader.is_alive():  # a child that lives on keeps the stream open
             self.process.stdout.close()
         return status
 

@@ -340,6 +340,33 @@ def test_a_flood_beside_requests_is_bounded():
     run(scenario)
 
 
+def test_beyond_every_place_connections_wait_to_be_accepted(caplog):
+    """Where even the places for probes have requests, the log says so, and later the next connection is served."""
+
+    async def scenario():
+        async with Site(limit=1) as site:
+
+            async def answer(_scope, _receive, send):
+                await site.gate.wait()
+                await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"5")]})
+                await send({"type": "http.response.body", "body": b"hello"})
+
+            site.application = answer
+            site.gate.clear()
+            waiting = [await site.connect(GET)]
+            await site.until(lambda: site.state.tasks)
+            waiting += [await site.connect(LIVE) for _ in range(PROBE_CONNECTIONS)]
+            await site.until(lambda: len(site.state.tasks) == 1 + PROBE_CONNECTIONS)
+            waiting.append(await site.connect(LIVE))
+            await site.until(lambda: "none is idle" in caplog.text)
+            assert len(site.connections.open) == 1 + PROBE_CONNECTIONS
+            site.gate.set()
+            for reader, _ in waiting:
+                assert (await response(reader))[0].startswith(b"HTTP/1.1 200")
+
+    run(scenario)
+
+
 @pytest.mark.slow
 def test_failures_to_accept_are_logged_once_a_second(caplog):
     """Without a free file descriptor idle connections are closed, and accepting continues."""

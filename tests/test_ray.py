@@ -44,8 +44,12 @@ needs_weights = pytest.mark.skipif(embedded_path("small-x2") is None, reason="th
 
 @pytest.fixture(scope="module", autouse=True)
 def home(tmp_path_factory):
-    """A home folder in which Ray finds no token of a cluster, and may leave its own."""
+    """A home folder in which Ray finds no token of a cluster, and may leave its own.
+
+    Ray's processes are not measured by ``make coverage``: the cluster would start too slowly.
+    """
     with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         patch.delenv("RAY_ADDRESS", raising=False)
         yield
