@@ -20,8 +20,8 @@ SMALL = {"embed_dim": 12, "depths": (2,), "num_heads": (2,)}
 EXPORTED = [head for head in HEADS if head not in ("classical_x8", "realworld_x4_3conv")]
 
 
-def public(head: str) -> Swin2SRForImageSuperResolution:
-    network = tiny_network(head, **SMALL)
+def public(head: str, **fields: object) -> Swin2SRForImageSuperResolution:
+    network = tiny_network(head, **{**SMALL, **fields})
     model = Swin2SRForImageSuperResolution(network.config).eval()
     model.load_state_dict(network.state_dict())
     return model
@@ -46,8 +46,8 @@ def batch(model: nn.Module, rows: int, columns: int) -> torch.Tensor:
 @pytest.mark.parametrize("head", EXPORTED)
 @torch.no_grad()
 def test_torch_export_takes_every_head(head: str):
-    """With static sizes, and with dynamic ones in windows."""
-    model = public(head)
+    """With static sizes, and with dynamic ones in windows; a shifted block for each size of window is enough."""
+    model = public(head, depths=(2,) if head in ("classical_x2", "jpeg") else (1,))
     window, pixels = model.config.window_size, batch(model, 2, 3)
     static = torch.export.export(model, (pixels,))
     assert (static.module()(pixels).reconstruction - model(pixels).reconstruction).abs().max() < 1e-5

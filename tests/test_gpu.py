@@ -618,7 +618,8 @@ def check_kernels(kernels, dtype, form, device, tolerance=1e-5):
         assert found.dtype is dtype
         torch.testing.assert_close(found.double(), exact, rtol=within, atol=within)
         assert not found[:, channels:].any()
-    stream, branch = torch.randn(qkv.shape[0], qkv.shape[1] // 3, device=device), found
+    branch = found[:100]  # of which every kernel needs several programs, the last one in part
+    stream = torch.randn(branch.shape, device=device)
     norm = NormWeights(torch.randn(channels, device=device), torch.randn(channels, device=device), 1e-5)
     for rows in (None, torch.randperm(len(stream), device=device).int()):
         for here, there in zip(
@@ -626,7 +627,7 @@ def check_kernels(kernels, dtype, form, device, tolerance=1e-5):
         ):
             assert here.dtype is there.dtype
             torch.testing.assert_close(here, there)
-    rows = torch.randint(-1, len(qkv), (1000,), dtype=torch.int32, device=device)
+    rows = torch.randint(-1, len(qkv), (100,), dtype=torch.int32, device=device)
     rows[7] = -1
     for tokens in (qkv, qkv[:, :3].contiguous()):
         assert torch.equal(kernels.gather(tokens, rows), operators.gather(tokens, rows))
@@ -669,7 +670,7 @@ def check_network(kernels, device):
     [fused] = kernels.kernels_for(plain.body.stages[0].blocks[0])
     assert fused.run_block is not None
     unrolled = replace(fused, finish=None, run_block=partial(kernels.run_block, unroll=True))
-    grid = torch.from_numpy(lay_out([(16, 16), (8, 8)], 8)).to(device)
+    grid = torch.from_numpy(lay_out([(16, 8), (8, 8)], 8)).to(device)
     pixels = torch.rand(len(grid) * 64, 3, device=device)
     with torch.inference_mode(), float32_precision("ieee", "ieee"):
         expected = plain(pixels, grid)

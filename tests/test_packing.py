@@ -72,11 +72,11 @@ def test_packed_equals_alone(head: str, sizes: list[tuple[int, int]], seed: int)
     network = tiny_network(head, seed=seed)
     images = [random_image(network, *size, seed=index) for index, size in enumerate(sizes)]
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
-        network = network.to(dtype)
+        inference = Inference(network.to(dtype))
         with torch.inference_mode():
-            packed = Inference(network).reconstruct([image.to(dtype) for image in images])
+            packed = inference.reconstruct([image.to(dtype) for image in images])
             for image, together in zip(images, packed, strict=True):
-                (alone,) = Inference(network).reconstruct([image.to(dtype)])
+                (alone,) = inference.reconstruct([image.to(dtype)])
                 for a, b in zip(alone, together, strict=True):
                     assert (a is None) == (b is None)
                     assert a is None or (a - b).abs().max() <= tolerance

@@ -2,11 +2,13 @@
 
 import copy
 import json
-import subprocess
+import os
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 
 from model import precision
 from model.checkpoints import load_network
@@ -14,28 +16,8 @@ from model.kernels import library
 from model.precision import PRECISIONS
 from model.upscaler import Upscaler, find_device
 from model.variants import embedded_path
+from tests.forks import Fork
 from tests.networks import HEADS, needs_amx, tiny_network
-
-PEAK = """
-import json, sys
-import numpy as np
-from model.upscaler import Upscaler
-from tests.networks import tiny_network
-
-head, fields = sys.argv[1], json.loads(sys.argv[2])
-upscaler = Upscaler(tiny_network(head, **fields), device="cpu")
-window, channels = upscaler.window_size, upscaler.channels
-upscaler.forward([np.zeros((4 * window, 4 * window, channels), np.uint8)])
-
-def memory(name):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(name)) * 1024
-
-open("/proc/self/clear_refs", "w").write("5")
-before = memory("VmRSS")
-side = 256 // window * window
-upscaler.forward([np.zeros((side, side, channels), np.uint8)])
-print(json.dumps([(memory("VmHWM") - before) / side**2, upscaler.bytes_per_pixel]))
-"""
 
 
 @pytest.fixture
@@ -123,6 +105,19 @@ def test_auto_is_high_where_that_changes_next_to_nothing(monkeypatch: pytest.Mon
     assert np.array_equal(upscaler.forward([image])[0], exact.forward([image])[0])
 
 
+@pytest.mark.parametrize(
+    ("has_bfloat16", "expected"),
+    [(True, {"auto": "fast", "high": "high", "exact": "exact"}), (False, dict.fromkeys(("auto", "fast"), "exact"))],
+)
+def test_auto_is_fast_on_a_gpu_that_computes_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, *, has_bfloat16: bool, expected: dict[str, str]
+):
+    """An older GPU has neither bfloat16 nor TF32 and computes everything in float32."""
+    monkeypatch.setattr(torch.cuda, "device", lambda _device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bfloat16)
+    assert {name: precision.choose_precision(tiny_network(), name) for name in expected} == expected
+
+
 @pytest.mark.parametrize("name", ["gpu", "mps", "cuda:99", "cuda:999", "meta"])
 def test_a_device_that_is_not_there_is_refused(name: str):
     """The message names the requested device."""
@@ -141,8 +136,9 @@ def test_an_unknown_precision_is_refused(name: str):
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from Linux's /proc")
 @pytest.mark.parametrize("head", HEADS)
 def test_memory_stays_within_its_bound(head: str):
-    """The peak of a forward pass over 256x256 pixels is below bytes_per_pixel, and not so far that it says nothing."""
-    fields = {"embed_dim": 60, "depths": [2, 1], "num_heads": [6, 6]}
-    command = [sys.executable, "-c", PEAK, head, json.dumps(fields)]
-    measured, bound = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    """The peak of a forward pass is below bytes_per_pixel, and not so far that it says nothing."""
+    process = Fork("tests.peak_memory", [head], os.environ)
+    with process.stdout as output:
+        measured, bound = json.loads(output.read())
+    assert process.wait() == 0
     assert bound / 6 < measured < bound
