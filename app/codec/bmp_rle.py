@@ -29,39 +29,33 @@ def decode_rle(body: bytes, at: int, width: int, height: int, bits: int) -> tupl
     samples = np.zeros((height, width, channels), np.uint8)
     drawn = np.zeros((height, width), np.bool_)
     x = y = 0
-    while y < height:
-        if at + 2 > len(body):
-            raise BrokenImage("The BMP is truncated; send the whole file.")
-        count, code = body[at], body[at + 1]
+    while y < height and not (x >= width and y == height - 1):
+        count, code = _read(body, at, 2)
         if count:
-            values = body[at + 1 : at + 1 + channels]
-            at += 1 + channels
-            _draw(samples, drawn, (x, y), _repeat(values, count, bits))
-            x += count
+            _draw(samples, drawn, (x, y), _repeat(_read(body, at + 1, channels), count, bits))
+            x, at = x + count, at + 1 + channels
         elif code == _END_OF_LINE:
             x, y, at = 0, y + 1, at + 2
         elif code == _END:
             break
         elif code == _DELTA:
-            if at + 4 > len(body):
-                raise BrokenImage("The BMP is truncated; send the whole file.")
-            x, y, at = x + body[at + 2], y + body[at + 3], at + 4
+            right, down = _read(body, at + 2, 2)
+            x, y, at = x + right, y + down, at + 4
         else:
             size = (code * bits + 7) // 8
-            values = body[at + 2 : at + 2 + size]
-            if len(values) < size:
-                raise BrokenImage("The BMP is truncated; send the whole file.")
-            _draw(samples, drawn, (x, y), _absolute(values, code, bits))
+            _draw(samples, drawn, (x, y), _absolute(_read(body, at + 2, size), code, bits))
             x, at = x + code, at + 2 + size + size % 2
-        if x >= width and y == height - 1:
-            break
     return samples, drawn
+
+
+def _read(body: bytes, at: int, size: int) -> bytes:
+    if at + size > len(body):
+        raise BrokenImage("The BMP is truncated; send the whole file.")
+    return body[at : at + size]
 
 
 def _repeat(values: bytes, count: int, bits: int) -> NDArray[np.uint8]:
     """(count, channels) of a run."""
-    if len(values) < (3 if bits == 24 else 1):
-        raise BrokenImage("The BMP is truncated; send the whole file.")
     if bits == 4:
         pair = np.array((values[0] >> 4, values[0] & 15), np.uint8)
         return np.resize(pair, count)[:, None]
