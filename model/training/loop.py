@@ -198,6 +198,44 @@ def export(network: Swin2SR, file: Path) -> None:
     unfinished.replace(file)
 
 
+class _Run:
+    """Measures a run, and writes its history, its checkpoint and its weights into a folder."""
+
+    def __init__(
+        self, trainer: Trainer, held_out: HeldOut, folder: Path, weights: str, on_report: Callable[[Report], None]
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.losses: list[Tensor] = []  # since the last report
+        self._trainer, self._held_out, self._on_report = trainer, held_out, on_report
+        self._folder, self._weights = folder, folder / weights
+
+    def report(self, progress: float, *, unchanged: bool = False) -> None:
+        """Report, and save and export unless the weights are unchanged.
+
+        Raises:
+            ValueError: if the mean of ``losses`` is no longer finite.
+        """
+        network = self._trainer.finish()
+        state = self._measure(network, progress)
+        self.losses.clear()
+        if not unchanged:
+            self._trainer.save(self._folder)
+            export(network, self._weights)
+        with (self._folder / HISTORY_NAME).open("a", encoding="utf-8") as history:
+            history.write(json.dumps(asdict(state)) + "\n")
+        self._on_report(state)
+
+    def _measure(self, network: Swin2SR, progress: float) -> Report:
+        trainer, loss = self._trainer, float(torch.stack(self.losses).mean()) if self.losses else None
+        if loss is not None and not math.isfinite(loss):
+            raise ValueError(f"the loss is {loss} at step {trainer.step}: lower the learning rate")
+        photos, graphics = self._held_out.measure(network)
+        if trainer.start is None:
+            trainer.start = photos.psnr, graphics.psnr
+        rate = learning_rate(trainer.recipe, trainer.step, progress)
+        return Report(trainer.step, trainer.seconds, progress, rate, loss, photos, graphics, trainer.start)
+
+
 def train(
     trainer: Trainer,
     crops: Crops,
@@ -230,26 +268,14 @@ def train(
     Raises:
         ValueError: if the loss is no longer finite; the checkpoint before is kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    losses: list[Tensor] = []
-
-    def report(progress: float, *, unchanged: bool = False) -> None:
-        state, network = _measure(trainer, held_out, losses, progress)
-        losses.clear()
-        if not unchanged:
-            trainer.save(folder)
-            export(network, folder / weights)
-        with (folder / HISTORY_NAME).open("a", encoding="utf-8") as history:
-            history.write(json.dumps(asdict(state)) + "\n")
-        on_report(state)
-
+    run = _Run(trainer, held_out, folder, weights, on_report)
     if trainer.start is None:
-        report(0.0, unchanged=True)
+        run.report(0.0, unchanged=True)
         if fit_batches:
             began = clock()
             trainer.fit((crops.batch(-1 - number) for number in range(fit_batches)), fit_iterations)
             trainer.seconds = clock() - began
-            report(0.0)
+            run.report(0.0)
     if limits is None:
         return
     began = clock() - trainer.seconds
@@ -257,26 +283,8 @@ def train(
         progress = limits.progress(trainer.step, trainer.seconds)
         if progress >= 1:
             return
-        losses.append(trainer.learn(batch, progress))
+        run.losses.append(trainer.learn(batch, progress))
         trainer.seconds = clock() - began
         progress = limits.progress(trainer.step, trainer.seconds)
         if progress >= 1 or trainer.step % every == 0:
-            report(progress)
-
-
-def _measure(trainer: Trainer, held_out: HeldOut, losses: list[Tensor], progress: float) -> tuple[Report, Swin2SR]:
-    """The state of a run and the network that a file would hold now.
-
-    Raises:
-        ValueError: if the mean of ``losses`` is no longer finite.
-    """
-    loss = float(torch.stack(losses).mean()) if losses else None
-    if loss is not None and not math.isfinite(loss):
-        raise ValueError(f"the loss is {loss} at step {trainer.step}: lower the learning rate")
-    network = trainer.finish()
-    photos, graphics = held_out.measure(network)
-    if trainer.start is None:
-        trainer.start = photos.psnr, graphics.psnr
-    rate = learning_rate(trainer.recipe, trainer.step, progress)
-    state = Report(trainer.step, trainer.seconds, progress, rate, loss, photos, graphics, trainer.start)
-    return state, network
+            run.report(progress)
