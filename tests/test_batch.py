@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from app.batching.batch import Batch
-from app.batching.batcher import PREFETCH_S
 from app.batching.jobs import Job, Submission
+from app.batching.worker import PREFETCH_S
 from app.errors import DeadlineExceeded, InternalError, NotReady, OutOfMemory
 from tests.scripted import PATIENCE, Clock, batchers, results
 

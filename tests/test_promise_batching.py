@@ -198,11 +198,11 @@ def test_promise_4_no_request_starves(stream, victim, bound):
 
     run = Stream(renew)
     batcher = Batcher(run, int, max_batch_cost=10, max_queue_cost=100_000, max_queue_requests=10_000)
-    batcher._worker._started = True  # admitted before the thread runs, so that the order is exact
+    batcher._worker.thread._started = True  # admitted before the thread runs, so that the order is exact
     for _ in range(20):
         batcher.admit(**stream)
     submission = batcher.admit(**victim)
-    batcher._worker._started = False
+    batcher._worker.thread._started = False
     batcher.start()
     submission.futures[0].result(PATIENCE)
     run.open = False
@@ -216,7 +216,7 @@ def test_promise_4_no_request_starves(stream, victim, bound):
 def unstarted(**limits):
     """A batcher that admits requests and runs none, so that what waits is exact."""
     batcher = Batcher(lambda _key, items: items, int, **{"max_batch_cost": 100, **limits})
-    batcher._worker._started = True
+    batcher._worker.thread._started = True
     return batcher
 
 

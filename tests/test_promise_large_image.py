@@ -150,8 +150,8 @@ def test_promise_24_on_a_processor_small_requests_wait_one_batch(tmp_path):
     """With small-x4: at most the longest batch plus 3 times their time alone."""
     app = create_app(Settings(variants="small-x4", device="cpu", cache_dir=tmp_path))
     batches = []
-    on_batch = app.state.service.batcher._on_batch
-    app.state.service.batcher._on_batch = lambda report: (batches.append(report.seconds), on_batch(report))
+    on_batch = app.state.service.batcher._worker._on_batch
+    app.state.service.batcher._worker._on_batch = lambda report: (batches.append(report.seconds), on_batch(report))
     alone, beside, _ = asyncio.run(crowd(app, interval=2.0, query="variant=small-x4&format=jpeg"))
     small = statistics.median(end - start for start, end in alone)
     waits = sorted(end - start for start, end in beside[:-2])

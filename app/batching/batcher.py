@@ -1,4 +1,4 @@
-"""The batcher: the queue where requests wait, and the thread that runs them in batches.
+"""The batcher: requests are admitted to a queue, and a worker runs them in batches.
 
 It does not handle images: a job has a key (jobs of one key may share a batch), a cost, and an item for the callable
 that runs a batch. Every future is resolved exactly once, by the owner of the job; the queue's lock decides who that is.
@@ -6,42 +6,26 @@ that runs a batch. Every future is resolved exactly once, by the owner of the jo
     admitted -> waiting -> taken -> running -> result | error
                    |         |
                    +---------+-> cancelled | deadline passed | worker lost
-
-An asynchronous device is given the next batch shortly before it finishes the current one, so that it does not wait for
-the host. The worker never waits for a consumer: a submission whose results are not used gets no turn.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Generic, TypeVar
 
 from app.batching.admission import AdmissionQueue
-from app.batching.batch import Batch, BatchReport, InFlight, Running
+from app.batching.batch import BatchReport, Running
 from app.batching.batch_budget import BatchBudget
 from app.batching.jobs import Job, JobProgress, Reservation, Status, Submission
-from app.batching.supervision import Heartbeat, SupervisedThread
-from app.errors import Draining, InternalError, NotReady, OutOfMemory, ServiceError
+from app.batching.supervision import Heartbeat
+from app.batching.worker import Worker
+from app.errors import Draining
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-logger = logging.getLogger(__name__)
-
-MAX_IN_FLIGHT = 2
-"""Batches on a device at a time: the current one and the next one."""
-
-POLL_INTERVAL_S = 5e-4
-"""Interval at which the worker asks a device whether a batch is done."""
-
-PREFETCH_S = 0.006
-"""How long before the expected end of a batch the device is given the next one. More makes small requests wait longer
-behind a large one; less leaves the device idle when the host is late."""
 
 
 class Batcher(Generic[T, R]):
@@ -81,16 +65,9 @@ class Batcher(Generic[T, R]):
         restart_delay: float = 0.1,
         heartbeat: Heartbeat | None = None,
     ) -> None:
-        self._run = run
         self._cost = cost
-        self._max_queue_delay = max_queue_delay
-        self._prefetch_cost = max_batch_cost if prefetch_cost is None else prefetch_cost
         self._clock = clock
-        self._on_batch = on_batch
-        self._is_lost = is_lost
-        self._heartbeat = heartbeat or Heartbeat(clock)
         self._budget = BatchBudget(max_batch_cost)
-        self._worker = SupervisedThread(self._work, self._fail_pending, on_fatal=on_fatal, restart_delay=restart_delay)
         self._queue: AdmissionQueue[T, R] = AdmissionQueue(
             max_job_cost=max_batch_cost,
             max_cost=max_queue_cost,
@@ -98,10 +75,19 @@ class Batcher(Generic[T, R]):
             clock=clock,
             is_alive=lambda: self.alive,
         )
-        self._in_flight: InFlight[T, R] = InFlight()  # guarded by the queue's lock
-        self._ended_at = -math.inf  # when the latest batch on the device ended; only the worker uses it
-
-    # Called by callers, in any thread.
+        self._worker = Worker(
+            run,
+            self._queue,
+            self._budget,
+            max_queue_delay=max_queue_delay,
+            prefetch_cost=max_batch_cost if prefetch_cost is None else prefetch_cost,
+            clock=clock,
+            on_batch=on_batch,
+            on_fatal=on_fatal,
+            is_lost=is_lost,
+            restart_delay=restart_delay,
+            heartbeat=heartbeat or Heartbeat(clock),
+        )
 
     def reserve(self, cost: int, *, client: str = "") -> Reservation:
         """Reserve room for a request that will cost at most ``cost``, before its items exist.
@@ -151,7 +137,7 @@ class Batcher(Generic[T, R]):
         submission.total = len(submission.waiting)
         submission.cost = sum(job.cost for job in submission.waiting)
         with self._queue.changed:
-            self._record_if_idle()
+            self._worker.record_if_idle()
             self._queue.admit(submission, reservation, is_last=is_last)
         return submission
 
@@ -163,14 +149,14 @@ class Batcher(Generic[T, R]):
     def status(self) -> Status:
         """The current state."""
         with self._queue.changed:
-            begun = [batch for batch in self._in_flight.all if batch.started_at is not None]
+            begun = [batch for batch in self._worker.in_flight.all if batch.started_at is not None]
             since = begun[0].started_at if begun else None
             return Status(
                 waiting_requests=self._queue.requests,
                 waiting_cost=self._queue.cost,
                 running_jobs=sum(len(batch.jobs) for batch in begun),
                 running_seconds=0.0 if since is None else self._clock() - since,
-                seconds_since_beat=self._heartbeat.seconds_since_beat if self._has_work else 0.0,
+                seconds_since_beat=self._worker.seconds_since_beat,
                 batch_budget=self._budget.current,
                 out_of_memory=self._budget.failures,
                 alive=self.alive,
@@ -180,16 +166,16 @@ class Batcher(Generic[T, R]):
     @property
     def alive(self) -> bool:
         """Whether a worker runs or will be restarted."""
-        return self._worker.alive
+        return self._worker.thread.alive
 
     def start(self) -> None:
         """Start the worker."""
-        self._worker.start()
+        self._worker.thread.start()
 
     def drain(self) -> None:
         """Refuse new requests from now on; admitted ones are finished."""
         self._queue.drain()
-        self._worker.skip_backoff()
+        self._worker.thread.skip_backoff()
 
     def close(self, timeout: float | None = None) -> bool:
         """Drain, and wait at most ``timeout`` seconds for the worker to finish everything.
@@ -198,7 +184,7 @@ class Batcher(Generic[T, R]):
             Whether everything was finished. If not, waiting requests were failed with ``Draining``.
         """
         self.drain()
-        finished = not self._worker.started or self._worker.join(timeout)
+        finished = not self._worker.thread.started or self._worker.thread.join(timeout)
         for job in self._queue.clear():
             job.fail(Draining("The server was shut down while the request waited. Send it again."))
         return finished
@@ -210,153 +196,5 @@ class Batcher(Generic[T, R]):
 
     def _release(self, submission: Submission[T, R], count: int) -> None:
         with self._queue.changed:
-            self._record_if_idle()
+            self._worker.record_if_idle()
             self._queue.release(submission, count)
-
-    def _record_if_idle(self) -> None:
-        """Record a heartbeat if there was no work, so that the time without work does not count."""
-        if not self._has_work:
-            self._heartbeat.record()
-
-    @property
-    def _has_work(self) -> bool:
-        return self._queue.has_ready or bool(self._in_flight.all)
-
-    # The worker's thread.
-
-    def _work(self) -> None:
-        while (step := self._next_step()) is not None:
-            step()  # no batch is referenced between steps, so that its memory and weights are freed
-
-    def _next_step(self) -> Callable[[], None] | None:
-        """Wait until a batch can be begun or ended; None when draining is complete."""
-        queue, in_flight = self._queue, self._in_flight
-        while True:
-            if in_flight.poll():  # without the lock, because the device may answer slowly
-                self._heartbeat.record()
-            with queue.changed:
-                if self._can_take():
-                    self._take()
-                    return self._begin_current
-                if in_flight.oldest_is_done:
-                    return self._end_oldest
-                if queue.is_finished and not in_flight.running:
-                    return None
-                queue.changed.wait(self._wait_timeout())
-
-    def _can_take(self) -> bool:
-        queue, in_flight, budget = self._queue, self._in_flight, self._budget.current
-        if in_flight.retries:
-            return not in_flight.running
-        if not queue.has_ready or len(in_flight.running) == MAX_IN_FLIGHT:
-            return False
-        is_free = not in_flight.running or in_flight.oldest_is_done
-        if not is_free and not (queue.has_at_least(min(self._prefetch_cost, budget)) and self._ends_soon()):
-            return False
-        return queue.batching_delay(self._max_queue_delay, budget) <= 0
-
-    def _ends_soon(self) -> bool:
-        """Whether the batch on the device is expected to end within the prefetch time."""
-        batch, _ = self._in_flight.running[0]
-        assert batch.started_at is not None, "it was begun"
-        elapsed = self._clock() - max(batch.started_at, self._ended_at)
-        return self._queue.expected_seconds(batch.cost) - elapsed <= PREFETCH_S
-
-    def _take(self) -> None:
-        self._heartbeat.record()
-        if self._in_flight.retries:
-            self._in_flight.current = self._in_flight.retries.pop()
-            return
-        self._in_flight.current = Batch(*self._queue.take(self._budget.current))
-        self._queue.report_positions()
-
-    def _wait_timeout(self) -> float | None:
-        """Seconds after which to look again if nothing was notified."""
-        if self._in_flight.running:
-            return POLL_INTERVAL_S
-        if not self._queue.has_ready:
-            return None
-        return self._queue.batching_delay(self._max_queue_delay, self._budget.current)
-
-    def _begin_current(self) -> None:
-        batch = self._in_flight.current
-        assert batch is not None, "a batch was taken before this step"
-        batch.claim(self._clock())
-        if batch.jobs:
-            self._attempt(batch, self._begin)
-        with self._queue.changed:
-            self._in_flight.current = None
-
-    def _end_oldest(self) -> None:
-        batch, running = self._in_flight.running[0]
-        self._attempt(batch, partial(self._receive, running=running))
-        with self._queue.changed:
-            self._in_flight.running.popleft()
-            self._in_flight.fraction_done = 0.0
-
-    def _attempt(self, batch: Batch[T, R], step: Callable[[Batch[T, R]], None]) -> None:
-        try:
-            step(batch)
-        except Exception as error:  # noqa: BLE001 - every error fails these jobs only
-            self._split_or_fail(batch, error)
-
-    def _begin(self, batch: Batch[T, R]) -> None:
-        self._heartbeat.record()
-        started = self._clock()
-        batch.begin(started)
-        outcome = self._run(batch.key, [job.item for job in batch.jobs])
-        if isinstance(outcome, list):
-            self._end(batch, outcome, started, self._clock())
-            return
-        with self._queue.changed:
-            self._in_flight.current = None
-            self._in_flight.running.append((batch, outcome))
-
-    def _receive(self, batch: Batch[T, R], running: Running[R]) -> None:
-        assert batch.started_at is not None, "it was begun"
-        since = max(batch.started_at, self._ended_at)  # before that the device computed another batch
-        try:
-            results = running.results()
-        finally:
-            self._ended_at = self._clock()
-        self._end(batch, results, since, self._ended_at)
-
-    def _end(self, batch: Batch[T, R], results: list[R], since: float, now: float) -> None:
-        seconds = now - since
-        self._heartbeat.record()
-        batch.deliver(results, now, seconds)
-        self._worker.succeed()
-        with self._queue.changed:
-            self._queue.record(batch.cost, seconds)
-            self._budget.succeed()
-        for submission in batch.submissions:
-            submission.report_progress("running")
-        waits = tuple(since - submission.admitted_at for submission in batch.new)
-        self._on_batch(BatchReport(batch.key, len(batch.jobs), batch.cost, seconds, waits))
-
-    def _split_or_fail(self, batch: Batch[T, R], error: Exception) -> None:
-        """Split a batch that failed until the job at fault is alone and the only one to fail."""
-        if self._is_lost(error):
-            self._worker.stop_restarting()
-            raise error
-        out_of_memory = isinstance(error, OutOfMemory | MemoryError)
-        again = batch.split(out_of_memory=out_of_memory)
-        with self._queue.changed:
-            self._in_flight.retries += again
-            if out_of_memory:
-                self._budget.shrink(batch.cost)
-        if out_of_memory:
-            logger.warning("out of memory; largest batch is now %d pixels", self._budget.current)
-        elif not again and not isinstance(error, ServiceError):
-            logger.error("a batch failed", exc_info=error)
-        if not again:
-            fault = OutOfMemory() if out_of_memory else InternalError()
-            batch.fail(error if isinstance(error, ServiceError) else fault)
-
-    def _fail_pending(self) -> None:
-        """Fail all pending jobs after the worker died. The next worker runs later requests."""
-        with self._queue.changed:
-            remaining = self._in_flight.clear() + self._queue.clear()
-        error = NotReady("The worker failed and is being restarted. Send the request again.", retry_after=1)
-        for job in remaining:
-            job.fail(error)
