@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import secrets
-import socket
-import sys
-import termios
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +13,6 @@ from urllib.parse import quote
 import h11
 from starlette.types import Receive, Scope, Send
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 from uvicorn.server import ServerState
 
@@ -26,6 +21,7 @@ from app.http.connections import Connections, HttpConnection
 from app.http.cors import CrossOrigin
 from app.http.middleware import encode_problem, send_problem
 from app.http.parser import EVENTS_AT_ONCE, Parser, describe
+from app.http.transport import Flow, Transport
 
 SEND_BYTES = 64 * 1024
 """Bytes that a client must read within the send timeout."""
@@ -53,62 +49,6 @@ class Timeouts:
     """For reading ``SEND_BYTES`` of its response, or the rest."""
     drain: float
     """For everything, after the shutdown has begun."""
-
-
-class _Flow(FlowControl):
-    """uvicorn's flow control. While it is held, nothing is read, even if the application resumes reading."""
-
-    _held = False
-
-    def resume_reading(self) -> None:
-        if self._held:
-            self.read_paused = False
-        else:
-            super().resume_reading()
-
-    def hold(self) -> None:
-        self._held = True
-        self._transport.pause_reading()
-
-    def release(self) -> None:
-        self._held = False
-        if not self.read_paused:
-            self._transport.resume_reading()
-
-
-class _Transport(asyncio.Transport):
-    """The transport that uvicorn writes to. It watches the sending, and closes gracefully."""
-
-    def __init__(self, inner: asyncio.Transport, protocol: HttpProtocol) -> None:
-        super().__init__()
-        self.inner = inner
-        self._protocol = protocol
-        self.written = 0
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self.inner.write(data)
-        self.written += len(data)
-        self._protocol.watch_sending()
-
-    def close(self) -> None:
-        self._protocol.finish()
-
-    def is_closing(self) -> bool:
-        return self._protocol.closing or self.inner.is_closing()
-
-    def pause_reading(self) -> None:
-        self._protocol.flow.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._protocol.flow.resume_reading()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:  # noqa: ANN401 - asyncio's signature
-        return self.inner.get_extra_info(name, default)
-
-    @property
-    def taken(self) -> int:
-        """Bytes that the client's system has acknowledged."""
-        return self.written - self.inner.get_write_buffer_size() - _unacknowledged(self.get_extra_info("socket"))
 
 
 class HttpProtocol(H11Protocol, HttpConnection):
@@ -156,8 +96,8 @@ class HttpProtocol(H11Protocol, HttpConnection):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for the first request."""
         super().connection_made(transport)
-        self.flow = self._reading = _Flow(transport)
-        self.transport = self._output = _Transport(transport, self)
+        self.flow = self._reading = Flow(transport)
+        self.transport = self._output = Transport(transport, self)
         if self not in self._connections.open:  # evicted during the handshake
             transport.abort()
         elif self._connections.draining:
@@ -319,14 +259,3 @@ async def refuse_connection(scope: Scope, _receive: Receive, send: Send) -> None
     client = scope["client"][0] if scope["client"] else ""
     logger.info("too many connections", extra={"status": error.status, "request_id": identity, "client": client})
     await send_problem(send, error, identity)
-
-
-def _unacknowledged(connection: socket.socket | None) -> int:
-    """Bytes in the socket's send queue that the peer has not acknowledged."""
-    if sys.platform != "linux" or connection is None or connection.fileno() < 0:
-        return 0
-
-    try:
-        return int.from_bytes(fcntl.ioctl(connection.fileno(), termios.TIOCOUTQ, bytes(4)), sys.byteorder)
-    except OSError:
-        return 0
