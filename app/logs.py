@@ -186,10 +186,10 @@ def chosen_format(option: object, environment: Mapping[str, str]) -> LogFormat:
     return "json" if str(value).lower() == "json" else "text"
 
 
-def report(line: str, log_format: LogFormat, level: int = logging.ERROR) -> None:
+def report(line: str, log_format: LogFormat) -> None:
     """Write a line to standard error before the log is configured, in its format."""
     if log_format == "json":
-        line = JsonFormatter().format(logging.LogRecord("app", level, "", 0, "%s", (line,), None))
+        line = JsonFormatter().format(logging.LogRecord("app", logging.ERROR, "", 0, "%s", (line,), None))
     try:
         print(line, file=sys.stderr, flush=True)
     except (OSError, ValueError):  # the stream is closed or not read

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 from rich import progress
 from rich.console import Console
@@ -51,7 +51,6 @@ class BulkUpscaler:
         skip: skip images whose output file exists.
         compare: write a page that compares before and after beside each output file.
         lines: text stream that gets one line of JSON for each image, or None.
-        streams: standard input and standard output.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class BulkUpscaler:
         skip: bool = False,
         compare: bool = False,
         lines: Any = None,  # noqa: ANN401 - a text stream
-        streams: tuple[BinaryIO, BinaryIO] | None = None,
     ) -> None:
         self._backend = backend
         self._console = console
@@ -72,7 +70,6 @@ class BulkUpscaler:
         self._compare = compare
         self._done = self._skipped = 0
         self._lines = lines
-        self._streams = streams
         self.failures: list[tuple[FileTask, ServiceError | OSError]] = []
         """The images of the last run that failed, with their errors."""
 
@@ -149,12 +146,12 @@ class BulkUpscaler:
         )
 
     def _read(self, task: FileTask) -> bytes:
-        return task.source.read_bytes() if task.source else self._stream(0).read()
+        return task.source.read_bytes() if task.source else sys.stdin.buffer.read()
 
     def _write(self, task: FileTask, upscaled: client.UpscaledImage) -> Path | S3Object | None:
         if task.target is None:
-            self._stream(1).write(upscaled.content)
-            self._stream(1).flush()
+            sys.stdout.buffer.write(upscaled.content)
+            sys.stdout.buffer.flush()
             return None
         target = task.target if task.exact else task.target.with_suffix(Path(upscaled.filename).suffix)
         _write_atomically(target, upscaled.content, force=self._force)
@@ -165,9 +162,6 @@ class BulkUpscaler:
         text = build_page(target.name, body, upscaled.content)
         _write_atomically(page, text.encode("utf-8"), force=self._force)
         return page
-
-    def _stream(self, number: int) -> BinaryIO:
-        return (self._streams or (sys.stdin.buffer, sys.stdout.buffer))[number]
 
     def _fail(self, task: FileTask, error: ServiceError | OSError) -> None:
         reason = _message(error)

@@ -73,7 +73,9 @@ def find_images(inputs: Sequence[str], *, without: Path | None = None) -> list[I
         if path.is_dir():
             root = path.parent if len(folders) > 1 else path  # like cp: several folders keep their names
             results = without.resolve() if without and without.resolve() != path.resolve() else None
-            files = (file for file in _images(path.rglob("*")) if not results or not _lies_in(file, results))
+            files = _images(path.rglob("*"))
+            if results:
+                files = (file for file in files if not file.resolve().is_relative_to(results))
             new = [InputFile(file, file.relative_to(root)) for file in files]
         elif glob.has_magic(each) and not path.exists():
             matches = [Path(match) for match in glob.glob(each, recursive=True)]  # noqa: PTH207 - paths of any root
@@ -130,10 +132,6 @@ def _images(paths: Iterator[Path] | Sequence[Path]) -> Iterator[Path]:
     for path in sorted(paths):
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file():
             yield path
-
-
-def _lies_in(file: Path, folder: Path) -> bool:
-    return file.resolve().is_relative_to(folder)
 
 
 def _root(pattern: Path) -> Path:

@@ -47,7 +47,6 @@ class Container:
         primary: number of the item that is the picture.
         items: by number.
         idat: start and end of the box that holds data of small items.
-        brands: of the file type.
         apertures: start and end of the content of each clean aperture (``clap``).
         tracks: whether the file has a film or an image sequence.
     """
@@ -56,7 +55,6 @@ class Container:
     primary: int = 0
     items: dict[int, Item] = field(default_factory=dict)
     idat: tuple[int, int] | None = None
-    brands: frozenset[bytes] = frozenset()
     apertures: list[tuple[int, int]] = field(default_factory=list)
     tracks: bool = False
 
@@ -136,9 +134,7 @@ def read_container(body: bytes) -> Container:
     container = Container(len(body))
     try:
         for kind, start, end in _boxes(body, 0, len(body)):
-            if kind == b"ftyp":
-                container.brands = frozenset(body[at : at + 4] for at in (start, *range(start + 8, end - 3, 4)))
-            elif kind == b"meta":
+            if kind == b"meta":
                 _read_meta(body, start + 4, end, container)
             elif kind == b"moov":
                 container.tracks = True

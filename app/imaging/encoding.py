@@ -7,9 +7,6 @@ from dataclasses import replace
 from app import codec
 from app.errors import OutputTooLarge
 
-MAX_ENCODINGS = 7
-"""Encodings until the best of 100 qualities is found by bisection."""
-
 
 def encode(image: codec.Image, options: codec.EncodeOptions, max_bytes: int | None) -> tuple[codec.Encoded, int | None]:
     """Encode an image.

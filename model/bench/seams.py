@@ -133,9 +133,9 @@ def _feather(origins: Sequence[int], origin: int, side: int) -> NDArray[np.float
     return weights
 
 
-def random_network(variant: str, seed: int = 0) -> Swin2SR:
+def random_network(variant: str) -> Swin2SR:
     """An official architecture with random weights, large enough for attention and every part to matter."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     network = Swin2SR(Swin2SRConfig.from_dict(VARIANTS[variant].config or {}))
     with torch.no_grad():
         for parameter in network.parameters():

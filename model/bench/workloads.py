@@ -23,7 +23,7 @@ TILE_OVERLAP = 64
 """Largest tile and overlap in pixels: the service's defaults."""
 
 
-def make_network(variant: str, checkpoint: Path | None = None, seed: int = 0) -> Swin2SR:
+def make_network(variant: str, checkpoint: Path | None = None) -> Swin2SR:
     """A network in evaluation mode: an official variant's architecture with random weights, or a checkpoint's.
 
     Raises:
@@ -32,7 +32,7 @@ def make_network(variant: str, checkpoint: Path | None = None, seed: int = 0) ->
     if checkpoint is not None:
         network = load_network(checkpoint)
     else:
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         network = Swin2SR(Swin2SRConfig.from_dict(VARIANTS[variant].config or {}))
     return network.eval().requires_grad_(requires_grad=False)
 

@@ -54,8 +54,8 @@ class Gain:
     worst_name: str
 
 
-def _flat(colour: Sequence[int], side: int = SIDE) -> Pixels8:
-    return np.full((side, side, 3), colour, np.uint8)
+def _flat(colour: Sequence[int]) -> Pixels8:
+    return np.full((SIDE, SIDE, 3), colour, np.uint8)
 
 
 def _errors(image: Pixels8, wanted: Pixels8) -> Pixels8:
@@ -66,11 +66,11 @@ def _enlarge(image: Pixels8, scale: int) -> Pixels8:
     return image.repeat(scale, 0).repeat(scale, 1)
 
 
-def measure_flat(upscaler: ImageUpscaler, colours: Sequence[Sequence[int]] = COLOURS) -> Flatness:
+def measure_flat(upscaler: ImageUpscaler) -> Flatness:
     """Upscale flat images of 96x96 pixels: errors inside, and in the rim of 16 low-resolution pixels."""
     inside = rim = 0
     margin = MARGIN * upscaler.scale
-    for colour in colours:
+    for colour in COLOURS:
         (image,) = upscaler([_flat(colour)])
         errors = _errors(image, np.array(colour, np.uint8))
         inside = max(inside, int(errors[margin:-margin, margin:-margin].max()))
@@ -79,7 +79,7 @@ def measure_flat(upscaler: ImageUpscaler, colours: Sequence[Sequence[int]] = COL
     return Flatness(inside, rim)
 
 
-def measure_spots(upscaler: ImageUpscaler, colours: Sequence[Sequence[int]] = SATURATED) -> Flatness:
+def measure_spots(upscaler: ImageUpscaler) -> Flatness:
     """Upscale gray images with a saturated spot of 8x8 pixels in the middle.
 
     Returns:
@@ -91,7 +91,7 @@ def measure_spots(upscaler: ImageUpscaler, colours: Sequence[Sequence[int]] = SA
     spot = slice((first + 1) * scale, (first + SPOT - 1) * scale)
     near = slice((first - MARGIN) * scale, (first + SPOT + MARGIN) * scale)
     margin = MARGIN * scale
-    for colour in colours:
+    for colour in SATURATED:
         low = _flat((GRAY,) * 3)
         low[first : first + SPOT, first : first + SPOT] = colour
         (image,) = upscaler([low])
@@ -102,12 +102,12 @@ def measure_spots(upscaler: ImageUpscaler, colours: Sequence[Sequence[int]] = SA
     return Flatness(at_spot, away)
 
 
-def measure_boards(upscaler: ImageUpscaler, boards: Sequence[tuple[int, int]] = BOARDS) -> float:
+def measure_boards(upscaler: ImageUpscaler) -> float:
     """Upscale one-pixel checkerboards of two grays: largest error of the mean in levels, the rim left out."""
     worst = 0.0
     margin = MARGIN * upscaler.scale
     odd = np.add.outer(np.arange(SIDE), np.arange(SIDE)) % 2
-    for dark, light in boards:
+    for dark, light in BOARDS:
         low = np.where(odd, light, dark).astype(np.uint8)[:, :, None].repeat(3, 2)
         (image,) = upscaler([low])
         mean = image[margin:-margin, margin:-margin].mean((0, 1))
