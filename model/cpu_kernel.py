@@ -105,10 +105,10 @@ def enlarge(weights: HeadWeights, tokens: Tensor, halo: Tensor, grid: Tensor, re
         tokens: (T, C) float32 on a CPU, in window order.
         halo: as for ``convolve``.
         grid: (nW, FIELDS) int32, as ``model.packing.lay_out`` makes it.
-        residual: what is added to the images, in their form.
+        residual: is added to the images; of the same shape.
 
     Returns:
-        The images (T * scale * scale, colors), one behind the other, pixels in reading order.
+        The images (T * scale * scale, colors), one after the other, pixels in reading order.
     """
     residual = None if residual is None else residual.contiguous()
     output = tokens.new_empty(len(tokens) * weights.arguments.scale**2, weights.arguments.colors)
@@ -117,12 +117,12 @@ def enlarge(weights: HeadWeights, tokens: Tensor, halo: Tensor, grid: Tensor, re
 
 
 def refine(weights: RefinementWeights, pixels: Tensor, image: Tensor, groups: Sequence[tuple[int, int, int]]) -> None:
-    """``model.refinement.refine`` in place, for images one behind the other.
+    """``model.refinement.refine`` in place, for images one after the other.
 
     Args:
         weights: of the network.
         pixels: the inputs (T, colors) float32 on a CPU, image by image in reading order.
-        image: what the head made of them (T * scale * scale, colors), contiguous.
+        image: the output of the head (T * scale * scale, colors), contiguous.
         groups: (images, height, width) of each run of inputs of one size.
     """
     pixels, area = pixels.contiguous(), weights.arguments.scale**2

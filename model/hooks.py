@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.nn.modules import module as everywhere
+from torch.nn.modules import module as all_modules
 
 METHODS = frozenset(("forward", "get_attn_mask", "position_bias", "scale"))
 """Methods of the network's modules that compute something."""
@@ -37,7 +37,7 @@ def has_observers(network: nn.Module) -> bool:
 
     Reads the modules' dictionaries, because ``network.modules()`` would take longer than computing a tiny image.
     """
-    if everywhere._global_forward_hooks or everywhere._global_forward_pre_hooks:  # noqa: SLF001
+    if all_modules._global_forward_hooks or all_modules._global_forward_pre_hooks:  # noqa: SLF001
         return True
     waiting: list[nn.Module] = [network]
     while waiting:

@@ -30,8 +30,8 @@ POLL_INTERVAL_S = 5e-4
 """Interval at which the worker asks a device whether a batch is done."""
 
 PREFETCH_S = 0.006
-"""How long before the expected end of a batch the device is given the next one. More makes small requests wait longer
-behind a large one; less leaves the device idle when the host is late."""
+"""How long before the expected end of a batch the device is given the next one. With more, small requests wait longer
+for a large one; less leaves the device idle when the host is late."""
 
 
 class Worker(Generic[T, R]):

@@ -108,7 +108,7 @@ def read_checkpoint(path: str | Path, config: Swin2SRConfig | None = None, varia
 def load_weights(network: Swin2SR, checkpoint: Checkpoint) -> None:
     """Load a checkpoint's weights into a network of the same configuration.
 
-    Names and shapes are compared in the file's own layout first, so that the error names what is in the file.
+    Names and shapes are compared in the file's own layout first, so that errors have the names of the file.
 
     Raises:
         CheckpointError: if weights are missing, unexpected or misshaped.

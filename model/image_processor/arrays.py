@@ -25,7 +25,7 @@ def flatten(images: object, *, convert: bool) -> Iterator[tuple[np.ndarray, str 
     PIL images are converted to RGB if ``convert``, and those of files in any case.
 
     Raises:
-        ValueError: for what is no image, and for a file that cannot be read.
+        ValueError: for other objects, and for a file that cannot be read.
     """
     if isinstance(images, (list, tuple)):
         if not images:

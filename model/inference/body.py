@@ -65,9 +65,9 @@ class WindowBody:
         self.embed_norm = pack_norm(embeddings.layernorm, form.exact)
         self.norm = pack_norm(body.layernorm, form.exact)
         stages = list(expect(body.encoder, Swin2SREncoder).stages)
-        behind = [None] * (len(stages) - 1) + [self.norm]
+        norms = [None] * (len(stages) - 1) + [self.norm]
         window = body.config.window_size
-        self.stages = tuple(pack_stage(stage, form, window, norm) for stage, norm in zip(stages, behind, strict=True))
+        self.stages = tuple(pack_stage(stage, form, window, norm) for stage, norm in zip(stages, norms, strict=True))
         self.after_body = pack_end(body.conv_after_body, None, form, window)
         self.heartbeat: Callable[[], None] = lambda: None
 
@@ -122,7 +122,7 @@ class WindowBody:
     def _run_blocks(
         self, blocks: tuple[Block, ...], stream: Tensor, tokens: Tensor, index: WindowIndex, buffers: Buffers
     ) -> tuple[Tensor, bool]:
-        """The tokens behind the blocks, and whether they are in shifted order."""
+        """The tokens after the blocks, and whether they are in shifted order."""
         if self.operators.run_block is None:
             for block, following in zip(blocks, [*blocks[1:], blocks[-1]], strict=True):
                 rows = None if following.shifted == block.shifted else index.order(shifted=following.shifted)
@@ -201,7 +201,7 @@ def compute_block(
         tokens: the same in the dtype of matrix products.
         kinds: (nW,) int32.
         block: its weights.
-        rows: (T,) int32, the order of the result; None where that is the block's.
+        rows: (T,) int32, the order of the result; None keeps the order of the block.
 
     Returns:
         The stream and the tokens.

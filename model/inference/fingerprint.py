@@ -1,7 +1,7 @@
-"""What a network's packed weights depend on, so that they are packed again after any change and not otherwise.
+"""Detects changes of a network, after which its weights must be packed again.
 
-Weights change in ways that leave no trace: `p.data.mul_()` changes neither a tensor's version nor its address. So the
-contents are compared, by a checksum that is computed in less than a tenth of the time of packing.
+The contents of tensors are compared, because `p.data.mul_()` changes neither a tensor's version nor its address. Their
+checksum takes less than a tenth of the time of packing.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Equal for equal weights in the same modules.
+    """The state of a network. Two are equal if the same modules have the same weights and settings.
 
     Attributes:
-        modules: themselves, which also keeps others from getting their addresses.
+        modules: the modules, so that no other module gets the address of one of them.
         settings: their classes and attributes, the configuration, and shape and address of every tensor.
         checksum: of the contents of all tensors.
     """
@@ -40,11 +40,11 @@ class Fingerprint:
         except (RuntimeError, ValueError):  # an attribute is another tensor or array than before
             return False
 
-    __hash__ = None  # type: ignore[assignment]  # compared, never looked up
+    __hash__ = None  # type: ignore[assignment]  # it is not used as a key
 
 
 def fingerprint_of(network: nn.Module) -> Fingerprint | None:
-    """The network's fingerprint now; None where its contents cannot be compared: without the kernel, or off the CPU."""
+    """The fingerprint of a network; None if its contents cannot be compared: without the C kernel, or on a GPU."""
     kernel = library.load_kernel()
     if kernel is None:
         return None
@@ -69,18 +69,18 @@ def fingerprint_of(network: nn.Module) -> Fingerprint | None:
 
 
 class Kept(Generic[T]):
-    """The last thing that was made of a network's weights. Safe to use from several threads; a copy begins empty."""
+    """The packed weights of the last fingerprint. Threads may share it. A copy is empty."""
 
     def __init__(self) -> None:
         self._last: tuple[Fingerprint, T] | None = None
 
     def get(self, fingerprint: Fingerprint | None) -> T | None:
-        """What was kept, if the network still has this fingerprint."""
+        """What was kept for this fingerprint, or None."""
         last = self._last
         return last[1] if last is not None and fingerprint is not None and last[0] == fingerprint else None
 
     def put(self, fingerprint: Fingerprint | None, made: T) -> None:
-        """Keep this in place of what was kept."""
+        """Keep this instead of what was kept before."""
         self._last = None if fingerprint is None else (fingerprint, made)
 
     def __reduce__(self) -> tuple[Any, ...]:

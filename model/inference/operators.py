@@ -23,12 +23,12 @@ BOUNDED_SCALE = 40.0
 
 @dataclass(frozen=True)
 class AttentionTables:
-    """The inputs of attention other than queries, keys and values.
+    """The inputs of attention apart from queries, keys and values.
 
     Args:
         bias: (kinds, nH, N, N) float32, position bias and mask.
         scale: (nH,) float32, the factor on cosines.
-        channels: C; a row of query, key or value may be wider, and is zero there.
+        channels: C; a row of query, key or value may be wider and then ends in zeros.
     """
 
     bias: Tensor
@@ -86,7 +86,7 @@ class AddNorm(Protocol):
             stream: (T, width), float32 or float64.
             branch: (T, width) in the dtype of the matrix products; C <= width, and what is beyond C is zero.
             norm: over C channels.
-            rows: (T,) int32; None where the order stays.
+            rows: (T,) int32; None keeps the order.
 
         Returns:
             The stream, and the same in the branch's dtype.
@@ -103,7 +103,7 @@ class Finish(Protocol):
             stream: (T, width) float32.
             branch: (T, width) in the dtype of the matrix products: attention, projected.
             block: its weights.
-            rows: (T,) int32; None where the order stays.
+            rows: (T,) int32; None keeps the order.
 
         Returns:
             The stream, and the same in the branch's dtype.
@@ -122,7 +122,7 @@ class RunBlock(Protocol):
             stream: (T, width), in the dtype of the residual stream.
             kinds: (nW,) int32.
             block: its weights.
-            rows: (T,) int32, which of the stream's tokens each of the block's is; None where that is itself.
+            rows: (T,) int32, the token of the stream that each token of the block is; None keeps the order.
             out: (T, width), memory that may be used for the result.
 
         Returns:
@@ -164,7 +164,7 @@ class EndStage(Protocol):
             tokens: (T, width) in window order, or in shifted order.
             residual: (T, width) in window order, in the dtype of the residual stream.
             index: of the pack.
-            layers: the convolutions, and the linear layer behind them if there is one.
+            layers: the convolutions, and the linear layer after them if there is one.
             shifted: whether the tokens are in shifted order.
             out: (T, width), memory that may be used for the result.
 

@@ -1,7 +1,7 @@
 """A network's weights in the form that ``model.inference`` computes with.
 
-On a GPU widths are filled with zeros to multiples of eight, as tensor cores need. Packing reads every module at its
-place and refuses any other: what was replaced may compute something else.
+On a GPU widths are padded with zeros to multiples of eight, because tensor cores need that. Packing refuses modules
+that are not of the network's own classes, because they may compute something else.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from model.reconstruction import DirectHead
 from model.windows import mask_of_each_kind
 
 ALIGNMENT = 8
-"""Channels that a width is a multiple of on a GPU."""
+"""On a GPU, widths are multiples of so many channels."""
 
 _ACTIVATIONS = (nn.GELU, nn.ReLU, nn.SELU)
 
@@ -47,7 +47,14 @@ class NotPlainError(Exception):
 
 @dataclass(frozen=True)
 class Form:
-    """How weights are packed: dtypes of matrix products and of all else, what widths are a multiple of, C precision."""
+    """How weights are packed.
+
+    Attributes:
+        dtype: of matrix products.
+        exact: dtype of everything else.
+        alignment: channels that widths are multiples of.
+        precision: of the C kernel.
+    """
 
     dtype: torch.dtype
     exact: torch.dtype
@@ -55,13 +62,13 @@ class Form:
     precision: str = "exact"
 
     def width(self, channels: int) -> int:
-        """The width that so many channels are filled to."""
+        """The width of a layer with so many channels: the next multiple of the alignment."""
         return -(-channels // self.alignment) * self.alignment
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Of a linear layer or a convolution."""
+    """The weights of a linear layer or a convolution."""
 
     weight: Tensor
     bias: Tensor
@@ -69,7 +76,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Block:
-    """A Swin transformer block, ready to compute; ``kernel`` is its form for the C kernel, if that can compute it."""
+    """The weights of a Swin transformer block. ``kernel`` has them for the C kernel, if that can compute the block."""
 
     shifted: bool
     tables: AttentionTables
@@ -85,25 +92,25 @@ class Block:
 
 @dataclass(frozen=True)
 class EndWeights:
-    """The convolutions that end a stage or the body: one, or those of the bottleneck; and the 1x1 one of a stage."""
+    """The convolutions at the end of a stage or of the body, one or three, and the 1x1 convolution of a stage."""
 
     convolutions: tuple[Weights, ...]
     linear: Weights | None
     kernel: kernel_weights.ConvolutionWeights | None = None
     norm: NormWeights | None = None
-    """The body's norm, where the kernel computes it with the last of these."""
+    """The norm of the body, if the kernel computes it together with the last stage."""
 
 
 @dataclass(frozen=True)
 class PackedStage:
-    """Blocks, and what comes after them."""
+    """The weights of a stage: its blocks, and the convolutions at its end."""
 
     blocks: tuple[Block, ...]
     end: EndWeights
 
 
 def pack_stage(stage: nn.Module, form: Form, window: int, norm: NormWeights | None = None) -> PackedStage:
-    """Pack a stage of this window side, and the norm behind it if there is one."""
+    """Pack a stage of this window side, and the norm after it if there is one."""
     stage = expect(stage, Swin2SRStage)
     expect(stage.patch_unembed, Swin2SRPatchUnEmbeddings)
     blocks = tuple(pack_block(block, form) for block in stage.layers)
@@ -183,37 +190,39 @@ def _pack_qkv(attention: Swin2SRSelfAttention, form: Form) -> Weights:
 def pack_end(
     connection: nn.Module, linear: nn.Module | None, form: Form, window: int, norm: NormWeights | None = None
 ) -> EndWeights:
-    """Pack the convolutions that end a stage or the body, and the norm behind them if there is one."""
-    behind = None if linear is None else pack_linear(linear, form)
+    """Pack the convolutions at the end of a stage or of the body, and the norm after them if there is one."""
+    last_linear = None if linear is None else pack_linear(linear, form)
     if type(connection) is not nn.Sequential:
         convolution = pack_convolution(connection, form)
-        layers = [convolution, *([] if behind is None else [behind])]
+        layers = [convolution, *([] if last_linear is None else [last_linear])]
         weights = [tensor for layer in layers for tensor in (layer.weight, layer.bias)]
         if form.alignment > 1:
-            return EndWeights((convolution,), behind)
+            return EndWeights((convolution,), last_linear)
         given = None if norm is None else (norm.weight, norm.bias, norm.eps)
         kernel = kernel_weights.pack_convolution(weights, window, form.precision, given)
-        return EndWeights((convolution,), behind, kernel, norm if kernel else None)
+        return EndWeights((convolution,), last_linear, kernel, norm if kernel else None)
     first, leaky, middle, again, last = connection.children()
     for activation in (leaky, again):
         if expect(activation, nn.LeakyReLU).negative_slope != 0.2:
             raise NotPlainError
-    return EndWeights((pack_convolution(first, form), pack_linear(middle, form), pack_convolution(last, form)), behind)
+    bottleneck = (pack_convolution(first, form), pack_linear(middle, form), pack_convolution(last, form))
+    return EndWeights(bottleneck, last_linear)
 
 
 def pack_embedding(
     first: nn.Module, linear: Weights, norm: NormWeights, form: Form, window: int
 ) -> kernel_weights.EmbeddingWeights | None:
-    """Pack the first convolution with the embedding behind it for the C kernel, if that can compute it."""
+    """Pack the first convolution and the embedding for the C kernel, if that can compute them."""
     convolution = pack_convolution(first, form)
     weights = (convolution.weight, convolution.bias, linear.weight, linear.bias, norm.weight, norm.bias)
     return kernel_weights.pack_embedding(weights, norm.eps, window) if form.alignment == 1 else None
 
 
 def pack_head(network: Swin2SR, form: Form) -> kernel_weights.HeadWeights | None:
-    """Pack a head of one convolution for the C kernel, with what brings its values to the range of pixels.
+    """Pack a head of one convolution for the C kernel, with the scaling of its values to the range of pixels.
 
-    None where the head is another one, or was replaced.
+    Returns:
+        None if the head is another one, or was replaced.
     """
     config, scale, own = network.config, 1, type(network)
     if own.reconstruct is not Swin2SR.reconstruct or own.denormalise is not Swin2SR.denormalise:
@@ -252,7 +261,7 @@ def pack_linear(layer: nn.Module, form: Form) -> Weights:
 
 
 def pack_convolution(layer: nn.Module, form: Form, *, fill_input: bool = True, fill_output: bool = True) -> Weights:
-    """Pack a 3x3 convolution, channels last; of images, and to images, the channels are not filled up."""
+    """Pack a 3x3 convolution, channels last. The channels of images are not padded."""
     layer = expect(layer, nn.Conv2d)
     _expect_usual(layer, 3)
     weights = _fill(layer.weight, layer.bias, form, (fill_output, fill_input))
@@ -266,10 +275,10 @@ def _expect_usual(layer: nn.Conv2d, side: int) -> None:
 
 
 def expect(module: object, *classes: type[M]) -> M:
-    """The module, if it is exactly of one of the classes.
+    """Return a module of one of the classes; subclasses are refused.
 
     Raises:
-        NotPlainError: if not.
+        NotPlainError: if it is of another class.
     """
     if type(module) not in classes:
         raise NotPlainError
@@ -277,7 +286,7 @@ def expect(module: object, *classes: type[M]) -> M:
 
 
 def _fill(weight: Tensor, bias: Tensor | None, form: Form, filled: tuple[bool, bool] = (True, True)) -> Weights:
-    """Add zeros for the channels that are filled up: of the output, of the input."""
+    """Pad with zeros the channels of the output, of the input, or of both."""
     sizes = weight.shape[:2]
     more = [form.width(size) - size if fill else 0 for size, fill in zip(sizes, filled, strict=True)]
     bias = weight.new_zeros(len(weight)) if bias is None else bias
