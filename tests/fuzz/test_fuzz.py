@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import random
@@ -30,6 +31,7 @@ def server():
         yield process
 
 
+@functools.cache
 def seeds():
     """Small valid files of every format."""
     found = []
