@@ -21,7 +21,7 @@ from app.version import service_version, torch_version
 from model.kernels.library import kernel_level
 from model.official.fetch import file_digest
 from model.variants import embedded_path
-from tests.server import ROOT, ServerProcess
+from tests.server import ROOT, SERVE, ServerProcess
 
 
 @pytest.mark.slow
@@ -42,7 +42,7 @@ def server(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     shutil.copy(embedded_path("small-x4"), folder / "small-x2.safetensors")
     shutil.copy(embedded_path("small-x2"), folder / "mine.safetensors")
-    with ServerProcess(variants="mine,small-x4", model_dir=str(folder)) as running:
+    with ServerProcess(fork=SERVE, variants="mine,small-x4", model_dir=str(folder)) as running:
         yield running
 
 

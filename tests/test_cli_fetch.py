@@ -22,7 +22,7 @@ from model.variants import VARIANTS, embedded_path
 from tests.loopback_hub import Faults, LoopbackHub
 from tests.networks import tiny_network
 from tests.scripted import Gate
-from tests.server import ServerProcess
+from tests.server import SERVE, ServerProcess
 from tests.service import SMALL, noise, pixels_of, png, running
 from tests.tiny_weights import BIN, HUB_ID, NAME, RELEASED, digest, hub_files, tiny_files, tiny_variant
 
@@ -439,5 +439,5 @@ def test_the_process_ends_in_the_middle_of_a_download(hub, cache, monkeypatch):
     finally:
         gate.open()
         server.signal(signal.SIGKILL)
-    with ServerProcess(**chosen) as again:
+    with ServerProcess(fork=SERVE, **chosen) as again:
         assert any(f"variant {name} is ready" in line for line in again.output)
