@@ -9,10 +9,11 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from app.metrics import STAGES
+
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
 
-STAGES = ("decode", "queue", "forward", "encode")
 FLUSH_SECONDS = 2.0
 """Maximum time for exporting the last spans at shutdown."""
 

@@ -86,6 +86,12 @@ def test_the_table_lists_every_module_once():
     assert sorted(ORDER) == sorted(EXISTING)
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_has_at_most_thirty_modules(package):
+    """So that its part of the table is read at once; what belongs together is a folder."""
+    assert sum(name.startswith(f"{package}.") for name in ORDER) <= 30
+
+
 @pytest.mark.parametrize("name", [name for name in MODULES if "." in name])
 def test_a_module_imports_only_modules_above_it(name):
     """Imports go up the table; ``app`` imports ``model``, never the reverse."""

@@ -12,14 +12,11 @@ import httpx
 from ..errors import ServiceError
 from ..schemas import VariantDescription, VariantList
 from .images import Source, open_image
-from .request import Options, UpscaleRequest, build_query, new_request_id
+from .request import CHUNK, Options, UpscaleRequest, build_query, new_request_id
 from .response import OnProgress, UpscaledImage, check
 from .retries import Retries, Server, check_timeout
 
 URL = "http://127.0.0.1:8000"
-CHUNK = 1 << 16
-"""Bytes of a response that are read at a time."""
-
 READ_TIMEOUT_S = 10.0
 """Seconds to wait for a response that needs no computing, such as the list of variants."""
 

@@ -19,7 +19,7 @@ from .response import OnProgress, ResponseReader
 from .retries import Retries, Server
 
 CHUNK = 1 << 16
-"""Bytes that are sent at a time."""
+"""Bytes that are sent or read at a time."""
 
 
 class Options(TypedDict, total=False):

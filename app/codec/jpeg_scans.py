@@ -24,7 +24,7 @@ _BARE = frozenset((0x01, *range(0xD0, 0xD9)))
 _PROGRESSIVE, _ARITHMETIC = frozenset((0xC2, 0xCA)), frozenset((0xC9, 0xCA))
 _END, _SCAN, _INTERVAL = 0xD9, 0xDA, 0xDD
 _LOSSLESS = 0xC3
-_FILLER = b"\xaa\x55\xd2\x4b\x95\xb6\x6d\xa9" * 16
+FILLER = b"\xaa\x55\xd2\x4b\x95\xb6\x6d\xa9" * 16
 """Bits that a decoder reads only if a scan ends too early. They begin with 1, libjpeg's own filler is 0."""
 
 
@@ -180,6 +180,6 @@ def with_filler(body: bytes, scans: Sequence[Scan], first: int, end: int) -> Ite
     view, at = memoryview(body), first
     for scan in scans:
         yield view[at : scan.end]
-        yield _FILLER
+        yield FILLER
         at = scan.end
     yield view[at:end]

@@ -34,13 +34,13 @@ from app.codec.ifd import (
     pack_header,
 )
 from app.codec.image import DecodeLimits
+from app.codec.jpeg_scans import FILLER
 from app.codec.tiff_picture import TiffPicture
 
 _MAX_SAMPLES = 16
 _MAX_PIXEL_BYTES = 10
 """Of the largest pixel there is: CMYK and alpha in 16 bits."""
 _BROKEN = "The TIFF is broken or truncated; send the whole file."
-_FILLER = b"\xaa\x55\xd2\x4b\x95\xb6\x6d\xa9" * 16
 
 Samples = tuple[PIL.Image.Image | NDArray[Any], int]
 """A picture loaded by Pillow and 0, or (H,W,C) and how many of C are colours."""
@@ -172,9 +172,9 @@ def _decode_fax(picture: TiffPicture) -> Samples:
     streams, places = bytearray(), []
     for offset, count in zip(offsets, counts, strict=True):
         places.append(len(picture.body) + len(streams))
-        streams += picture.body[offset : offset + count] + _FILLER
+        streams += picture.body[offset : offset + count] + FILLER
     layout = Layout(picture.layout.order)
-    longer = tuple(count + len(_FILLER) for count in counts)
+    longer = tuple(count + len(FILLER) for count in counts)
     tagged = (tags.TILE_OFFSETS, tags.TILE_COUNTS) if picture.tiled else (tags.OFFSETS, tags.COUNTS)
     for tag, numbers in zip(tagged, (tuple(places), longer), strict=True):
         values[tag] = integer_value(layout, tag, numbers)
