@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 from model.pretrained_config import DERIVED, GENERIC, MISSING, PretrainedConfig
@@ -20,11 +21,17 @@ SCALES = {
 }
 ACTIVATIONS = ("gelu", "relu", "selu", "gelu_new")
 MOST_BLUR = 2.0
-"""The largest ``back_projection_blur``: the seam of two tiles stays far from what a pixel depends on."""
+"""The largest ``back_projection_blur``. With it a pixel depends on 7 input pixels to each side more."""
 
 _BOOKKEEPING = ("architectures", "dtype", "transformers_version")
 """Attributes that are ignored when two configurations are compared."""
 
+
+_NUMBERS = (
+    *("mlp_ratio", "img_range", "layer_norm_eps"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"),
+    *("back_projection_blur", "range_slack"),
+)
 
 _OWN = ("back_projection", "back_projection_blur", "range_slack")
 """Fields that other programs do not know. They are written where they are used."""
@@ -173,6 +180,7 @@ class Swin2SRConfig(PretrainedConfig):
             raise ValueError(f"embed_dim {self.embed_dim} must be a multiple of 4 with resi_connection 3conv.")
         if self.window_size < 2:
             raise ValueError(f"window_size must be 2 or more, not {self.window_size}.")
+        self._refuse_other_types()
         for name in ("mlp_ratio", "img_range", "layer_norm_eps"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ValueError(f"{name} must be a positive number, not {getattr(self, name)}.")
@@ -184,6 +192,13 @@ class Swin2SRConfig(PretrainedConfig):
         if self.upsampler is None and self.num_channels_out != self.num_channels:
             raise ValueError("num_channels_out must equal num_channels without an upsampler: the input is added.")
         self._refuse_impossible_refinement()
+
+    def _refuse_other_types(self) -> None:
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            is_number = isinstance(value, Real) and not isinstance(value, bool)
+            if not is_number and (name, value) != ("range_slack", None):
+                raise ValueError(f"{name} must be a number, not {value!r}.")
 
     def _refuse_impossible_refinement(self) -> None:
         if not isinstance(self.back_projection, bool):

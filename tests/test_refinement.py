@@ -218,6 +218,11 @@ def test_gradients_pass_through() -> None:
         ({"back_projection": True, "back_projection_blur": 2.5}, "back_projection_blur must lie in"),
         ({"back_projection": True, "back_projection_blur": math.nan}, "back_projection_blur must lie in"),
         ({"back_projection_blur": -1.0}, "back_projection_blur must lie in"),
+        ({"back_projection_blur": "1"}, "back_projection_blur must be a number, not '1'"),
+        ({"back_projection_blur": None}, "back_projection_blur must be a number, not None"),
+        ({"back_projection_blur": True}, "back_projection_blur must be a number, not True"),
+        ({"range_slack": "0"}, "range_slack must be a number, not '0'"),
+        ({"drop_path_rate": None}, "drop_path_rate must be a number, not None"),
     ],
 )
 def test_impossible_configurations_are_refused(fields: dict[str, object], message: str) -> None:

@@ -115,6 +115,33 @@ def test_a_wanted_variant_that_cannot_be_loaded_stops_the_startup(build, tmp_pat
     build(wanted=("x2", "x4", "jpeg-restore", "compressed"))
 
 
+@pytest.fixture
+def compressed(build):
+    """A registry that was told to load the alias ``compressed`` only, and did."""
+    registry = build(wanted=("compressed",))
+    asyncio.run(registry.boot())
+    return registry
+
+
+def test_an_alias_that_runs_two_variants_loads_them_at_the_start(compressed):
+    """Beside the one that it names, so that no request waits for a load."""
+    ready = {each.name for each in compressed.describe_all() if each.state == "ready"}
+    assert ready == {"small-compressed-x4", "small-jpeg", "small-x4"}
+
+
+@pytest.mark.parametrize("unloaded", ["small-compressed-x4", "small-jpeg", "small-x4"])
+def test_an_alias_runs_its_own_variant_where_one_of_three_was_unloaded(compressed, unloaded):
+    """So it is refused with that variant, whose description says that it is not available."""
+    assert [each.name for each in compressed.chain(None)] == ["small-jpeg", "small-x4"]
+    assert compressed.chain("small-compressed-x4") is None
+    assert compressed.chain("x4") is None
+    asyncio.run(compressed.unload(compressed.find(unloaded)))
+    assert compressed.chain("Compressed") is None
+    if unloaded == "small-compressed-x4":
+        with pytest.raises(NotReady, match="was unloaded"):
+            ready(compressed, "compressed")
+
+
 def test_an_embedded_variant_that_the_package_lacks_stops_the_boot(build, monkeypatch):
     """It cannot be downloaded."""
     monkeypatch.setattr("app.variants.catalogue.embedded_path", lambda _name: None)

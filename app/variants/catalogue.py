@@ -15,6 +15,12 @@ from app.variants.served_variant import ServedVariant
 from model.official.fetch import FetchError, OfficialWeights, file_digest
 from model.variants import ALIASES, VARIANTS, Variant, embedded_path
 
+CHAINS: Mapping[str, tuple[str, str]] = {"small-compressed-x4": ("small-jpeg", "small-x4")}
+"""For a variant that an alias resolves to: the restoring and the enlarging variant that run in its place.
+
+From JPEG quality 30 on they are better, below as good, and four to five times as fast (model/weights/README.md).
+"""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 logger = logging.getLogger(__name__)
@@ -76,6 +82,21 @@ class Catalogue:
         """The aliases that resolve to a variant."""
         return [alias for alias, name in self.aliases.items() if name == variant.name]
 
+    def chain(self, name: str) -> tuple[ServedVariant, ServedVariant] | None:
+        """The restoring and the enlarging variant that run in place of the one that an alias resolves to.
+
+        Returns:
+            None if ``name`` is no alias, its variant has no entry in ``CHAINS``, or one of the three is not available
+            or has own weights.
+        """
+        replaced = self.aliases.get(name.lower()) or ""
+        if replaced not in CHAINS:
+            return None
+        restoring, enlarging = (self.variants[each] for each in CHAINS[replaced])
+        involved = (self.variants[replaced], restoring, enlarging)
+        usable = all(each.is_available and each.origin != "own" for each in involved)
+        return (restoring, enlarging) if usable else None
+
     def choose(self, wanted: Sequence[str]) -> list[str]:
         """The names of the variants to load at startup: those that are present, or can be downloaded.
 
@@ -95,7 +116,7 @@ class Catalogue:
                     self._official.check_allowed(variant.downloadable)
             except (UnknownVariant, NotReady, FetchError) as error:
                 raise ValueError(f"VARIANTS names {name!r}: {error}") from error
-            names[variant.name] = None
+            names.update(dict.fromkeys([variant.name, *(each.name for each in self.chain(name) or ())]))
         return list(names)
 
     def set_path(self, variant: ServedVariant, path: Path) -> None:

@@ -27,12 +27,6 @@ Measured on held-out photographs (model/weights/README.md): at 75 the mean gain 
 
 RESTORING_ALIAS = "jpeg-restore"
 
-CHAINED = {"small-compressed-x4": ("small-jpeg", "small-x4")}
-"""For a variant that an alias resolved to: the two that run one after the other in its place.
-
-They are as good as it or better at every JPEG quality, and take a fifth of the time (model/weights/README.md).
-"""
-
 SUPER_RESOLUTION = "super-resolution"
 
 
@@ -71,7 +65,7 @@ async def choose_models(
     """
     variant = registry.resolve(options.variant)
     is_alias = registry.is_alias(options.variant)
-    chain = _find_chain(registry, variant) if is_alias else None
+    chain = registry.chain(options.variant)
     variant = chain[1] if chain else variant
     first = await registry.obtain(variant)
     passes = choose_passes(
@@ -92,15 +86,6 @@ async def choose_models(
     restorer = await registry.obtain(restoring)
     restored = restoring.name if header.quality is None else f"{restoring.name}; quality={header.quality}"
     return ChosenModels(names[0], (restoring.name, *names), (restorer, *models), restored)
-
-
-def _find_chain(registry: ModelRegistry, variant: ServedVariant) -> tuple[ServedVariant, ServedVariant] | None:
-    """The restoring and the enlarging variant that take a variant's place; None if that does not apply."""
-    if variant.origin == "own" or variant.name not in CHAINED:
-        return None
-    restoring, enlarging = (registry.find(name) for name in CHAINED[variant.name])
-    usable = all(each.is_available and each.origin != "own" for each in (restoring, enlarging))
-    return (restoring, enlarging) if usable else None
 
 
 def _family(registry: ModelRegistry, variant: ServedVariant) -> list[Pass]:

@@ -98,6 +98,10 @@ class ModelRegistry:
         """Whether a name, or the default for None, is an alias."""
         return (name or self.default).lower() in self._catalogue.aliases
 
+    def chain(self, name: str | None) -> tuple[ServedVariant, ServedVariant] | None:
+        """As ``Catalogue.chain``, for a name or alias, the default for None."""
+        return self._catalogue.chain(name or self.default)
+
     def available(self) -> list[ServedVariant]:
         """Variants for which requests succeed, after loading if necessary."""
         return [each for each in self._catalogue.variants.values() if each.is_available]
