@@ -157,17 +157,18 @@ def test_a_removed_result_is_not_compared_with(visit):
         assert page.locator("#shown-name").inner_text() == "one.png"
 
 
-@pytest.mark.parametrize("status", [502, 503, 504])
-def test_a_proxy_without_a_server_behind_it_is_waited_for(visit, status):
+def test_a_proxy_without_a_server_behind_it_is_waited_for(visit):
     """Its own page is no answer of the service."""
     with visit() as page:
-        page.route("**/v1/upscale?*", lambda route: route.fulfill(status=status, body="<h1>Bad Gateway</h1>"))
-        page.route("**/health/ready", lambda route: route.abort())
-        choose(page, given())
-        row(page, "photo").get_by_text("Waiting for the server").wait_for()
-        page.unroute("**/v1/upscale?*")
-        page.unroute("**/health/ready")
-        done(page, "photo.png")
+        for status in (502, 503, 504):
+            bad_gateway = {"status": status, "body": "<h1>Bad Gateway</h1>"}
+            page.route("**/v1/upscale?*", lambda route, answer=bad_gateway: route.fulfill(**answer))
+            page.route("**/health/ready", lambda route: route.abort())
+            choose(page, given(f"{status}.png"))
+            row(page, f"{status}").get_by_text("Waiting for the server").wait_for()
+            page.unroute("**/v1/upscale?*")
+            page.unroute("**/health/ready")
+            done(page, f"{status}.png")
 
 
 def test_what_a_proxy_refuses_for_good_fails(visit):
