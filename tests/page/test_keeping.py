@@ -157,12 +157,16 @@ def test_a_removed_result_is_not_compared_with(visit):
         assert page.locator("#shown-name").inner_text() == "one.png"
 
 
+def bad_gateway(status):
+    """What answers a request in the server's place, with this status."""
+    return lambda route: route.fulfill(status=status, body="<h1>Bad Gateway</h1>")
+
+
 def test_a_proxy_without_a_server_behind_it_is_waited_for(visit):
     """Its own page is no answer of the service."""
     with visit() as page:
         for status in (502, 503, 504):
-            bad_gateway = {"status": status, "body": "<h1>Bad Gateway</h1>"}
-            page.route("**/v1/upscale?*", lambda route, answer=bad_gateway: route.fulfill(**answer))
+            page.route("**/v1/upscale?*", bad_gateway(status))
             page.route("**/health/ready", lambda route: route.abort())
             choose(page, given(f"{status}.png"))
             row(page, f"{status}").get_by_text("Waiting for the server").wait_for()
