@@ -11,7 +11,7 @@ from model.variants import embedded_path
 BOUNDS = {
     "small-x2": (0, 1.0, 2.6),
     "small-x4": (0, 2.0, 1.75),
-    "small-jpeg": (4, 1.0, 0.85),
+    "small-jpeg": (4, 1.0, 1.0),
     "small-compressed-x4": (0, 1.0, -1.85),
 }
 
