@@ -114,16 +114,15 @@ class Inference:
             network.config.window_size,
         )
         self.head = pack_head(network, self.body.form) if isinstance(network, Swin2SR) else None
-        if self.head is not None and network.config.is_refined and not self._fits_refinement(self.head):
+        self.refinement = pack_refinement(network.config) if self.head and self._has_own_size(self.head) else None
+        if network.config.is_refined and self.refinement is None:
             self.head = None
-        self.refinement = pack_refinement(network.config) if self.head is not None else None
         self.workspace = workspace or Workspace(network.config.window_size, network.config.shift_size)
 
-    def _fits_refinement(self, head: HeadWeights) -> bool:
-        """Whether the kernel refines the images of the head, which may have been replaced by one of another size."""
+    def _has_own_size(self, head: HeadWeights) -> bool:
+        """Whether the head, which may have been replaced, makes images of the size that the configuration says."""
         config = self.network.config
-        fits = (head.arguments.scale, head.arguments.colors) == (config.upscale, config.num_channels)
-        return fits and config.back_projection_blur == 0
+        return (head.arguments.scale, head.arguments.colors) == (config.upscale, config.num_channels)
 
     def features(self, pixels: Tensor, layout: PackedLayout) -> list[Tensor]:
         """Pixels (T, C) in [0, 1], image by image in reading order, to deep features (B, embed_dim, H, W) by group."""
