@@ -77,10 +77,15 @@ export class Choices {
     return this.find("variant-list").querySelector("input:checked")?.value;
   }
 
+  /** What a request calls a variant: its alias, if it has one. Then the server decides what to restore first. */
+  requestName(name) {
+    return this.variants.find((each) => each.name === name)?.aliases[0] ?? name;
+  }
+
   /** The query parameters of a request with these choices. */
   get options() {
     const get = (id) => this.find(id).value;
-    const options = { format: get("format"), ...(this.chosen ? { variant: this.chosen } : {}), ...this.target };
+    const options = { format: get("format"), ...(this.chosen ? { variant: this.requestName(this.chosen) } : {}), ...this.target };
     for (const [name, value] of Object.entries(DEFAULTS)) {
       const hidden = this.find(name).closest("[hidden]");
       if (!hidden && get(name) !== value) options[name] = name === "strength" ? String(get(name) / 100) : get(name);

@@ -102,7 +102,7 @@ def test_choices_are_remembered(visit):
         assert page.locator("#strip").is_checked()
         with page.expect_request("**/v1/upscale?*") as request:
             choose(page, given("a.png", noise(8, 8)))
-        assert {"variant=small-x4", "format=webp", "quality=80"} <= set(request.value.url.split("?")[1].split("&"))
+        assert {"variant=x4", "format=webp", "quality=80"} <= set(request.value.url.split("?")[1].split("&"))
 
 
 def test_a_restart_of_the_server_loses_no_picture(chromium):
