@@ -22,10 +22,12 @@ TESTS = {
     "promise_15": "tests/test_promise_process.py::test_promise_15_draining_loses_nothing",
     "promise_24": "tests/test_batcher.py::test_a_new_request_is_served_before_those_that_just_had_a_turn",
     "promise_24_stitch": "tests/test_pipeline.py::test_a_single_result_does_not_wait_behind_the_tiles_of_a_large_image",
-    "promise_15_queue": "tests/test_protocol.py::test_draining_serves_what_has_begun_and_resets_nothing",
+    "promise_15_queue": "tests/test_protocol_listening.py::test_draining_serves_what_has_begun_and_resets_nothing",
     "promise_21": "tests/test_routes_access.py::test_promise_21_a_missing_token_matches_no_key",
-    "promise_22_headers": "tests/test_protocol.py::test_promise_22_a_connection_with_unfinished_headers_is_closed",
-    "promise_22_send": "tests/test_protocol.py::test_promise_22_a_client_that_does_not_read_is_aborted",
+    "promise_22_headers": (
+        "tests/test_protocol_slow_clients.py::test_promise_22_a_connection_with_unfinished_headers_is_closed"
+    ),
+    "promise_22_send": "tests/test_protocol_slow_clients.py::test_promise_22_a_client_that_does_not_read_is_aborted",
 }
 """For each patch, the test that has to fail with it and to pass without."""
 
