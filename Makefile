@@ -38,7 +38,8 @@ coverage: $(VENV)/.installed-dev ## run the tests and measure branch coverage
 
 prove: $(VENV)/.installed-dev ## run the long tests, and check that tests fail for each broken promise: two hours
 	PROVE=1 $(BIN)/python -m pytest --timeout 1800 -m long --ignore tests/test_promise_proxy.py
-	PROVE=1 $(BIN)/python -m pytest --timeout 1800 tests/test_promise_batching.py tests/test_promise_process.py tests/chaos tests/fuzz -m 'not long'
+	PROVE=1 $(BIN)/python -m pytest --timeout 1800 -m 'not long' tests/test_promise_batching.py tests/test_promise_queue.py \
+	  tests/test_promise_memory.py tests/test_promise_failures.py tests/test_promise_process.py tests/chaos tests/fuzz
 	PROVE=1 $(BIN)/python -m pytest --timeout 4200 -s tests/test_promise_proxy.py
 	$(BIN)/python -m tests.broken.prove
 

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 TESTS = {
     "promise_02": "tests/test_promise_batching.py::test_promise_2_what_waits_shares_the_next_batch",
-    "promise_07": "tests/test_promise_batching.py::test_promise_7_one_bad_item_hurts_itself_alone",
+    "promise_07": "tests/test_promise_failures.py::test_promise_7_one_bad_item_hurts_itself_alone",
     "promise_11": "tests/test_promise_batching.py::test_promise_11_leaving_ends_a_running_tiled_job_at_the_next_batch",
     "promise_15": "tests/test_promise_process.py::test_promise_15_draining_loses_nothing",
     "promise_24": "tests/test_batcher.py::test_a_new_request_is_served_before_those_that_just_had_a_turn",
