@@ -20,7 +20,7 @@ from model.kernels import weights as kernel_weights
 from model.refinement import FAR, NEAR, enlarge, reduce, refine
 from model.upscaler import Upscaler
 from tests.networks import HEADS, needs_kernel, random_image, tiny_config, tiny_network
-from tests.test_gpu import run_windowed
+from tests.windowed_network import run_windowed
 
 REFINED = [
     ("lightweight_x4", {"back_projection": True}),

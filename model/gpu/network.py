@@ -3,7 +3,7 @@
 A convolution sees each window with a border of its neighbours' tokens. Matrix products and the body's convolutions are
 computed in ``dtype``; the residual stream, norms, softmax, the first convolution and the head in ``exact``, because the
 image is the sum of what they pass on. On the tests' networks bfloat16 costs two thirds or less of what autocast does;
-``tests/test_gpu.py`` states it for each head.
+``tests/test_gpu_network.py`` states it for each head.
 """
 
 from __future__ import annotations
