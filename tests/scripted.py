@@ -1,4 +1,4 @@
-"""A scripted upscaler in the network's place: it enlarges by repeating pixels, and does what a test tells it."""
+"""What tests put in the place of the network and the clock: a scripted upscaler, and functions for a batcher to run."""
 
 from __future__ import annotations
 
@@ -131,6 +131,35 @@ def model_dir(folder: Path, *names: str) -> Path:
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "config.json").write_text("{}")
     return folder
+
+
+class Script:
+    """What a batcher of whole numbers runs: it multiplies by ten, behind a gate, and logs its calls.
+
+    Attributes:
+        gate: every call passes through it.
+        calls: for each call, its key and items.
+        fault: called with the items of each call; what it raises, the call raises.
+    """
+
+    def __init__(self) -> None:
+        self.gate = Gate()
+        self.calls: list[tuple[str, list[int]]] = []
+        self.fault: Callable[[list[int]], None] = lambda _items: None
+
+    def __call__(self, key: str, items: list[int]) -> list[int]:
+        self.calls.append((key, items))
+        self.gate.pass_through()
+        self.fault(items)
+        return [item * 10 for item in items]
+
+    def occupy(self, batcher: Batcher) -> Submission:
+        """Keep the worker in a job of key ``-`` until the gate is opened; the log is empty then."""
+        self.gate.close()
+        submission = batcher.admit("-", [1])
+        self.gate.wait_until_reached()
+        self.calls.clear()
+        return submission
 
 
 @contextmanager
