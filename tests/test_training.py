@@ -26,8 +26,9 @@ from model.training.initialise import interpolation_kernels, solve_second, start
 from model.training.loop import Limits, Report, Trainer, learning_rate, parameter_groups, train
 from model.training.losses import reconstruction_loss
 from model.training.pairs import Batch, Photo, Sample, cut, stack, turn
-from model.training.photos import read_photos, split
+from model.training.photos import learned_from, read_photos, split, with_smaller
 from model.training.recipe import RECIPES, Recipe
+from model.upscaler import Upscaler
 
 
 def tiny(upscale: int = 2, upsampler: str | None = "pixelshuffledirect", channels: int = 3) -> Swin2SRConfig:
@@ -183,6 +184,37 @@ def test_held_out_photos_are_not_trained_on() -> None:
     assert [len(part) for part in split(photos[:1])] == [1, 1]
 
 
+def test_smaller_copies_are_reduced_as_their_photos_are(photos: list[Photo]) -> None:
+    """A copy is the photo at another size with its own low-resolution version; one without room for a crop is none."""
+    first, copy = with_smaller(photos[:1], [0.75, 0.25], 2, 16)
+    assert first is photos[0]
+    assert copy.sharp.shape == (48, 54, 3)
+    assert np.array_equal(copy.sharp, resize_bicubic(first.sharp, 48, 54))
+    assert np.array_equal(copy.reduced, resize_bicubic(copy.sharp, 24, 27))
+
+
+def test_a_teacher_gives_the_wanted_images(photos: list[Photo], folder: Path) -> None:
+    """Its images of the low-resolution versions replace the photos; one that doubles teaches x4 by two passes."""
+    torch.manual_seed(0)
+    teacher = Upscaler(Swin2SR(tiny()), device="cpu")
+    taught = learned_from(teacher, photos)
+    assert [photo.name for photo in taught] == [photo.name for photo in photos]
+    for photo, original in zip(taught, photos, strict=True):
+        assert np.array_equal(photo.reduced, original.reduced)
+        assert np.array_equal(photo.sharp, teacher([original.reduced])[0])
+    (quarter, *_) = read_photos(folder, 4, 3, 16, 1)
+    (taught_twice,) = learned_from(teacher, [quarter])
+    assert np.array_equal(taught_twice.sharp, teacher(teacher([quarter.reduced]))[0])
+
+
+@pytest.mark.parametrize(("teacher", "student"), [(4, 2), (2, 1), (2, 3), (3, 4)])
+def test_a_teacher_of_another_scale_is_refused(folder: Path, teacher: int, student: int) -> None:
+    """The message names both scales."""
+    upscaler = Upscaler(Swin2SR(tiny(teacher)), device="cpu")
+    with pytest.raises(ValueError, match=f"enlarge {teacher} times cannot teach a variant that enlarges {student}"):
+        learned_from(upscaler, read_photos(folder, student, 3, 8, 1))
+
+
 # Initialisation
 
 
@@ -258,10 +290,18 @@ def test_rate_warms_up_and_falls_to_its_floor() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"crop": 20}, {"batch": 0}, {"ema_decay": 1.0}, {"quality": (90, 10)}, {"graphics": 1.5}, {"continued_rate": 0.0}],
+    [
+        {"crop": 20},
+        {"batch": 0},
+        {"ema_decay": 1.0},
+        {"quality": (90, 10)},
+        {"graphics": 1.5},
+        {"continued_rate": 0.0},
+        {"smaller": (1.0,)},
+    ],
 )
 def test_impossible_recipes_are_refused(wrong: dict[str, object]) -> None:
-    """A crop off the window grid, no crops, a fixed average, falling qualities, a share above 1, a rate of zero."""
+    """A crop off the grid, no crops, a fixed average, falling qualities, a share above 1, no rate, a copy as large."""
     with pytest.raises(ValueError, match="must"):
         Recipe(**{"config": tiny(), "crop": 16, **wrong})
 
@@ -603,3 +643,23 @@ def test_command_reproduces_a_run_by_steps(folder: Path, tmp_path: Path) -> None
     first, again, other = (load_network(tmp_path / name / "small-x2.safetensors").state_dict() for name in "abc")
     assert all(torch.equal(tensor, again[key]) for key, tensor in first.items())
     assert not all(torch.equal(tensor, other[key]) for key, tensor in first.items())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("tiny_recipes", "threads")
+def test_command_learns_from_a_teacher(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """With --teacher other weights come out; a teacher that cannot be read, or of another scale, is one sentence."""
+    torch.manual_seed(0)
+    write_pretrained(Swin2SR(tiny()), tmp_path / "x2")
+    run = ["--photos", str(folder), "--steps", "3", "--device", "cpu", "--loaders", "1"]
+    taught = ["--teacher", str(tmp_path / "x2")]
+    assert command.main(["--variant", "small-x2", *run, "--out", str(tmp_path / "a")]) == 0
+    assert command.main(["--variant", "small-x2", *run, *taught, "--out", str(tmp_path / "b")]) == 0
+    plain, other = (load_network(tmp_path / name / "small-x2.safetensors").state_dict() for name in "ab")
+    assert not all(torch.equal(tensor, other[key]) for key, tensor in plain.items())
+    capsys.readouterr()
+    write_pretrained(Swin2SR(tiny(3)), tmp_path / "x3")
+    for weights, reason in (("x3", "enlarge 3 times cannot teach"), ("missing", "missing")):
+        teacher = ["--teacher", str(tmp_path / weights), "--out", str(tmp_path / f"out {weights}")]
+        assert command.main(["--variant", "small-x2", *run, *teacher]) == 1
+        assert reason in capsys.readouterr().err

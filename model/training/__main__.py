@@ -18,8 +18,9 @@ from model.training.held_out import HeldOut, Score, draw_held_out
 from model.training.initialise import start_at_interpolation
 from model.training.loop import CHECKPOINT_NAME, Limits, Report, Trainer, train
 from model.training.pairs import Photo
-from model.training.photos import read_photos, split
+from model.training.photos import learned_from, read_photos, split, with_smaller
 from model.training.recipe import RECIPES, Recipe
+from model.upscaler import Upscaler
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m model.training") -> int:
@@ -58,6 +59,9 @@ def _run(options: argparse.Namespace) -> None:
         f"{options.variant}: {parameters:,} parameters on {device}, {len(photos)} photos, {len(held_out)} held out, "
         f"graphics {recipe.graphics:.0%} with {len(fonts)} fonts"
     )
+    photos = with_smaller(photos, recipe.smaller, recipe.config.upscale, recipe.crop)
+    if options.teacher is not None:
+        photos = learned_from(Upscaler.from_pretrained(options.teacher, device.type, "fast"), photos)
     window = recipe.config.window_size
     train(
         trainer,
@@ -125,6 +129,9 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--held-out", type=Path, help="folder of photos to measure on (every fortieth of --photos)")
     parser.add_argument("--graphics", type=float, help="share of drawn graphics, 0 to 1, instead of the recipe's")
     parser.add_argument("--fonts", type=Path, help="folder of fonts for graphics (those of the machine)")
+    parser.add_argument(
+        "--teacher", type=Path, help="weights whose images of the photos are learned, instead of the photos themselves"
+    )
     parser.add_argument("--out", type=Path, help="checkpoints, history and weights (build/training/VARIANT)")
     parser.add_argument("--steps", type=int, help="length of the run, and of the cosine, in steps")
     parser.add_argument("--minutes", type=float, help="the same in minutes; with both, whichever ends first")

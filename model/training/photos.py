@@ -9,8 +9,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from model.degradations import crop_to_multiple, reduce
-from model.evaluate import list_photos, read_photo
+from model.degradations import crop_to_multiple, reduce, resize_bicubic
+from model.evaluate import ImageUpscaler, list_photos, read_photo
 from model.training.pairs import Photo
 
 HELD_OUT_EVERY = 40
@@ -43,6 +43,54 @@ def read_photos(folder: Path, scale: int, channels: int, least: int, threads: in
     if not photos:
         raise ValueError(f"no photo in {folder} is {scale * least}x{scale * least} pixels or larger")
     return photos
+
+
+def with_smaller(photos: Sequence[Photo], sizes: Sequence[float], scale: int, least: int) -> list[Photo]:
+    """Return the photos and copies of other sizes, which show finer detail and sharper edges.
+
+    Args:
+        photos: as ``read_photos`` returns them.
+        sizes: of the copies, over the photo's own, each between 0 and 1.
+        scale: by how much low-resolution versions are reduced.
+        least: shortest low-resolution side in pixels; smaller copies are left out.
+    """
+    found = list(photos)
+    for size in sizes:
+        for photo in photos:
+            height, width = (int(side * size) // scale * scale for side in photo.sharp.shape[:2])
+            if min(height, width) >= scale * least:
+                sharp = resize_bicubic(photo.sharp, height, width)
+                found.append(Photo(f"{photo.name} at {size:g}", sharp, reduce(sharp, scale)))
+    return found
+
+
+def learned_from(teacher: ImageUpscaler, photos: Sequence[Photo]) -> list[Photo]:
+    """Return the photos with what a teacher makes of their low-resolution versions in place of the sharp ones.
+
+    What cannot be known from a low-resolution version is noise in training. A teacher's image has little of it (Hinton,
+    Vinyals and Dean 2015, arXiv 1503.02531).
+
+    Args:
+        teacher: is applied again until its image has the size of the photo.
+        photos: as ``read_photos`` returns them.
+
+    Raises:
+        ValueError: if the images of the teacher cannot have that size.
+    """
+    scale = photos[0].sharp.shape[0] // photos[0].reduced.shape[0]
+    times = next((times for times in range(1, scale) if teacher.scale**times == scale), 0)
+    if not times:
+        raise ValueError(
+            f"weights that enlarge {teacher.scale} times cannot teach a variant that enlarges {scale} times"
+        )
+
+    def teach(photo: Photo) -> Photo:
+        image = photo.reduced
+        for _ in range(times):
+            (image,) = teacher([image])
+        return Photo(photo.name, image, photo.reduced)
+
+    return [teach(photo) for photo in photos]
 
 
 def hold_out(series: Sequence[T]) -> list[T]:

@@ -29,6 +29,7 @@ class Recipe:
         continued_rate: peak of the learning rate where all weights come from ``--init``.
         continued_warmup: steps of warm-up there.
         graphics: share of drawn graphics among the crops, 0 to 1.
+        smaller: sizes, over its own, at which each photograph is trained on besides, each between 0 and 1.
     """
 
     config: Swin2SRConfig
@@ -46,6 +47,7 @@ class Recipe:
     continued_rate: float = 2e-5
     continued_warmup: int = 50
     graphics: float = 0.0
+    smaller: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if self.crop < 1 or self.crop % self.config.window_size:
@@ -58,6 +60,8 @@ class Recipe:
             raise ValueError("batch and warmup must be 1 or more, learning_rate positive, ema_decay in [0, 1)")
         if not 0 <= self.graphics <= 1 or self.continued_rate <= 0 or not 0 <= self.smoothing <= 1:
             raise ValueError("graphics and smoothing must lie between 0 and 1, continued_rate must be positive")
+        if not all(0 < size < 1 for size in self.smaller):
+            raise ValueError(f"smaller must lie between 0 and 1, not {self.smaller}")
         if self.quality is not None and not 1 <= self.quality[0] <= self.quality[1] <= 95:
             raise ValueError(f"quality must rise within 1 to 95, not {self.quality}")
 
@@ -105,6 +109,7 @@ def _embedded(
         batch=batch,
         quality=quality,
         graphics=0.15,
+        smaller=(0.75, 0.5),
     )
 
 
