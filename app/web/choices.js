@@ -23,7 +23,7 @@ const sizeAt = (quality) => (8 / (103 - quality)) ** 0.68;
 const LARGE = 100e6;
 
 /** Options as the service names them, by the identifier of their control. A default is not sent. */
-const DEFAULTS = { quality: "95", fit: "inside", restore: "", strength: "100" };
+const DEFAULTS = { quality: "95", fit: "inside", restore: "never", strength: "100" };
 
 export class Choices {
   /**
@@ -42,6 +42,7 @@ export class Choices {
       if (!control) continue;
       if (control.type === "checkbox") control.checked = value;
       else control.value = value;
+      if (control.selectedIndex < 0) control.selectedIndex = 0; // the page no longer offers what was stored
     }
     find("ask").addEventListener("input", () => this.changed());
     this.changed();
@@ -77,15 +78,10 @@ export class Choices {
     return this.find("variant-list").querySelector("input:checked")?.value;
   }
 
-  /** What a request calls a variant: its alias, if it has one. Then the server decides what to restore first. */
-  requestName(name) {
-    return this.variants.find((each) => each.name === name)?.aliases[0] ?? name;
-  }
-
   /** The query parameters of a request with these choices. */
   get options() {
     const get = (id) => this.find(id).value;
-    const options = { format: get("format"), ...(this.chosen ? { variant: this.requestName(this.chosen) } : {}), ...this.target };
+    const options = { format: get("format"), ...(this.chosen ? { variant: this.chosen } : {}), ...this.target };
     for (const [name, value] of Object.entries(DEFAULTS)) {
       const hidden = this.find(name).closest("[hidden]");
       if (!hidden && get(name) !== value) options[name] = name === "strength" ? String(get(name) / 100) : get(name);

