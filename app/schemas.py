@@ -191,7 +191,8 @@ class VariantDescription(BaseModel):
                     "channels": 3,
                     "parameters": 164504,
                     "license": "Apache-2.0",
-                    "source": "trained by this project on CC0 photographs",
+                    "source": "trained by this project on CC0 photographs, "
+                    "and on the authors' lightweight-x2 network's images of them",
                     "digest": "bab712c47dbd3f1312fe6eec21766b145ac00d23043fb1a74891e90cc17bd78a",
                     "state": "ready",
                     "available": True,

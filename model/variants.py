@@ -11,6 +11,7 @@ from types import MappingProxyType
 RELEASE = "https://github.com/mv-lab/swin2sr/releases/download/v0.0.1"
 _OFFICIAL = "https://github.com/mv-lab/swin2sr"
 _TRAINED_HERE = "trained by this project on CC0 photographs"
+_TAUGHT = f"{_TRAINED_HERE}, and on the authors' lightweight-x2 network's images of them"
 _LICENSE = "Apache-2.0"
 
 
@@ -137,7 +138,7 @@ _TABLE = (
         scale=2,
         summary="Doubles a clean image quickly on any machine.",
         parameters=164_504,
-        source=_TRAINED_HERE,
+        source=_TAUGHT,
         embedded=True,
     ),
     Variant(
@@ -146,7 +147,7 @@ _TABLE = (
         scale=4,
         summary="Enlarges a clean image four times quickly on any machine.",
         parameters=177_500,
-        source=_TRAINED_HERE,
+        source=_TAUGHT,
         embedded=True,
     ),
     Variant(

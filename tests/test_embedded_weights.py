@@ -8,7 +8,7 @@ from model.training.evaluate_graphics import measure_boards, measure_flat, measu
 from model.upscaler import Upscaler
 from model.variants import embedded_path
 
-# Levels off inside a saturated spot; the mean of a checkerboard; mean gain in dB. Lower them when weights improve.
+# Levels off inside a saturated spot; the mean of a checkerboard; mean gain in dB. Tighten them when weights improve.
 # Flat colours, and the gray around a spot, are right for all of them by construction.
 BOUNDS = {
     "small-x2": (0, 1.0, 3.5),

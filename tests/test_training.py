@@ -1,5 +1,6 @@
 """How the embedded variants are made."""
 
+import copy
 import dataclasses
 import json
 import subprocess
@@ -18,6 +19,7 @@ from model.checkpoints import load_network, write_pretrained
 from model.config import Swin2SRConfig
 from model.degradations import compress, resize_bicubic
 from model.network import Swin2SR
+from model.reconstruction import Reconstruction
 from model.training import __main__ as command
 from model.training import held_out
 from model.training.crops import Crops
@@ -207,11 +209,19 @@ def test_a_teacher_gives_the_wanted_images(photos: list[Photo], folder: Path) ->
     assert np.array_equal(taught_twice.sharp, teacher(teacher([quarter.reduced]))[0])
 
 
-@pytest.mark.parametrize(("teacher", "student"), [(4, 2), (2, 1), (2, 3), (3, 4)])
-def test_a_teacher_of_another_scale_is_refused(folder: Path, teacher: int, student: int) -> None:
-    """The message names both scales."""
+@pytest.mark.parametrize(
+    ("teacher", "student", "message"),
+    [
+        (4, 2, "4 times and cannot"),
+        (2, 3, "that enlarges 3"),
+        (3, 4, "or by 2"),
+        (2, 1, "a restoring variant has none"),
+    ],
+)
+def test_a_teacher_of_another_scale_is_refused(folder: Path, teacher: int, student: int, message: str) -> None:
+    """The message names both scales and what to use; a variant that only restores has no teacher."""
     upscaler = Upscaler(Swin2SR(tiny(teacher)), device="cpu")
-    with pytest.raises(ValueError, match=f"enlarge {teacher} times cannot teach a variant that enlarges {student}"):
+    with pytest.raises(ValueError, match=message):
         learned_from(upscaler, read_photos(folder, student, 3, 8, 1))
 
 
@@ -466,6 +476,33 @@ def test_smoothing_squares_small_distances() -> None:
         Recipe(config=tiny(), crop=16, smoothing=1.5)
 
 
+def test_luma_counts_besides_the_channels() -> None:
+    """An error whose luma is 0 costs what it did without the weight, a gray one more; the recipe states it."""
+    sharp, sizes = torch.full((1, 3, 8, 8), 0.5), torch.tensor([[8, 8]])
+
+    def losses(error: list[float]) -> list[float]:
+        image = Reconstruction(sharp + torch.tensor(error).view(1, 3, 1, 1), None)
+        return [
+            float(reconstruction_loss(image, sharp, sharp, sizes, aux_weight=1, luma_weight=weight))
+            for weight in (0, 2)
+        ]
+
+    without, with_weight = losses([0.1, 0.1, 0.1])
+    assert with_weight == pytest.approx(without + 2 * 0.1)
+    without, with_weight = losses([-0.1, 0.1 * (0.299 - 0.114) / 0.587, 0.1])
+    assert with_weight == pytest.approx(without, abs=1e-6)
+    with pytest.raises(ValueError, match="luma_weight must be 0 or more"):
+        Recipe(config=tiny(), crop=16, luma_weight=-1)
+    batch = Batch(*(torch.full((1, 3, side, side), 99, dtype=torch.uint8) for side in (16, 16, 32)), 2 * sizes)
+    torch.manual_seed(0)
+    network = Swin2SR(tiny())
+    first, second = (
+        float(Trainer(copy.deepcopy(network), Recipe(config=tiny(), crop=16, luma_weight=weight)).learn(batch, 0))
+        for weight in (0, 2)
+    )
+    assert second > first
+
+
 def test_bfloat16_trains_too(photos: list[Photo]) -> None:
     """Forward passes in bfloat16 leave weights in float32 and a loss near float32's."""
     losses = []
@@ -652,14 +689,14 @@ def test_command_learns_from_a_teacher(folder: Path, tmp_path: Path, capsys: pyt
     torch.manual_seed(0)
     write_pretrained(Swin2SR(tiny()), tmp_path / "x2")
     run = ["--photos", str(folder), "--steps", "3", "--device", "cpu", "--loaders", "1"]
-    taught = ["--teacher", str(tmp_path / "x2")]
+    taught = ["--teacher", str(tmp_path / "x2"), "--luma-weight", "1", "--smaller", "0.75", "0.5"]
     assert command.main(["--variant", "small-x2", *run, "--out", str(tmp_path / "a")]) == 0
     assert command.main(["--variant", "small-x2", *run, *taught, "--out", str(tmp_path / "b")]) == 0
     plain, other = (load_network(tmp_path / name / "small-x2.safetensors").state_dict() for name in "ab")
     assert not all(torch.equal(tensor, other[key]) for key, tensor in plain.items())
     capsys.readouterr()
     write_pretrained(Swin2SR(tiny(3)), tmp_path / "x3")
-    for weights, reason in (("x3", "enlarge 3 times cannot teach"), ("missing", "missing")):
+    for weights, reason in (("x3", "3 times and cannot teach"), ("missing", "missing")):
         teacher = ["--teacher", str(tmp_path / weights), "--out", str(tmp_path / f"out {weights}")]
         assert command.main(["--variant", "small-x2", *run, *teacher]) == 1
         assert reason in capsys.readouterr().err

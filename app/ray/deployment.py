@@ -37,10 +37,11 @@ RAY_ENVIRONMENT = MappingProxyType(
         "RAY_DEDUP_LOGS": "0",
         "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "app.ray.proxy.middleware",
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
     }
 )
-"""Default environment of Ray's processes: no usage reports, every log line, problem documents from the proxies, and no
-waiting for replicas that fail their health check."""
+"""Default environment of Ray's processes: no usage reports, every log line, problem documents from the proxies, no
+waiting for replicas that fail their health check, and 30 s instead of 5 for a proxy to start on a busy machine."""
 
 QUIET = MappingProxyType({"enable_access_log": False, "log_level": "WARNING"})
 """Logging of Ray Serve: off, because replicas write a line for each request."""

@@ -51,6 +51,7 @@ def _run(options: argparse.Namespace) -> None:
         trainer.resume(folder)
     elif (folder / CHECKPOINT_NAME).exists():
         raise ValueError(f"{folder} holds a run already: --resume it, or choose another --out")
+    teacher = None if options.teacher is None else Upscaler.from_pretrained(options.teacher, str(device), "fast")
     threads = options.loaders or min(8, os.cpu_count() or 1)
     photos, held_out = _read(options, recipe, threads)
     fonts = find_fonts() if options.fonts is None else find_fonts([options.fonts])
@@ -60,8 +61,9 @@ def _run(options: argparse.Namespace) -> None:
         f"graphics {recipe.graphics:.0%} with {len(fonts)} fonts"
     )
     photos = with_smaller(photos, recipe.smaller, recipe.config.upscale, recipe.crop)
-    if options.teacher is not None:
-        photos = learned_from(Upscaler.from_pretrained(options.teacher, device.type, "fast"), photos)
+    if teacher is not None:
+        _print(f"{options.teacher} enlarges {len(photos)} photos and smaller copies")
+        photos = learned_from(teacher, photos)
     window = recipe.config.window_size
     train(
         trainer,
@@ -130,7 +132,7 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--graphics", type=float, help="share of drawn graphics, 0 to 1, instead of the recipe's")
     parser.add_argument("--fonts", type=Path, help="folder of fonts for graphics (those of the machine)")
     parser.add_argument(
-        "--teacher", type=Path, help="weights whose images of the photos are learned, instead of the photos themselves"
+        "--teacher", type=Path, help="weights whose images of the reduced photos are learned, instead of the photos"
     )
     parser.add_argument("--out", type=Path, help="checkpoints, history and weights (build/training/VARIANT)")
     parser.add_argument("--steps", type=int, help="length of the run, and of the cosine, in steps")
@@ -149,6 +151,13 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="crops a step, instead of the recipe's")
     parser.add_argument("--learning-rate", type=float, help="peak (the recipe's, which is lower with --init)")
     parser.add_argument("--smoothing", type=float, help="below this distance, 0 to 1, the loss is squared (0: L1)")
+    parser.add_argument("--luma-weight", type=float, help="weight of the distance in luma, 0 or more (0: none)")
+    parser.add_argument(
+        "--smaller",
+        type=float,
+        nargs="*",
+        help="sizes of copies of each photo, over its own (the recipe's; none: no copies)",
+    )
     parser.add_argument("--every", type=int, default=500, help="steps between reports and checkpoints")
     options = parser.parse_args(arguments)
     if options.steps is None and options.minutes is None and not options.fit:
@@ -159,7 +168,12 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
 def _override(recipe: Recipe, options: argparse.Namespace, *, continued: bool) -> Recipe:
     if continued:
         recipe = dataclasses.replace(recipe, learning_rate=recipe.continued_rate, warmup=recipe.continued_warmup)
-    given = {name: getattr(options, name) for name in ("crop", "batch", "learning_rate", "graphics", "smoothing")}
+    given = {
+        name: getattr(options, name)
+        for name in ("crop", "batch", "learning_rate", "graphics", "smoothing", "luma_weight", "smaller")
+    }
+    if given["smaller"] is not None:
+        given["smaller"] = tuple(given["smaller"])
     return dataclasses.replace(recipe, **{name: value for name, value in given.items() if value is not None})
 
 

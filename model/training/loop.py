@@ -140,6 +140,7 @@ class Trainer:
             batch.sizes.to(self._device),
             aux_weight=self.recipe.aux_weight,
             smoothing=self.recipe.smoothing,
+            luma_weight=self.recipe.luma_weight,
         )
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -7,11 +7,21 @@ from torch import Tensor
 
 from model.reconstruction import Reconstruction
 
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue (ITU-R BT.601)."""
+
 
 def reconstruction_loss(
-    result: Reconstruction, sharp: Tensor, clean: Tensor, sizes: Tensor, *, aux_weight: float, smoothing: float = 0.0
+    result: Reconstruction,
+    sharp: Tensor,
+    clean: Tensor,
+    sizes: Tensor,
+    *,
+    aux_weight: float,
+    smoothing: float = 0.0,
+    luma_weight: float = 0.0,
 ) -> Tensor:
-    """Return the L1 distance to the wanted image, plus that of the auxiliary image to the uncompressed input.
+    """Return the L1 distance to the wanted image, plus those in luma and of the auxiliary image to the clean input.
 
     Padding does not count, because serving cuts it off.
 
@@ -22,13 +32,22 @@ def reconstruction_loss(
         sizes: (B, 2), height and width of the inputs without padding.
         aux_weight: of the auxiliary image's distance.
         smoothing: below this distance, of values in [0, 1], the L1 distance becomes a squared one (Charbonnier).
+        luma_weight: of the distance in luma, added for images of three channels.
 
     Source: Swin2SR, the auxiliary loss of compressed super-resolution.
     """
-    loss = _distance(result.image, sharp, sizes * (sharp.shape[2] // clean.shape[2]), smoothing)
+    sizes_of_image = sizes * (sharp.shape[2] // clean.shape[2])
+    loss = _distance(result.image, sharp, sizes_of_image, smoothing)
+    if luma_weight and sharp.shape[1] == len(LUMA):
+        loss = loss + luma_weight * _distance(_luma(result.image), _luma(sharp), sizes_of_image, smoothing)
     if result.aux is not None:
         loss = loss + aux_weight * _distance(result.aux, clean, sizes, smoothing)
     return loss
+
+
+def _luma(image: Tensor) -> Tensor:
+    weights = torch.tensor(LUMA, device=image.device).view(1, -1, 1, 1)
+    return (image.float() * weights).sum(1, keepdim=True)
 
 
 def _distance(image: Tensor, wanted: Tensor, sizes: Tensor, smoothing: float) -> Tensor:

@@ -9,9 +9,11 @@ from typing import TypeVar
 
 import numpy as np
 
+from model.bench.workloads import upscale_tiled
 from model.degradations import crop_to_multiple, reduce, resize_bicubic
-from model.evaluate import ImageUpscaler, list_photos, read_photo
+from model.evaluate import list_photos, read_photo
 from model.training.pairs import Photo
+from model.upscaler import Upscaler
 
 HELD_OUT_EVERY = 40
 T = TypeVar("T")
@@ -64,7 +66,7 @@ def with_smaller(photos: Sequence[Photo], sizes: Sequence[float], scale: int, le
     return found
 
 
-def learned_from(teacher: ImageUpscaler, photos: Sequence[Photo]) -> list[Photo]:
+def learned_from(teacher: Upscaler, photos: Sequence[Photo]) -> list[Photo]:
     """Return the photos with what a teacher makes of their low-resolution versions in place of the sharp ones.
 
     What cannot be known from a low-resolution version is noise in training. A teacher's image has little of it (Hinton,
@@ -81,13 +83,16 @@ def learned_from(teacher: ImageUpscaler, photos: Sequence[Photo]) -> list[Photo]
     times = next((times for times in range(1, scale) if teacher.scale**times == scale), 0)
     if not times:
         raise ValueError(
-            f"weights that enlarge {teacher.scale} times cannot teach a variant that enlarges {scale} times"
+            f"--teacher enlarges {teacher.scale} times and cannot teach a variant that enlarges {scale} times: "
+            "use weights that enlarge by that, or by 2 for a variant that enlarges 4 times"
+            if scale > 1
+            else "--teacher is for variants that enlarge: a restoring variant has none"
         )
 
     def teach(photo: Photo) -> Photo:
         image = photo.reduced
         for _ in range(times):
-            (image,) = teacher([image])
+            image = np.asarray(upscale_tiled(teacher, image), np.uint8)
         return Photo(photo.name, image, photo.reduced)
 
     return [teach(photo) for photo in photos]
