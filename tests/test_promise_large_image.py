@@ -1,6 +1,6 @@
 """Promise 24: a large image delays others by at most a batch, on a simulated device and on this processor.
 
-Wall-clock bounds: the exact order is tested in ``test_batcher_order.py`` and ``test_batch.py``.
+Wall-clock bounds: the exact order is tested in ``batcher/test_batcher_order.py`` and ``test_batch.py``.
 """
 
 from __future__ import annotations

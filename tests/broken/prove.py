@@ -20,7 +20,7 @@ TESTS = {
     "promise_07": "tests/test_promise_failures.py::test_promise_7_one_bad_item_hurts_itself_alone",
     "promise_11": "tests/test_promise_batching.py::test_promise_11_leaving_ends_a_running_tiled_job_at_the_next_batch",
     "promise_15": "tests/test_promise_process.py::test_promise_15_draining_loses_nothing",
-    "promise_24": "tests/test_batcher_order.py::test_a_new_request_is_served_before_those_that_just_had_a_turn",
+    "promise_24": "tests/batcher/test_batcher_order.py::test_a_new_request_is_served_before_those_that_just_had_a_turn",
     "promise_24_stitch": "tests/test_pipeline.py::test_a_single_result_does_not_wait_behind_the_tiles_of_a_large_image",
     "promise_15_queue": "tests/test_protocol_listening.py::test_draining_serves_what_has_begun_and_resets_nothing",
     "promise_21": "tests/test_routes_access.py::test_promise_21_a_missing_token_matches_no_key",

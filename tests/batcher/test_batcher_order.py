@@ -4,27 +4,7 @@ from __future__ import annotations
 
 import itertools
 
-import pytest
-
-from tests.scripted import PATIENCE, Script, batchers, results
-
-
-@pytest.fixture
-def script():
-    return Script()
-
-
-@pytest.fixture
-def make(script):
-    """Makes started batchers, and ends them."""
-    with batchers(script, script.gate.open) as build:
-        yield build
-
-
-@pytest.fixture
-def hold(script):
-    """Occupies the worker with a job of key ``-`` until the test opens the gate."""
-    return script.occupy
+from tests.scripted import PATIENCE, results
 
 
 def test_a_lone_request_runs_at_once(make, script):

@@ -9,25 +9,7 @@ import pytest
 
 from app.batching.jobs import JobProgress
 from app.errors import DeadlineExceeded, ImageTooLarge, QueueFull
-from tests.scripted import PATIENCE, Clock, Script, batchers, results
-
-
-@pytest.fixture
-def script():
-    return Script()
-
-
-@pytest.fixture
-def make(script):
-    """Makes started batchers, and ends them."""
-    with batchers(script, script.gate.open) as build:
-        yield build
-
-
-@pytest.fixture
-def hold(script):
-    """Occupies the worker with a job of key ``-`` until the test opens the gate."""
-    return script.occupy
+from tests.scripted import PATIENCE, Clock, results
 
 
 def test_a_full_queue_refuses_with_the_time_it_needs(make, script, hold):

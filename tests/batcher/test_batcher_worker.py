@@ -10,25 +10,7 @@ import pytest
 
 from app.batching.batch import BatchReport
 from app.errors import Draining, InternalError, NotReady
-from tests.scripted import PATIENCE, Clock, Script, batchers, results
-
-
-@pytest.fixture
-def script():
-    return Script()
-
-
-@pytest.fixture
-def make(script):
-    """Makes started batchers, and ends them."""
-    with batchers(script, script.gate.open) as build:
-        yield build
-
-
-@pytest.fixture
-def hold(script):
-    """Occupies the worker with a job of key ``-`` until the test opens the gate."""
-    return script.occupy
+from tests.scripted import PATIENCE, Clock, results
 
 
 def test_one_bad_item_hurts_itself_alone(make, script, hold):
