@@ -18,7 +18,7 @@ from model.training.held_out import HeldOut, Score, draw_held_out
 from model.training.initialise import start_at_interpolation
 from model.training.loop import CHECKPOINT_NAME, Limits, Report, Trainer, train
 from model.training.pairs import Photo
-from model.training.photos import learned_from, read_photos, split, with_smaller
+from model.training.photos import learned_from, read_photos, split, with_restored, with_smaller
 from model.training.recipe import RECIPES, Recipe
 from model.upscaler import Upscaler
 
@@ -51,7 +51,14 @@ def _run(options: argparse.Namespace) -> None:
         trainer.resume(folder)
     elif (folder / CHECKPOINT_NAME).exists():
         raise ValueError(f"{folder} holds a run already: --resume it, or choose another --out")
-    teacher = None if options.teacher is None else Upscaler.from_pretrained(options.teacher, str(device), "fast")
+    teacher, restorer = (
+        None if file is None else Upscaler.from_pretrained(file, str(device), "fast")
+        for file in (options.teacher, options.restorer)
+    )
+    if restorer is not None and restorer.scale != 1:
+        raise ValueError(
+            f"--restorer enlarges {restorer.scale} times: use weights that restore, such as small-jpeg.safetensors"
+        )
     threads = options.loaders or min(8, os.cpu_count() or 1)
     photos, held_out = _read(options, recipe, threads)
     fonts = find_fonts() if options.fonts is None else find_fonts([options.fonts])
@@ -64,6 +71,8 @@ def _run(options: argparse.Namespace) -> None:
     if teacher is not None:
         _print(f"{options.teacher} enlarges {len(photos)} photos and smaller copies")
         photos = learned_from(teacher, photos)
+    if restorer is not None:
+        photos = with_restored(photos, restorer, options.seed)
     window = recipe.config.window_size
     train(
         trainer,
@@ -134,6 +143,9 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument(
         "--teacher", type=Path, help="weights whose images of the reduced photos are learned, instead of the photos"
     )
+    parser.add_argument(
+        "--restorer", type=Path, help="weights that restore JPEG: half of the inputs become compressed and restored"
+    )
     parser.add_argument("--out", type=Path, help="checkpoints, history and weights (build/training/VARIANT)")
     parser.add_argument("--steps", type=int, help="length of the run, and of the cosine, in steps")
     parser.add_argument("--minutes", type=float, help="the same in minutes; with both, whichever ends first")
@@ -153,6 +165,11 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument("--smoothing", type=float, help="below this distance, 0 to 1, the loss is squared (0: L1)")
     parser.add_argument("--luma-weight", type=float, help="weight of the distance in luma, 0 or more (0: none)")
     parser.add_argument(
+        "--psnr-ceiling",
+        type=float,
+        help="learn the mean PSNR up to about this value in dB, such as 60, instead of the L1 distance",
+    )
+    parser.add_argument(
         "--smaller",
         type=float,
         nargs="*",
@@ -170,7 +187,16 @@ def _override(recipe: Recipe, options: argparse.Namespace, *, continued: bool) -
         recipe = dataclasses.replace(recipe, learning_rate=recipe.continued_rate, warmup=recipe.continued_warmup)
     given = {
         name: getattr(options, name)
-        for name in ("crop", "batch", "learning_rate", "graphics", "smoothing", "luma_weight", "smaller")
+        for name in (
+            "crop",
+            "batch",
+            "learning_rate",
+            "graphics",
+            "smoothing",
+            "luma_weight",
+            "psnr_ceiling",
+            "smaller",
+        )
     }
     if given["smaller"] is not None:
         given["smaller"] = tuple(given["smaller"])

@@ -141,6 +141,7 @@ class Trainer:
             aux_weight=self.recipe.aux_weight,
             smoothing=self.recipe.smoothing,
             luma_weight=self.recipe.luma_weight,
+            psnr_ceiling=self.recipe.psnr_ceiling,
         )
         self._optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]

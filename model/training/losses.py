@@ -10,6 +10,9 @@ from model.reconstruction import Reconstruction
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
 
+LOGARITHM_WEIGHT = 0.01
+"""Makes gradients of logarithms as large as those of L1 distances, for which the recipe's clipping is chosen."""
+
 
 def reconstruction_loss(
     result: Reconstruction,
@@ -20,8 +23,9 @@ def reconstruction_loss(
     aux_weight: float,
     smoothing: float = 0.0,
     luma_weight: float = 0.0,
+    psnr_ceiling: float | None = None,
 ) -> Tensor:
-    """Return the L1 distance to the wanted image, plus those in luma and of the auxiliary image to the clean input.
+    """Return the distance to the wanted image, plus those in luma and of the auxiliary image to the clean input.
 
     Padding does not count, because serving cuts it off.
 
@@ -33,15 +37,28 @@ def reconstruction_loss(
         aux_weight: of the auxiliary image's distance.
         smoothing: below this distance, of values in [0, 1], the L1 distance becomes a squared one (Charbonnier).
         luma_weight: of the distance in luma, added for images of three channels.
+        psnr_ceiling: if given, the distance is the logarithm of each image's mean squared error, so that the mean PSNR
+            is learned, not L1. Images above this PSNR in dB need not become better.
 
     Source: Swin2SR, the auxiliary loss of compressed super-resolution.
     """
+
+    def distance(image: Tensor, wanted: Tensor, sizes: Tensor) -> Tensor:
+        inside = _inside(image, sizes)
+        error = (image.float() - wanted) * inside
+        values = inside.sum((1, 2, 3)) * image.shape[1]
+        if psnr_ceiling is not None:
+            squared = error.square().sum((1, 2, 3)) / values
+            return LOGARITHM_WEIGHT * (squared + 10 ** (-psnr_ceiling / 10)).log().mean()
+        size = error.abs() if smoothing == 0 else (error.square() + smoothing**2).sqrt() * inside
+        return size.sum() / values.sum()
+
     sizes_of_image = sizes * (sharp.shape[2] // clean.shape[2])
-    loss = _distance(result.image, sharp, sizes_of_image, smoothing)
+    loss = distance(result.image, sharp, sizes_of_image)
     if luma_weight and sharp.shape[1] == len(LUMA):
-        loss = loss + luma_weight * _distance(_luma(result.image), _luma(sharp), sizes_of_image, smoothing)
+        loss = loss + luma_weight * distance(_luma(result.image), _luma(sharp), sizes_of_image)
     if result.aux is not None:
-        loss = loss + aux_weight * _distance(result.aux, clean, sizes, smoothing)
+        loss = loss + aux_weight * distance(result.aux, clean, sizes)
     return loss
 
 
@@ -50,10 +67,8 @@ def _luma(image: Tensor) -> Tensor:
     return (image.float() * weights).sum(1, keepdim=True)
 
 
-def _distance(image: Tensor, wanted: Tensor, sizes: Tensor, smoothing: float) -> Tensor:
+def _inside(image: Tensor, sizes: Tensor) -> Tensor:
+    """Which pixels of the images (B, C, H, W) are no padding: (B, 1, H, W)."""
     rows = torch.arange(image.shape[2], device=image.device) < sizes[:, :1]  # (B, H)
     columns = torch.arange(image.shape[3], device=image.device) < sizes[:, 1:]  # (B, W)
-    inside = rows[:, None, :, None] & columns[:, None, None, :]
-    error = image.float() - wanted
-    size = error.abs() if smoothing == 0 else (error.square() + smoothing**2).sqrt()
-    return (size * inside).sum() / (inside.sum() * image.shape[1])
+    return rows[:, None, :, None] & columns[:, None, None, :]

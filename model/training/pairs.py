@@ -61,10 +61,7 @@ def cut(
     """Cut a random crop, turn it at random, and compress its input where a range of qualities is given.
 
     One crop in four represents an image whose sides are not multiples of the window: it is cut smaller and padded as
-    serving pads, by reflection on the right and at the bottom. A crop of a JPEG rarely begins where an 8x8 block does,
-    an uploaded JPEG always: one crop in four gets a random offset into its blocks. Two in three are stored with reduced
-    chroma, as most files are. Every doubling of the quality is as likely: the loss of JPEG is proportional to its
-    inverse, and an even draw would make strong compression rare.
+    serving pads, by reflection on the right and at the bottom.
 
     Args:
         photo: what to cut from, at least ``crop`` pixels wide and high at low resolution.
@@ -83,11 +80,18 @@ def cut(
     if window > 1 and generator.random() < RAGGED_SHARE:
         size = (crop - int(generator.integers(window)), crop - int(generator.integers(window)))
         clean, sharp = clean[: size[0], : size[1]], sharp[: scale * size[0], : scale * size[1]]
-    degraded = clean if quality is None else _compress(clean, quality, generator)
+    degraded = clean if quality is None else compress_at_random(clean, quality, generator)
     return Sample(pad(degraded, window), pad(clean, window), pad(sharp, scale * window), size)
 
 
-def _compress(clean: Pixels8, quality: tuple[int, int], generator: np.random.Generator) -> Pixels8:
+def compress_at_random(clean: Pixels8, quality: tuple[int, int], generator: np.random.Generator) -> Pixels8:
+    """Return an image (H, W, C) as a JPEG of random quality holds it.
+
+    A crop of a JPEG rarely begins where an 8x8 block does, an uploaded JPEG always: one image in four gets a random
+    offset into its blocks. Two in three are stored with reduced chroma, as most files are. Every doubling of the
+    quality is as likely: the loss of JPEG is proportional to its inverse, and an even draw would make strong
+    compression rare.
+    """
     level = round(quality[0] * (quality[1] / quality[0]) ** generator.random())
     subsampling: Subsampling = "4:2:0" if generator.random() < 2 / 3 else "4:4:4"
     down, right = generator.integers(JPEG_BLOCK, size=2) if generator.random() < 1 / 4 else (0, 0)

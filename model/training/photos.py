@@ -12,10 +12,13 @@ import numpy as np
 from model.bench.workloads import upscale_tiled
 from model.degradations import crop_to_multiple, reduce, resize_bicubic
 from model.evaluate import list_photos, read_photo
-from model.training.pairs import Photo
+from model.training.pairs import Photo, compress_at_random
 from model.upscaler import Upscaler
 
 HELD_OUT_EVERY = 40
+RESTORED_QUALITY = (10, 90)
+"""Lowest and highest JPEG quality before restoring."""
+
 T = TypeVar("T")
 
 
@@ -96,6 +99,26 @@ def learned_from(teacher: Upscaler, photos: Sequence[Photo]) -> list[Photo]:
         return Photo(photo.name, image, photo.reduced)
 
     return [teach(photo) for photo in photos]
+
+
+def with_restored(photos: Sequence[Photo], restorer: Upscaler, seed: int) -> list[Photo]:
+    """Return the photos, and each once more with a low-resolution version that was compressed and then restored.
+
+    A variant that enlarges after a restoring one sees such inputs. The quality is drawn as in training.
+
+    Args:
+        photos: as ``read_photos`` returns them.
+        restorer: removes artefacts of JPEG, at scale 1.
+        seed: of the qualities.
+    """
+    generator = np.random.default_rng(seed)
+
+    def restored(photo: Photo) -> Photo:
+        compressed = compress_at_random(photo.reduced, RESTORED_QUALITY, generator)
+        image = np.asarray(upscale_tiled(restorer, compressed), np.uint8)
+        return Photo(f"{photo.name}, restored", photo.sharp, image)
+
+    return [*photos, *(restored(photo) for photo in photos)]
 
 
 def hold_out(series: Sequence[T]) -> list[T]:

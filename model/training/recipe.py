@@ -27,6 +27,7 @@ class Recipe:
         aux_weight: weight of the auxiliary loss, for ``pixelshuffle_aux``.
         smoothing: distance to the wanted values, which lie in [0, 1], below which the loss is squared; 0 for L1.
         luma_weight: weight of the distance in luma, which is added to that of the channels.
+        psnr_ceiling: if given, the mean PSNR of the crops is learned, not L1, up to about this PSNR in dB.
         continued_rate: peak of the learning rate where all weights come from ``--init``.
         continued_warmup: steps of warm-up there.
         graphics: share of drawn graphics among the crops, 0 to 1.
@@ -46,6 +47,7 @@ class Recipe:
     aux_weight: float = 1.0
     smoothing: float = 0.0
     luma_weight: float = 0.0
+    psnr_ceiling: float | None = None
     continued_rate: float = 2e-5
     continued_warmup: int = 50
     graphics: float = 0.0
@@ -62,6 +64,8 @@ class Recipe:
             raise ValueError("batch and warmup must be 1 or more, learning_rate positive, ema_decay in [0, 1)")
         if not 0 <= self.graphics <= 1 or self.continued_rate <= 0 or not 0 <= self.smoothing <= 1:
             raise ValueError("graphics and smoothing must lie between 0 and 1, continued_rate must be positive")
+        if self.psnr_ceiling is not None and self.psnr_ceiling <= 0:
+            raise ValueError(f"psnr_ceiling must be positive, not {self.psnr_ceiling}")
         if self.luma_weight < 0:
             raise ValueError(f"luma_weight must be 0 or more, not {self.luma_weight}")
         if not all(0 < size < 1 for size in self.smaller):

@@ -13,7 +13,7 @@ from model.network import Swin2SR
 from model.training import evaluate_graphics as graphics
 from model.training import restore_threshold as threshold
 from model.training.graphics import KINDS
-from tests.test_training import draw, tiny
+from tests.tiny_training import draw, tiny
 
 
 class Bicubic:

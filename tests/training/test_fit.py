@@ -15,9 +15,7 @@ from model.training import __main__ as command
 from model.training.crops import Crops
 from model.training.fit import BodyFeatures, fit_behind_body, is_behind_body
 from model.training.pairs import Batch, Photo
-from tests.test_training import draw, folder, threads, tiny, tiny_recipes
-
-__all__ = ["folder", "threads", "tiny_recipes"]
+from tests.tiny_training import draw, tiny
 
 HEADS = [(2, "pixelshuffledirect"), (4, "pixelshuffledirect"), (1, None), (4, "pixelshuffle_aux")]
 

@@ -18,7 +18,7 @@ from model.training.graphics import ALIGNED, KINDS, Sketch, draw_graphic
 from model.training.held_out import HeldOut, draw_held_out
 from model.training.losses import reconstruction_loss
 from model.training.pairs import Photo, cut
-from tests.test_training import draw, tiny
+from tests.tiny_training import draw, tiny
 
 
 def sketch(name: str, seed: int, unit: int = 1) -> np.ndarray:
