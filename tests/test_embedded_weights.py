@@ -11,9 +11,9 @@ from model.variants import embedded_path
 # Levels off inside a saturated spot; the mean of a checkerboard; mean gain in dB. Tighten them when weights improve.
 # Flat colours, and the gray around a spot, are right for all of them by construction.
 BOUNDS = {
-    "small-x2": (0, 1.0, 3.5),
-    "small-x4": (0, 2.0, 2.1),
-    "small-jpeg": (4, 1.0, 1.0),
+    "small-x2": (0, 0.5, 4.1),
+    "small-x4": (0, 1.5, 2.8),
+    "small-jpeg": (4, 1.2, 1.45),
     "small-compressed-x4": (0, 1.0, -1.85),
 }
 
