@@ -13,7 +13,7 @@ from model.variants import embedded_path
 BOUNDS = {
     "small-x2": (0, 0.5, 4.1),
     "small-x4": (0, 1.5, 2.8),
-    "small-jpeg": (4, 1.2, 1.45),
+    "small-jpeg": (4, 1.0, 1.45),
     "small-compressed-x4": (0, 1.0, -1.85),
 }
 

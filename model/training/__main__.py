@@ -51,14 +51,8 @@ def _run(options: argparse.Namespace) -> None:
         trainer.resume(folder)
     elif (folder / CHECKPOINT_NAME).exists():
         raise ValueError(f"{folder} holds a run already: --resume it, or choose another --out")
-    teacher, restorer = (
-        None if file is None else Upscaler.from_pretrained(file, str(device), "fast")
-        for file in (options.teacher, options.restorer)
-    )
-    if restorer is not None and restorer.scale != 1:
-        raise ValueError(
-            f"--restorer enlarges {restorer.scale} times: use weights that restore, such as small-jpeg.safetensors"
-        )
+    teacher = None if options.teacher is None else Upscaler.from_pretrained(options.teacher, str(device), "fast")
+    restorer = None if options.restorer is None else _restorer(options, recipe, device)
     threads = options.loaders or min(8, os.cpu_count() or 1)
     photos, held_out = _read(options, recipe, threads)
     fonts = find_fonts() if options.fonts is None else find_fonts([options.fonts])
@@ -72,6 +66,7 @@ def _run(options: argparse.Namespace) -> None:
         _print(f"{options.teacher} enlarges {len(photos)} photos and smaller copies")
         photos = learned_from(teacher, photos)
     if restorer is not None:
+        _print(f"{options.restorer} restores {len(photos)} photos and smaller copies")
         photos = with_restored(photos, restorer, options.seed)
     window = recipe.config.window_size
     train(
@@ -91,6 +86,24 @@ def _run(options: argparse.Namespace) -> None:
         fit_iterations=options.fit_iterations,
         on_report=_print_report,
     )  # fmt: skip
+
+
+def _restorer(options: argparse.Namespace, recipe: Recipe, device: torch.device) -> Upscaler:
+    """Load the weights of ``--restorer``.
+
+    Raises:
+        ValueError: if they do not fit the variant, or the variant has no use for them.
+        CheckpointError: if the file cannot be read.
+    """
+    if recipe.quality is not None or recipe.config.upscale == 1:
+        raise ValueError(f"--restorer is for variants that enlarge images without JPEG, not for {options.variant}")
+    restorer = Upscaler.from_pretrained(options.restorer, str(device), "fast")
+    if (restorer.scale, restorer.channels) != (1, recipe.config.num_channels):
+        raise ValueError(
+            f"--restorer enlarges {restorer.scale} times and has {restorer.channels} channels: use weights that "
+            f"restore images of {recipe.config.num_channels} channels, such as small-jpeg.safetensors"
+        )
+    return restorer
 
 
 def _read(options: argparse.Namespace, recipe: Recipe, threads: int) -> tuple[list[Photo], list[Photo]]:
@@ -144,7 +157,9 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
         "--teacher", type=Path, help="weights whose images of the reduced photos are learned, instead of the photos"
     )
     parser.add_argument(
-        "--restorer", type=Path, help="weights that restore JPEG: half of the inputs become compressed and restored"
+        "--restorer",
+        type=Path,
+        help="weights that restore JPEG, first applied to half of the photo crops",
     )
     parser.add_argument("--out", type=Path, help="checkpoints, history and weights (build/training/VARIANT)")
     parser.add_argument("--steps", type=int, help="length of the run, and of the cosine, in steps")
@@ -167,7 +182,7 @@ def _parse(arguments: Sequence[str] | None, program: str) -> argparse.Namespace:
     parser.add_argument(
         "--psnr-ceiling",
         type=float,
-        help="learn the mean PSNR up to about this value in dB, such as 60, instead of the L1 distance",
+        help="PSNR in dB, such as 60, above which crops count less; the loss is the log of the MSE (none: L1)",
     )
     parser.add_argument(
         "--smaller",

@@ -11,7 +11,7 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue (ITU-R BT.601)."""
 
 LOGARITHM_WEIGHT = 0.01
-"""Makes gradients of logarithms as large as those of L1 distances, for which the recipe's clipping is chosen."""
+"""Makes gradients of logarithms about as large as those of L1 at a PSNR of 34 dB, for which the clipping is chosen."""
 
 
 def reconstruction_loss(
@@ -25,7 +25,7 @@ def reconstruction_loss(
     luma_weight: float = 0.0,
     psnr_ceiling: float | None = None,
 ) -> Tensor:
-    """Return the distance to the wanted image, plus those in luma and of the auxiliary image to the clean input.
+    """Return the loss: L1 or a logarithm for the wanted image, plus luma and the auxiliary image if there is one.
 
     Padding does not count, because serving cuts it off.
 
@@ -37,8 +37,8 @@ def reconstruction_loss(
         aux_weight: of the auxiliary image's distance.
         smoothing: below this distance, of values in [0, 1], the L1 distance becomes a squared one (Charbonnier).
         luma_weight: of the distance in luma, added for images of three channels.
-        psnr_ceiling: if given, the distance is the logarithm of each image's mean squared error, so that the mean PSNR
-            is learned, not L1. Images above this PSNR in dB need not become better.
+        psnr_ceiling: if given, the distance is the logarithm of each image's mean squared error, in place of L1, so
+            that the mean PSNR is maximised. Images above this PSNR in dB count less.
 
     Source: Swin2SR, the auxiliary loss of compressed super-resolution.
     """
@@ -68,7 +68,7 @@ def _luma(image: Tensor) -> Tensor:
 
 
 def _inside(image: Tensor, sizes: Tensor) -> Tensor:
-    """Which pixels of the images (B, C, H, W) are no padding: (B, 1, H, W)."""
+    """Return a mask (B, 1, H, W), True where a pixel of the images (B, C, H, W) is not padding."""
     rows = torch.arange(image.shape[2], device=image.device) < sizes[:, :1]  # (B, H)
     columns = torch.arange(image.shape[3], device=image.device) < sizes[:, 1:]  # (B, W)
     return rows[:, None, :, None] & columns[:, None, None, :]

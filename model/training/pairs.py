@@ -19,7 +19,7 @@ RAGGED_SHARE = 1 / 4
 
 @dataclass(frozen=True)
 class Photo:
-    """An image and its low-resolution version before any JPEG, both (H, W, C) uint8."""
+    """An image and its low-resolution version, before JPEG or restored from it, both (H, W, C) uint8."""
 
     name: str
     sharp: Pixels8
@@ -85,12 +85,12 @@ def cut(
 
 
 def compress_at_random(clean: Pixels8, quality: tuple[int, int], generator: np.random.Generator) -> Pixels8:
-    """Return an image (H, W, C) as a JPEG of random quality holds it.
+    """Compress an image (H, W, C) to JPEG at a random quality, and decode it.
 
     A crop of a JPEG rarely begins where an 8x8 block does, an uploaded JPEG always: one image in four gets a random
     offset into its blocks. Two in three are stored with reduced chroma, as most files are. Every doubling of the
-    quality is as likely: the loss of JPEG is proportional to its inverse, and an even draw would make strong
-    compression rare.
+    quality is as likely: the loss of JPEG is proportional to the inverse of the quality, and an even draw would make
+    strong compression rare.
     """
     level = round(quality[0] * (quality[1] / quality[0]) ** generator.random())
     subsampling: Subsampling = "4:2:0" if generator.random() < 2 / 3 else "4:4:4"

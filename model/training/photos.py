@@ -17,7 +17,7 @@ from model.upscaler import Upscaler
 
 HELD_OUT_EVERY = 40
 RESTORED_QUALITY = (10, 90)
-"""Lowest and highest JPEG quality before restoring."""
+"""Lowest and highest JPEG quality before restoring; above it there is little to restore."""
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ def learned_from(teacher: Upscaler, photos: Sequence[Photo]) -> list[Photo]:
 def with_restored(photos: Sequence[Photo], restorer: Upscaler, seed: int) -> list[Photo]:
     """Return the photos, and each once more with a low-resolution version that was compressed and then restored.
 
-    A variant that enlarges after a restoring one sees such inputs. The quality is drawn as in training.
+    A variant that enlarges after a restoring one receives such inputs. Every doubling of the quality is as likely.
 
     Args:
         photos: as ``read_photos`` returns them.

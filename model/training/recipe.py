@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -27,7 +28,8 @@ class Recipe:
         aux_weight: weight of the auxiliary loss, for ``pixelshuffle_aux``.
         smoothing: distance to the wanted values, which lie in [0, 1], below which the loss is squared; 0 for L1.
         luma_weight: weight of the distance in luma, which is added to that of the channels.
-        psnr_ceiling: if given, the mean PSNR of the crops is learned, not L1, up to about this PSNR in dB.
+        psnr_ceiling: if given, the mean PSNR of the crops is maximised, in place of L1. Crops above this PSNR in dB
+            count less. Not together with ``smoothing``.
         continued_rate: peak of the learning rate where all weights come from ``--init``.
         continued_warmup: steps of warm-up there.
         graphics: share of drawn graphics among the crops, 0 to 1.
@@ -64,8 +66,10 @@ class Recipe:
             raise ValueError("batch and warmup must be 1 or more, learning_rate positive, ema_decay in [0, 1)")
         if not 0 <= self.graphics <= 1 or self.continued_rate <= 0 or not 0 <= self.smoothing <= 1:
             raise ValueError("graphics and smoothing must lie between 0 and 1, continued_rate must be positive")
-        if self.psnr_ceiling is not None and self.psnr_ceiling <= 0:
-            raise ValueError(f"psnr_ceiling must be positive, not {self.psnr_ceiling}")
+        if self.psnr_ceiling is not None and not 0 < self.psnr_ceiling < math.inf:
+            raise ValueError(f"psnr_ceiling must be positive and finite, not {self.psnr_ceiling}")
+        if self.psnr_ceiling is not None and self.smoothing:
+            raise ValueError("smoothing changes the L1 loss, which psnr_ceiling replaces: give one of both")
         if self.luma_weight < 0:
             raise ValueError(f"luma_weight must be 0 or more, not {self.luma_weight}")
         if not all(0 < size < 1 for size in self.smaller):

@@ -34,6 +34,8 @@ def tiny_recipes(monkeypatch: pytest.MonkeyPatch) -> None:
     recipes = {
         "small-x2": Recipe(config=tiny(), crop=16, batch=1, warmup=2),
         "small-x4": Recipe(config=tiny(4), crop=16, batch=1, warmup=2),
+        "small-jpeg": Recipe(config=tiny(1, None), crop=16, batch=1, warmup=2, quality=(10, 95)),
+        "small-compressed-x4": Recipe(config=tiny(4), crop=16, batch=1, warmup=2, quality=(10, 95)),
     }
     monkeypatch.setattr(command, "RECIPES", recipes)
     monkeypatch.setattr(held_out, "GRAPHICS", 4)

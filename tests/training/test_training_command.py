@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,9 @@ from app.cli import commands
 from model.checkpoints import load_network, write_pretrained
 from model.network import Swin2SR
 from model.training import __main__ as command
+from model.training.pairs import Photo
 from model.training.recipe import RECIPES, Recipe
+from model.upscaler import Upscaler
 from tests.tiny_training import tiny
 
 
@@ -168,7 +171,7 @@ def test_command_reproduces_a_run_by_steps(folder: Path, tmp_path: Path) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes", "threads")
 def test_command_learns_from_a_teacher(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --teacher other weights come out; a teacher that cannot be read, or of another scale, is one sentence."""
+    """With --teacher other weights come out; a teacher that is missing or of another scale is refused."""
     torch.manual_seed(0)
     write_pretrained(Swin2SR(tiny()), tmp_path / "x2")
     run = ["--photos", str(folder), "--steps", "3", "--device", "cpu", "--loaders", "1"]
@@ -185,18 +188,50 @@ def test_command_learns_from_a_teacher(folder: Path, tmp_path: Path, capsys: pyt
         assert reason in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("tiny_recipes", "threads")
-def test_command_learns_from_restored_inputs(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With --restorer other weights come out; a restorer that enlarges is one sentence."""
+def test_command_restores_inputs_after_teaching(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With both options the teacher enlarges the clean versions, and each photo comes again with a restored one."""
     torch.manual_seed(0)
     for scale, upsampler in ((1, None), (2, "pixelshuffledirect")):
         write_pretrained(Swin2SR(tiny(scale, upsampler)), tmp_path / f"x{scale}")
-    run = ["--variant", "small-x2", "--photos", str(folder), "--steps", "3", "--device", "cpu", "--psnr-ceiling", "60"]
-    assert command.main([*run, "--out", str(tmp_path / "a")]) == 0
-    assert command.main([*run, "--out", str(tmp_path / "b"), "--restorer", str(tmp_path / "x1")]) == 0
-    plain, other = (load_network(tmp_path / name / "small-x2.safetensors").state_dict() for name in "ab")
-    assert not all(torch.equal(tensor, other[key]) for key, tensor in plain.items())
-    capsys.readouterr()
-    assert command.main([*run, "--out", str(tmp_path / "c"), "--restorer", str(tmp_path / "x2")]) == 1
-    assert "use weights that restore" in capsys.readouterr().err
+    given: list[Sequence[Photo]] = []
+
+    def keep(photos: Sequence[Photo], **_: object) -> object:
+        given.append(photos)
+        return None
+
+    monkeypatch.setattr(command, "Crops", keep)
+    monkeypatch.setattr(command, "train", lambda *_, **__: None)
+    run = ["--variant", "small-x2", "--photos", str(folder), "--steps", "3", "--device", "cpu", "--out", str(tmp_path)]
+    helped = ["--teacher", str(tmp_path / "x2"), "--restorer", str(tmp_path / "x1"), "--smaller"]
+    assert command.main([*run, *helped]) == 0
+    (photos,) = given
+    half = len(photos) // 2
+    teacher = Upscaler.from_pretrained(tmp_path / "x2", "cpu", "fast")
+    for clean, restored in zip(photos[:half], photos[half:], strict=True):
+        assert np.array_equal(clean.sharp, teacher([clean.reduced])[0])
+        assert np.array_equal(restored.sharp, clean.sharp)
+        assert not np.array_equal(restored.reduced, clean.reduced)
+
+
+@pytest.mark.usefixtures("tiny_recipes", "threads")
+@pytest.mark.parametrize(
+    ("variant", "weights", "reason"),
+    [
+        ("small-x2", "x2", "enlarges 2 times and has 3 channels: use weights that restore images of 3 channels"),
+        ("small-x2", "gray", "enlarges 1 times and has 1 channels"),
+        ("small-x2", "missing", "missing"),
+        ("small-jpeg", "x1", "--restorer is for variants that enlarge images without JPEG, not for small-jpeg"),
+        ("small-compressed-x4", "x1", "not for small-compressed-x4"),
+    ],
+)
+def test_command_refuses_a_restorer_that_does_not_fit(
+    *, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], variant: str, weights: str, reason: str
+) -> None:
+    """The message names the option and what to use; nothing is trained."""
+    for name, config in (("x1", tiny(1, None)), ("x2", tiny()), ("gray", tiny(1, None, channels=1))):
+        write_pretrained(Swin2SR(config), tmp_path / name)
+    run = ["--variant", variant, "--photos", str(folder), "--steps", "1", "--device", "cpu"]
+    assert command.main([*run, "--out", str(tmp_path / "o"), "--restorer", str(tmp_path / weights)]) == 1
+    assert reason in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -167,3 +167,10 @@ def test_half_of_the_inputs_are_restored(photos: list[Photo], monkeypatch: pytes
         assert np.array_equal(photo.sharp, plain.sharp)
         assert np.array_equal(restored.reduced, restorer([plain.reduced])[0])
         assert not np.array_equal(photo.reduced, restored.reduced)
+
+
+def test_the_seed_draws_the_qualities_of_restored_inputs(photos: list[Photo]) -> None:
+    """Another seed compresses at other qualities."""
+    restorer = Upscaler(Swin2SR(tiny(1, None)), device="cpu")
+    first, other = (with_restored(photos, restorer, seed)[len(photos) :] for seed in (7, 8))
+    assert not all(np.array_equal(one.reduced, two.reduced) for one, two in zip(first, other, strict=True))

@@ -92,5 +92,8 @@ def test_the_recipe_states_the_loss() -> None:
         for choice in (None, 60.0)
     )
     assert logarithmic < 0 < plain
-    with pytest.raises(ValueError, match="psnr_ceiling must be positive"):
-        Recipe(config=tiny(), crop=16, psnr_ceiling=0)
+    for wrong in (0, -1, math.nan, math.inf):
+        with pytest.raises(ValueError, match="psnr_ceiling must be positive and finite"):
+            Recipe(config=tiny(), crop=16, psnr_ceiling=wrong)
+    with pytest.raises(ValueError, match="give one of both"):
+        Recipe(config=tiny(), crop=16, psnr_ceiling=60, smoothing=0.1)
