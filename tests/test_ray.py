@@ -23,6 +23,7 @@ from pydantic import ValidationError
 from app import errors, logs
 from app.client import AsyncClient, Client
 from app.http.handlers import PROBLEM
+from app.ray import deployment
 from app.ray.deployment import Replica
 from app.ray.settings import RaySettings, ReplicaResources, plan_replicas
 from app.sockets import listen
@@ -464,6 +465,25 @@ def test_a_signal_while_ray_starts_ends_all_of_it():
     assert process.returncode == 0, said
     assert "Traceback" not in said
     until(lambda: not any(map(is_alive, started)))
+
+
+def test_a_signal_whose_exception_was_lost_ends_the_service():
+    """Compiled code of Ray can lose what a handler raises; other signals are no reason to end."""
+    ours = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        with deployment._recorded_signals() as raise_if_signalled:
+            signal.raise_signal(signal.SIGUSR1)
+            raise_if_signalled()
+            signal.raise_signal(signal.SIGTERM)
+            with pytest.raises(SystemExit) as end:
+                raise_if_signalled()
+            assert end.value.args == (signal.SIGTERM,)
+            raise_if_signalled()  # it was reported
+            signal.raise_signal(signal.SIGTERM)
+            assert deployment._wait_for_signal(raise_if_signalled) == signal.SIGTERM
+    finally:
+        for number, handler in ours.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.slow

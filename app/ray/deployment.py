@@ -162,15 +162,16 @@ def serve(
     address = url(settings.host, port)
     status = 0
     try:
-        with _cluster(settings) as resources:
+        with _recorded_signals() as raise_if_signalled, _cluster(settings) as resources:
             for number in stop_signals():
                 signal.signal(number, _end)
+            raise_if_signalled()
             resources_each = plan_replicas(settings, resources, can_grow=bool(os.environ.get("RAY_ADDRESS")))
             _start_proxies(settings, port)
             say(f"Swin2SR listens on {address}")
             handle = _deploy(application(settings, resources_each, load))
             say(f"Ready. Try: curl --fail-with-body -F file=@{sample} '{address}/v1/upscale' -o upscaled.png")
-            reason = _wait_for_signal()
+            reason = _wait_for_signal(raise_if_signalled)
             status = 1  # the status if another signal ends the draining
             status = _drain(handle, settings, reason)
     except SystemExit:
@@ -186,8 +187,34 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
     raise _End(number)
 
 
-def _wait_for_signal() -> int:
+@contextmanager
+def _recorded_signals() -> Iterator[Callable[[], None]]:
+    """Record signals, and yield a function that raises if one of them ends the service.
+
+    Ray's handlers raise an exception too, which is lost where Ray's compiled code runs them.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    os.set_blocking(writer, False)
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def raise_if_signalled() -> None:
+        with suppress(BlockingIOError):
+            for number in os.read(reader, 1024):
+                if number in stop_signals():
+                    raise _End(number)
+
     try:
+        yield raise_if_signalled
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(reader)
+        os.close(writer)
+
+
+def _wait_for_signal(raise_if_signalled: Callable[[], None]) -> int:
+    try:
+        raise_if_signalled()
         while True:
             signal.pause()
     except _End as end:
