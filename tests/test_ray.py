@@ -468,7 +468,7 @@ def test_a_signal_while_ray_starts_ends_all_of_it():
 
 
 def test_a_signal_whose_exception_was_lost_ends_the_service():
-    """Compiled code of Ray can lose what a handler raises; other signals are no reason to end."""
+    """The signal counts although its handler raised nothing; other signals are no reason to end."""
     ours = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:
         with deployment._recorded_signals() as raise_if_signalled:

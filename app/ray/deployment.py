@@ -191,7 +191,7 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
 def _recorded_signals() -> Iterator[Callable[[], None]]:
     """Record signals, and yield a function that raises if one of them ends the service.
 
-    Ray's handlers raise an exception too, which is lost where Ray's compiled code runs them.
+    While Ray starts, its handler of SIGTERM raises SystemExit. Once a service was seen to go on after that.
     """
     reader, writer = os.pipe()
     os.set_blocking(reader, False)

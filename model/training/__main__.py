@@ -35,13 +35,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m model
 
 
 def _run(options: argparse.Namespace) -> None:
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    torch.use_deterministic_algorithms(mode=True, warn_only=True)
-    # No code here reads memory that it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
-    torch.manual_seed(options.seed)
+    device = _prepare_torch(options)
     network, continued = build(RECIPES[options.variant], options.init)
     recipe = _override(RECIPES[options.variant], options, continued=continued)
     bfloat16 = device.type == "cuda" if options.bfloat16 is None else options.bfloat16
@@ -86,6 +80,17 @@ def _run(options: argparse.Namespace) -> None:
         fit_iterations=options.fit_iterations,
         on_report=_print_report,
     )  # fmt: skip
+
+
+def _prepare_torch(options: argparse.Namespace) -> torch.device:
+    """Make results depend on the seed alone, and return the device to train on."""
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    torch.use_deterministic_algorithms(mode=True, warn_only=True)
+    # No code here reads memory that it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of the module
+    torch.manual_seed(options.seed)
+    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _restorer(options: argparse.Namespace, recipe: Recipe, device: torch.device) -> Upscaler:
